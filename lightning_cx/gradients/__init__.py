@@ -1,1 +1,38 @@
-""""""
+"""Per-example gradients from one ordinary backward.
+
+A training step computes, on its way to the batch gradient, everything that tells how the gradients of single
+examples lie to each other. `GradientTap` reads it off while it passes by:
+
+    >>> import torch
+    >>> from lightning_cx.gradients import GradientTap
+    >>> _ = torch.manual_seed(0)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> x, y = torch.randn(6, 4), torch.randint(3, (6,))
+    >>> loss = torch.nn.functional.cross_entropy(net(x), y)
+    >>> tap = GradientTap(net.named_parameters(), batch_size=6)
+    >>> with tap(loss):
+    ...     loss.backward()
+    >>> tap.sample.gram.shape, round(tap.sample.coverage, 4)
+    (torch.Size([6, 6]), 1.0)
+
+The batch gradient is the mean of the rows, so the mean of the Gram matrix is its squared norm; the tap checks that
+each time. `per_example_gram` and `per_example_norms` do the same in one call; `replay_gradients` is the slow way
+that needs no rule for the model's layers.
+"""
+
+from lightning_cx.gradients.errors import UnsupportedGradientError
+from lightning_cx.gradients.functions import per_example_gram, per_example_norms
+from lightning_cx.gradients.replay import affordable_examples, replay_gradients
+from lightning_cx.gradients.sample import GradientSample, LayerGradients
+from lightning_cx.gradients.tap import GradientTap
+
+__all__ = [
+    "GradientSample",
+    "GradientTap",
+    "LayerGradients",
+    "UnsupportedGradientError",
+    "affordable_examples",
+    "per_example_gram",
+    "per_example_norms",
+    "replay_gradients",
+]

@@ -1,0 +1,8 @@
+"""What the gradient room says when it cannot read a model."""
+
+
+class UnsupportedGradientError(RuntimeError):
+    """Per-example gradients of this model cannot be read; the message names the node and the parameter."""
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(f"unsupported: {what}" + (f" ({advice})" if advice else ""))

@@ -1,0 +1,86 @@
+"""Per-example gradient data of a loss at hand, in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cx.gradients.layout import infer_batch_size
+from lightning_cx.gradients.sample import GradientSample
+from lightning_cx.gradients.tap import GradientTap
+
+
+def per_example_gram(module: nn.Module, loss: Tensor, batch_size: int | None = None) -> Tensor:
+    """Inner products of the gradients of single examples: who agrees with whom on where the weights should go.
+
+    K_ij = <g_i, g_j>, g_i the gradient of example i's loss over all trainable parameters of `module`.
+
+    Args:
+        module: The model; parameters that the loss does not reach count as zero.
+        loss: Mean of the examples' losses, a scalar with a graph, or the losses themselves, [N]. The graph is
+            kept, so that `loss.backward()` still works afterwards; no `.grad` is touched.
+        batch_size: Number of examples N; read off the graph if None.
+
+    Returns:
+        The Gram matrix, [N, N] float64.
+
+    Raises:
+        UnsupportedGradientError: If a parameter is used in a way that the tap cannot read, by name.
+        ValueError: If the batch size cannot be read off the graph, or nothing is trainable.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.gradients import per_example_gram
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> per_example_gram(net, net(x).sum(1).mean())
+        tensor([[1., 0.],
+                [0., 4.]], dtype=torch.float64)
+    """
+    gram = _sample(module, loss, batch_size, gram=True).gram
+    assert gram is not None
+    return gram
+
+
+def per_example_norms(module: nn.Module, loss: Tensor, batch_size: int | None = None) -> Tensor:
+    """Norms of the gradients of single examples: which examples pull hardest on the weights.
+
+    Args:
+        module: The model.
+        loss: Mean of the examples' losses, or the losses themselves, [N]; as in `per_example_gram`.
+        batch_size: Number of examples N; read off the graph if None.
+
+    Returns:
+        |g_i|, [N] float64, at less cost than the Gram matrix.
+
+    Raises:
+        UnsupportedGradientError: As in `per_example_gram`.
+        ValueError: As in `per_example_gram`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.gradients import per_example_norms
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> per_example_norms(net, net(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).sum(1).mean())
+        tensor([1., 2.], dtype=torch.float64)
+    """
+    squared_norms = _sample(module, loss, batch_size, gram=False).squared_norms
+    assert squared_norms is not None
+    return squared_norms.clamp_min(0).sqrt()
+
+
+def _sample(module: nn.Module, loss: Tensor, batch_size: int | None, gram: bool) -> GradientSample:
+    if loss.dim() == 1:
+        batch_size = len(loss) if batch_size is None else batch_size
+        loss = loss.mean()
+    if batch_size is None:
+        batch_size = infer_batch_size(loss)
+    tap = GradientTap(module.named_parameters(), batch_size, gram=gram, norms=not gram)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    tap.attach(loss)
+    try:
+        for gradient in torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True):
+            tap.compare_with(gradient)  # nothing is accumulated here, so the tap's own hook does not see it
+        return tap.finish()
+    finally:
+        tap.detach()

@@ -1,0 +1,75 @@
+"""Per-example gradients the slow and sure way: one example at a time through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from lightning_cx.gradients.directions import Directions
+from lightning_cx.gradients.sample import EXACT, GradientSample, LayerGradients
+
+MEMORY_BYTES = 256 << 20  # rows are held while their inner products are formed; fewer examples are read beyond this
+
+
+def affordable_examples(parameters: Iterable[Tensor], wanted: int) -> int:
+    """How many examples `replay_gradients` may hold at once: at least two, at most `wanted`."""
+    size = sum(p.numel() * max(4, p.element_size()) for p in parameters if p.requires_grad)
+    return min(wanted, max(2, MEMORY_BYTES // max(1, size)))
+
+
+def replay_gradients(
+    loss_of: Callable[[int], Tensor],
+    named_parameters: Iterable[tuple[str, Tensor]],
+    examples: int,
+    projections: int = 0,
+    seed: int = 0,
+) -> GradientSample:
+    """Per-example gradients of any model, by a pass of its own for each example: sure, and as slow as it sounds.
+
+    g_i = d loss_of(i) / d parameters; K_ij = <g_i, g_j>.
+
+    Args:
+        loss_of: Returns the loss of example i alone, a scalar with a graph.
+        named_parameters: Pairs as `module.named_parameters()` gives them; frozen ones are skipped.
+        examples: Number of examples to read, from the first; all rows are held at once (see
+            `affordable_examples`).
+        projections: Number of fixed random directions, the same as those of `GradientTap`.
+        seed: Seed of the directions.
+
+    Returns:
+        A sample of status `exact` with `gram`, `squared_norms` and, where asked for, `projections`. `.grad` is
+        not touched.
+
+    Raises:
+        ValueError: If no parameter is trainable.
+    """
+    parameters = {name: p for name, p in named_parameters if p.requires_grad}
+    if not parameters:
+        raise ValueError("replay_gradients got no trainable parameter: there is no gradient to read.")
+    rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    for i in range(examples):
+        with torch.enable_grad():
+            loss = loss_of(i)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            rows[name].append(torch.zeros_like(parameter) if gradient is None else gradient.detach())
+    gram = next(iter(parameters.values())).new_zeros(examples, examples, dtype=torch.float64)
+    projected = gram.new_zeros(examples, projections)
+    for name, parameter in parameters.items():
+        stacked = torch.stack(rows.pop(name)).to(torch.promote_types(parameter.dtype, torch.float32))
+        flat = stacked.flatten(1)
+        gram += (flat @ flat.T).double()
+        if projections:
+            directions = Directions.draw(name, tuple(parameter.shape), projections, seed, parameter)
+            projected += directions.of_rows(stacked).double()
+    return GradientSample(
+        batch_size=examples,
+        status=EXACT,
+        gram=gram,
+        squared_norms=gram.diagonal(),
+        projections=projected if projections else None,
+        layers={name: LayerGradients("replay") for name in parameters},
+        notes=(f"read by replaying {examples} examples one at a time",),
+    )

@@ -1,0 +1,68 @@
+"""The record of what one tap saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+EXACT = "exact"
+CONTRIBUTION = "contribution"
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """Per-example gradient data of one parameter.
+
+    Attributes:
+        node: The autograd nodes that consume the parameter, as PyTorch names them.
+        gram: Inner products of the parameter's per-example gradients, [N, N] float64, where asked for.
+        squared_norms: Their squared norms, [N] float64, where asked for.
+    """
+
+    node: str
+    gram: Tensor | None = None
+    squared_norms: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GradientSample:
+    """Per-example gradients of one batch, as far as they were asked for.
+
+    A row g_i is N times the share of example i in the batch gradient: the derivative of the example's own loss
+    where examples do not meet (`exact`), and its contribution where they do (`contribution`).
+
+    Attributes:
+        batch_size: Number of examples N.
+        status: `"exact"` or `"contribution"`; says what the numbers mean.
+        gram: Inner products <g_i, g_j>, [N, N] float64.
+        squared_norms: |g_i|^2, [N] float64.
+        projections: Inner products with fixed random directions, [N, k] float64; the same directions for the
+            same seed and parameter names, with E<g, R>^2 = |g|^2.
+        layers: What is known of each parameter, by name.
+        coverage: The sum check 1^T K 1 / |N grad|^2; 1 when every use of every parameter was read, nan where it
+            could not be made (no Gram, a parameter penalty, zero gradient).
+        notes: What a reader should know, in words: unused parameters, penalties left out, coupled examples.
+    """
+
+    batch_size: int
+    status: str = EXACT
+    gram: Tensor | None = None
+    squared_norms: Tensor | None = None
+    projections: Tensor | None = None
+    layers: Mapping[str, LayerGradients] = field(default_factory=dict)
+    coverage: float = float("nan")
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"per-example gradients of {self.batch_size} examples over {len(self.layers)} parameters: {self.status}"
+        ]
+        if self.gram is not None:
+            batch_norm = self.gram.sum().clamp_min(0).sqrt().item() / self.batch_size
+            lines.append(f"  batch gradient norm {batch_norm:.4g}, sum check {self.coverage:.6f}")
+        if self.squared_norms is not None:
+            norms = self.squared_norms.sqrt()
+            lines.append(f"  example norms from {norms.min():.4g} to {norms.max():.4g}, median {norms.median():.4g}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

@@ -1,0 +1,270 @@
+"""Read per-example gradients off the training's own backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from lightning_cx.gradients.accumulate import Accumulator, Request
+from lightning_cx.gradients.contractions import COUPLING, Capture, Site, plan
+from lightning_cx.gradients.errors import UnsupportedGradientError
+from lightning_cx.gradients.graph import (
+    Graph,
+    Node,
+    Operand,
+    hides_parameters,
+    is_checkpointed,
+    is_penalty,
+    read_graph,
+)
+from lightning_cx.gradients.layout import Layout
+from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample, LayerGradients
+
+# The batch gradient is summed in the training's precision and the Gram matrix in ours: they agree to rounding.
+SUM_CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
+
+
+class GradientTap:
+    """Per-example gradients of one batch, from one ordinary backward: what single examples want of the weights.
+
+    Attached to a loss, the tap puts a hook on every autograd node that consumes a parameter. When the backward
+    reaches the node, the gradient of its output and the input that autograd saved are contracted on the spot into
+    what was asked for. The N x P matrix of gradients is never formed, no second pass is made, `.grad` is not
+    touched, and a hook never raises into the backward.
+
+    Args:
+        named_parameters: Pairs as `module.named_parameters()` gives them; frozen ones are skipped.
+        batch_size: Number of examples N in the batch.
+        gram: Whether to form the Gram matrix of inner products.
+        norms: Whether to form squared norms (free with `gram`).
+        projections: Number of fixed random directions to project on.
+        per_layer: Whether to keep the Gram matrix and norms of every parameter apart as well.
+        loss_scale: The loss is this multiple of the mean over examples: 1 for a mean, N for a sum, 1/k with k
+            accumulated batches, the scaler's factor under fp16. It is divided out.
+        batch_first: Which axis holds the examples where the first two are both N long; None refuses to guess.
+        seed: Seed of the projection directions.
+
+    Attributes:
+        sample: The last `GradientSample`, or None.
+        seconds: Host time spent in hooks since the last attach.
+
+    Raises:
+        ValueError: If no parameter is trainable, the batch is empty or nothing is asked for.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.gradients import GradientTap
+        >>> _ = torch.manual_seed(0)
+        >>> net, x, y = torch.nn.Linear(3, 1), torch.randn(5, 3), torch.randn(5, 1)
+        >>> tap = GradientTap(net.named_parameters(), batch_size=5)
+        >>> loss = torch.nn.functional.mse_loss(net(x), y)
+        >>> with tap(loss):
+        ...     loss.backward()
+        >>> tap.sample.gram.shape, tap.sample.status
+        (torch.Size([5, 5]), 'exact')
+        >>> batch_gradient = sum(p.grad.double().square().sum() for p in net.parameters())
+        >>> torch.allclose(tap.sample.gram.mean(), batch_gradient)
+        True
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        batch_size: int,
+        gram: bool = True,
+        norms: bool = True,
+        projections: int = 0,
+        per_layer: bool = False,
+        loss_scale: float = 1.0,
+        batch_first: bool | Mapping[str, bool] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        if not self._parameters:
+            raise ValueError("GradientTap got no trainable parameter: there is no gradient to read.")
+        if batch_size < 1:
+            raise ValueError(f"GradientTap needs a batch of at least one example, got batch_size={batch_size}.")
+        if not (gram or norms or projections):
+            raise ValueError("GradientTap was asked for nothing: pass gram=True, norms=True or projections=k.")
+        if not loss_scale > 0:
+            raise ValueError(f"loss_scale must be positive, got {loss_scale}.")
+        self.batch_size = batch_size
+        self.loss_scale = loss_scale
+        self.sample: GradientSample | None = None
+        self.seconds = 0.0
+        self._request = Request(gram, norms, projections, per_layer, seed)
+        self._batch_first = batch_first
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._totals = Accumulator(self._request, self._parameters)
+        self._failure: str | None = None
+        self._squared_batch: Tensor | None = None
+        self._status, self._notes, self._checkable = EXACT, (), False
+
+    @contextmanager
+    def __call__(self, loss: Tensor) -> Iterator[GradientTap]:
+        """Attach for the length of a `with` block and finish at its end."""
+        self.attach(loss)
+        try:
+            yield self
+        except BaseException:
+            self.detach()
+            raise
+        self.finish()
+
+    def attach(self, loss: Tensor) -> None:
+        """Put hooks on the graph of `loss`.
+
+        Raises:
+            UnsupportedGradientError: If a parameter is consumed in a way that no rule reads; nothing is changed.
+            ValueError: If the loss has no graph.
+        """
+        self.detach()
+        if loss.grad_fn is None:
+            raise ValueError("the loss has no autograd graph: it does not depend on a trainable parameter.")
+        graph = read_graph(loss, self._parameters, self.batch_size)
+        captures = self._plan(graph)
+        self.seconds = 0.0
+        for node, work in captures.items():
+            self._handles.append(node.register_prehook(self._hook(node, work)))
+        for leaf in graph.leaves.values():
+            self._handles.append(leaf.register_prehook(lambda gradients: self.compare_with(gradients[0])))
+
+    def detach(self) -> None:
+        """Remove every hook and forget what was read."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._forget()
+
+    def finish(self) -> GradientSample:
+        """Remove the hooks and return what the backward showed.
+
+        Raises:
+            UnsupportedGradientError: If a contraction failed, the backward did not reach every use of every
+                parameter, or the sum check shows that a use was missed.
+        """
+        start = perf_counter()
+        try:
+            if self._failure is not None:
+                raise UnsupportedGradientError(self._failure)
+            self.sample = self._read()
+        finally:
+            self.detach()
+            self.seconds += perf_counter() - start
+        return self.sample
+
+    # Attaching: everything that can be refused is refused here.
+
+    def _plan(self, graph: Graph) -> dict[Node, list[tuple[Operand, Capture]]]:
+        hidden = hides_parameters(graph)
+        if hidden is not None:
+            raise UnsupportedGradientError(hidden, "parameters inside it cannot be seen before the backward")
+        layout = Layout(graph, self.batch_size, self._batch_first)
+        totals = Accumulator(self._request, self._parameters)
+        captures: dict[Node, list[tuple[Operand, Capture]]] = {}
+        penalised: set[str] = set()
+        coupled = False
+        for node, operands in graph.consumers.items():
+            if is_penalty(graph, node):
+                penalised.update(operand.name for operand in operands)
+                continue
+            if is_checkpointed(node):
+                where = f"{node.name()} of {operands[0].name}"
+                raise UnsupportedGradientError(where, "activation checkpointing holds its saved tensors")
+            captures[node] = [(operand, plan(Site(node, operand, layout))) for operand in operands]
+            coupled |= node.name() in COUPLING and COUPLING[node.name()](node)
+            for operand in operands:
+                totals.expect(operand.name, node.name())
+        self._totals, self._status = totals, CONTRIBUTION if coupled else EXACT
+        self._checkable = self._request.gram and not penalised
+        unused = [name for name in self._parameters if name not in graph.leaves]
+        notes = {
+            "not used by this loss": unused,
+            "penalty on parameters alone, left out": sorted(penalised),
+            "rows are contributions, since BatchNorm in training mode couples the examples": [""] * coupled,
+        }
+        self._notes = tuple(f"{text}: {', '.join(names)}".rstrip(": ") for text, names in notes.items() if names)
+        return captures
+
+    # During the backward: nothing raises.
+
+    def _hook(self, node: Node, work: list[tuple[Operand, Capture]]) -> Callable[[tuple[Tensor | None, ...]], None]:
+        def hook(gradients: tuple[Tensor | None, ...]) -> None:
+            start = perf_counter()
+            if self._failure is None:
+                try:
+                    self._see(gradients[0], work)
+                except Exception as error:  # an observer must not break the user's backward; `finish` reports it
+                    names = ", ".join(operand.name for operand, _ in work)
+                    self._failure = f"{node.name()} of {names} failed with {type(error).__name__}: {error}"
+            self.seconds += perf_counter() - start
+
+        return hook
+
+    def _see(self, gradient: Tensor | None, work: list[tuple[Operand, Capture]]) -> None:
+        device = "cpu" if gradient is None else gradient.device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            for operand, capture in work:
+                self._totals.see(operand, capture, gradient)
+
+    def compare_with(self, gradient: Tensor | None) -> None:
+        """Add one parameter's batch gradient to the other side of the sum check."""
+        start = perf_counter()
+        if gradient is not None:
+            values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+            squared = torch.linalg.vector_norm(values).double().square()
+            self._squared_batch = squared if self._squared_batch is None else self._squared_batch + squared
+        self.seconds += perf_counter() - start
+
+    # After it.
+
+    def _read(self) -> GradientSample:
+        totals, scale = self._totals, self.batch_size / self.loss_scale
+        missed = sorted(name for name, left in totals.pending.items() if left)
+        if missed:
+            raise UnsupportedGradientError(f"the backward never reached {', '.join(missed)}")
+        coverage = self._check_sum()
+
+        def scaled(value: Tensor | None, power: int) -> Tensor | None:
+            return None if value is None else value * scale**power
+
+        layers = {
+            name: LayerGradients(layer.node, scaled(layer.gram, 2), scaled(layer.squared_norms, 2))
+            for name, layer in totals.layers.items()
+        }
+        return GradientSample(
+            batch_size=self.batch_size,
+            status=self._status,
+            gram=scaled(totals.gram, 2),
+            squared_norms=scaled(totals.squared_norms, 2),
+            projections=scaled(totals.projections, 1),
+            layers=layers,
+            coverage=coverage,
+            notes=self._notes,
+        )
+
+    def _check_sum(self) -> float:
+        """Compare 1^T K 1 with the squared norm of the batch gradient: both count every use of every parameter."""
+        if not self._checkable or self._totals.gram is None or self._squared_batch is None:
+            return float("nan")
+        summed, size, batch = torch.stack(
+            [
+                self._totals.gram.sum(),
+                self._totals.gram.diagonal().sum(),
+                self._squared_batch.to(self._totals.gram),
+            ]
+        ).tolist()
+        tolerance = max(SUM_CHECK_TOLERANCE.get(dtype, 0.2) for dtype in self._totals.dtypes)
+        # Examples that cancel leave a small sum of large terms, known no better than the terms are.
+        if abs(summed - batch) > tolerance * (batch + size):
+            raise UnsupportedGradientError(
+                f"a use of a parameter that the graph does not show: the sum check reads {summed / batch:.3g}, not 1"
+            )
+        return summed / batch if batch > 0 else float("nan")

@@ -1,0 +1,203 @@
+"""What one use of a parameter contributes to each example's gradient, without forming it.
+
+A rule of `contractions` turns an autograd node into a `Use`; a use answers four questions: its Gram matrix, its
+squared norms, its projections and, for parameters that are used more than once, its rows a slab at a time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lightning_cx.gradients.directions import Directions
+
+CHUNK_BYTES = 16 << 20  # work buffers of this size stay on the heap and near the last-level cache (measured)
+GHOST_COST = 0.8  # a ghost contraction is two plain matrix products and costs less per flop (measured)
+
+
+def working(tensor: Tensor) -> Tensor:
+    """Return the tensor in the precision that contractions run in: float64 stays, all else becomes float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class Use(ABC):
+    """Per-example gradients g_i of one operand, held as the factors that autograd has anyway."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of (examples, *operand)."""
+
+    @abstractmethod
+    def slab(self, start: int, stop: int) -> Tensor:
+        """Rows [N, stop - start, ...] of the gradients, cut along the operand's first axis."""
+
+    @abstractmethod
+    def project(self, directions: Directions) -> Tensor:
+        """Inner products of every g_i with fixed directions, [N, count]."""
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield columns of the gradients in blocks [N, c] of about `CHUNK_BYTES`; order is of no account."""
+        yield from slabs(self)
+
+    def gram(self) -> Tensor:
+        """Inner products <g_i, g_j>, [N, N]."""
+        return gram_of_blocks(self.blocks())
+
+    def squared_norms(self) -> Tensor:
+        """Squared norms |g_i|^2, [N]."""
+        return norms_of_blocks(self.blocks())
+
+    def rows(self) -> Tensor:
+        """All of it, [N, *operand]; only for operands known to be small."""
+        return self.slab(0, self.shape[1] if len(self.shape) > 1 else 1)
+
+
+def slabs(use: Use) -> Iterator[Tensor]:
+    """Cut a use along its operand's first axis into flat blocks of about `CHUNK_BYTES`."""
+    first = use.shape[1] if len(use.shape) > 1 else 1
+    step = max(1, CHUNK_BYTES // max(1, 4 * use.shape[0] * prod(use.shape[2:])))
+    for start in range(0, first, step):
+        yield use.slab(start, min(start + step, first)).flatten(1)
+
+
+def gram_of_blocks(blocks: Iterator[Tensor]) -> Tensor:
+    """Sum B B^T over column blocks B."""
+    total: Tensor | None = None
+    for block in blocks:
+        total = block @ block.T if total is None else total.addmm_(block, block.T)
+    assert total is not None, "a parameter without entries has no consumer"
+    return total
+
+
+def norms_of_blocks(blocks: Iterator[Tensor]) -> Tensor:
+    """Sum the squared rows of column blocks."""
+    return torch.stack([torch.linalg.vector_norm(block, dim=1).square() for block in blocks]).sum(0)
+
+
+@dataclass(frozen=True)
+class Rows(Use):
+    """Gradients at hand: biases, scales and shifts, tables of positions. `values` is [N, *operand]."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def blocks(self) -> Iterator[Tensor]:
+        yield self.values.reshape(self.values.shape[0], -1)
+
+    def slab(self, start: int, stop: int) -> Tensor:
+        return self.values[:, start:stop] if self.values.dim() > 1 else self.values
+
+    def project(self, directions: Directions) -> Tensor:
+        return directions.of_rows(self.values)
+
+
+@dataclass(frozen=True)
+class Products(Use):
+    """Sums of outer products, g_i = sum_t left_it right_it^T: every linear layer. [N, T, a] and [N, T, b]."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.left.shape[0], self.left.shape[2], self.right.shape[2])
+
+    @property
+    def transposed(self) -> Products:
+        """The same gradients for the transposed operand."""
+        return Products(self.right, self.left)
+
+    def slab(self, start: int, stop: int) -> Tensor:
+        return torch.bmm(self.left[:, :, start:stop].transpose(1, 2), self.right)
+
+    def gram(self) -> Tensor:
+        n, t, a = self.left.shape
+        b = self.right.shape[2]
+        if t == 1:
+            left, right = self.left[:, 0], self.right[:, 0]
+            return (left @ left.T).mul_(right @ right.T)
+        formed = n * t * a * b + n * n * a * b
+        return ghost_gram(self.left, self.right) if ghost_flops(n, t, a + b) < formed else super().gram()
+
+    def squared_norms(self) -> Tensor:
+        _, t, a = self.left.shape
+        if t == 1:
+            return self.left[:, 0].square().sum(1) * self.right[:, 0].square().sum(1)
+        b = self.right.shape[2]
+        return ghost_norms(self.left, self.right) if t * (a + b) < a * b else super().squared_norms()
+
+    def project(self, directions: Directions) -> Tensor:
+        if directions.left is None or directions.right is None:
+            return directions.of_rows(self.rows())
+        return directions.of_cores((self.left @ directions.left).transpose(1, 2) @ (self.right @ directions.right))
+
+
+@dataclass(frozen=True)
+class Summed(Use):
+    """One parameter used several times: the gradients add up before anything is squared."""
+
+    uses: Sequence[Use]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.uses[0].shape
+
+    def slab(self, start: int, stop: int) -> Tensor:
+        return torch.stack([use.slab(start, stop) for use in self.uses]).sum(0)
+
+    def project(self, directions: Directions) -> Tensor:
+        return torch.stack([use.project(directions) for use in self.uses]).sum(0)
+
+
+def add_up(uses: Sequence[Use]) -> Use:
+    """Combine all uses of one parameter into one."""
+    if len(uses) == 1:
+        return uses[0]
+    products = [use for use in uses if isinstance(use, Products)]
+    if len(products) == len(uses):
+        return Products(torch.cat([use.left for use in products], 1), torch.cat([use.right for use in products], 1))
+    if all(isinstance(use, Rows) for use in uses):
+        return Rows(torch.stack([use.rows() for use in uses]).sum(0))
+    return Summed(uses)
+
+
+def ghost_flops(n: int, t: int, widths: int) -> float:
+    """Cost of `ghost_gram`, to be compared with forming the gradients."""
+    return GHOST_COST * (n * t) ** 2 * widths
+
+
+def ghost_gram(left: Tensor, right: Tensor) -> Tensor:
+    """Gram matrix of sums of outer products as sum_ts (left_it . left_js)(right_it . right_js)."""
+    n, t, _ = left.shape
+    flat_left, flat_right = left.reshape(n * t, -1), right.reshape(n * t, -1)
+    total = left.new_empty(n, n)
+    step = max(1, CHUNK_BYTES // (4 * n * t * t))
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        some = slice(start * t, stop * t)
+        upto = slice(0, stop * t)  # the lower triangle is enough
+        product = (flat_left[some] @ flat_left[upto].T).mul_(flat_right[some] @ flat_right[upto].T)
+        block = product.view(stop - start, t, stop, t).sum((1, 3))
+        total[start:stop, :stop] = block
+        total[:start, start:stop] = block[:, :start].T
+    return total
+
+
+def ghost_norms(left: Tensor, right: Tensor) -> Tensor:
+    """Diagonal of `ghost_gram`."""
+    n, t, _ = left.shape
+    step = max(1, CHUNK_BYTES // (4 * t * t))
+    norms = []
+    for start in range(0, n, step):
+        a, b = left[start : start + step], right[start : start + step]
+        norms.append((a @ a.transpose(1, 2)).mul_(b @ b.transpose(1, 2)).sum((1, 2)))
+    return torch.cat(norms)
