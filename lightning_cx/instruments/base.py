@@ -1,0 +1,130 @@
+"""What an instrument is: it is shown one sampled step and turns it into named numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from lightning_cx.gradients import GradientSample
+from lightning_cx.probe.reading import ProbeReading
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an instrument has to be shown; the callback takes the union over its instruments.
+
+    Attributes:
+        gram: The Gram matrix of the batch's per-example gradients.
+        features: Features of the batch, for a graph over its examples.
+        probe: A pass over the fixed probe.
+    """
+
+    gram: bool = False
+    features: bool = False
+    probe: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One sampled step.
+
+    Attributes:
+        step: Step number under which the reading is logged.
+        gradients: Per-example gradients of the batch, or None if nothing needs them or they could not be read.
+        features: Features of the same examples, [N, d], or None.
+        probe: A pass over the fixed probe, or None if none is due at this step.
+    """
+
+    step: int
+    gradients: GradientSample | None = None
+    features: Tensor | None = None
+    probe: ProbeReading | None = None
+
+
+@dataclass(frozen=True)
+class Spectrogram:
+    """How energy per band changes over steps.
+
+    Attributes:
+        steps: Step numbers, length S, ascending.
+        values: Energy of each band at each step, [S, B], non-negative.
+        bands: A short label for each band, from simple to complex, length B.
+        title: One line for the picture.
+        reading: One sentence that says how to read it.
+    """
+
+    steps: Sequence[int]
+    values: Tensor
+    bands: Sequence[str]
+    title: str
+    reading: str
+
+
+@dataclass(frozen=True)
+class ModeScatter:
+    """Each singular function of the batch's gradients: how strong it is, and how complex.
+
+    Attributes:
+        step: Step number.
+        singular_values: sqrt of the Gram matrix's eigenvalues, [r], descending.
+        medians: Median complexity of each singular function as a fraction of the index range, [r], 0 to 1.
+        whole_median: Median complexity of the whole gradient, 0 to 1.
+        title: One line for the picture.
+        reading: One sentence that says how to read it.
+    """
+
+    step: int
+    singular_values: Tensor
+    medians: Tensor
+    whole_median: float
+    title: str
+    reading: str
+
+
+Picture: TypeAlias = Spectrogram | ModeScatter
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Named numbers of one instrument at one step.
+
+    Attributes:
+        scalars: Value for each tag; nan where nothing can be said.
+        histograms: Values for each tag.
+        pictures: Data of pictures for each tag; drawn only when somebody looks.
+        refusals: For each tag that is nan because it could not be measured, the reason in words.
+    """
+
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    histograms: Mapping[str, Tensor] = field(default_factory=dict)
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+
+class Instrument(ABC):
+    """Turns observations into readings; knows nothing of a Trainer, so any loop can use it.
+
+    Derive from this class, name what you need and implement `measure`; keep what a resumed run needs in
+    `state_dict`.
+    """
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """What has to be in an observation."""
+
+    @abstractmethod
+    def measure(self, observation: Observation) -> Reading:
+        """Turn one observation into named numbers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        del state

@@ -1,0 +1,34 @@
+"""What one pass over the fixed probe examples showed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ProbeReading:
+    """Outputs and residuals of the model on the fixed probe.
+
+    Attributes:
+        outputs: Model outputs f, [n, C] float64.
+        residuals: r = minus the derivative of each example's loss with respect to its outputs, [n, C] float64:
+            y - f for half the squared error, onehot - softmax for cross entropy.
+        features: The view of the inputs in which neighbours are sought, [n, d] float64.
+        coupled: Whether an example's residual depends on the others in its chunk (in-batch losses, class
+            weights); the residual is then its share of the chunk's loss.
+        source: In words, which tensor was taken for the model's output.
+    """
+
+    outputs: Tensor
+    residuals: Tensor
+    features: Tensor
+    coupled: bool = False
+    source: str = ""
+
+    def __str__(self) -> str:
+        n, c = self.residuals.shape
+        energy = self.residuals.square().sum().item() / n
+        coupled = ", examples coupled" if self.coupled else ""
+        return f"probe of {n} examples with {c} outputs ({self.source}): residual energy {energy:.4g}{coupled}"
