@@ -1,0 +1,68 @@
+"""Complexity, interference and noise as pure maths on tensors, usable without a Trainer.
+
+The story of this folder: choose an axis of complexity for your examples (`basis`), expand a function of the
+examples on it and find the middle of its energy (`spectrum`), do the same for the functions that a gradient
+step can move (`modes`), and ask how much of the gradient is signal at all (`noise`). Everything is computed in
+float64 on the device of its input and draws no random numbers.
+
+>>> import torch
+>>> x = (torch.arange(64) + 0.5) / 64                       # 64 examples on a line
+>>> basis = cosine_basis(x)                                 # functions of x, slowest first
+>>> target = torch.cos(2 * torch.pi * 3 * x.double())       # three cycles
+>>> energy = energy_spectrum(basis, target)
+>>> round(float(median_complexity(energy, basis.complexity)), 6)
+3.0
+
+On examples that do not lie on a line, their similarity gives the axis:
+
+>>> angle = 2 * torch.pi * torch.arange(60).double() / 60
+>>> circle = torch.stack([angle.cos(), angle.sin()], dim=1)
+>>> basis = laplacian_basis(circle)
+>>> for waves in (1, 2, 3):
+...     energy = energy_spectrum(basis, torch.cos(waves * angle))
+...     level_energy, _ = merge_levels(energy, basis.complexity, basis.tolerance)
+...     print(f"{waves} waves: level {float(median_index(level_energy)):.3f}")
+1 waves: level 1.000
+2 waves: level 2.000
+3 waves: level 3.000
+"""
+
+from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
+from lightning_cx.functional.features import default_features
+from lightning_cx.functional.kernel import effective_rank, gram_participation_ratio, participation_ratio
+from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
+from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
+from lightning_cx.functional.noise import (
+    NoiseScale,
+    gradient_diversity,
+    gradient_snr,
+    noise_scale,
+    pool_noise_scales,
+)
+from lightning_cx.functional.spectrum import energy_spectrum, low_weights, median_complexity, median_index
+
+__all__ = [
+    "Basis",
+    "GradientSpectrum",
+    "NoiseScale",
+    "band_energies",
+    "cosine_basis",
+    "default_features",
+    "effective_rank",
+    "energy_spectrum",
+    "fourier_basis",
+    "gradient_diversity",
+    "gradient_snr",
+    "gradient_spectrum",
+    "gram_participation_ratio",
+    "kernel_basis",
+    "laplacian_basis",
+    "low_weights",
+    "median_complexity",
+    "median_index",
+    "merge_levels",
+    "noise_scale",
+    "octave_bands",
+    "participation_ratio",
+    "pool_noise_scales",
+]

@@ -1,0 +1,232 @@
+"""Gradient noise from one Gram matrix: how much of a batch gradient is signal, and how sure we are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+CONFIDENCE = 0.95
+"""Level of the two-sided intervals."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseScale:
+    """The gradient noise scale with its uncertainty; every tensor is float64 on the device of the Gram matrix.
+
+    Attributes:
+        value: ``[]`` noise / signal, in examples: the batch size at which noise and signal are equal. Batches
+            far below it are mostly noise, batches far above it mostly repeat themselves. nan if the signal is
+            not positive.
+        low: ``[]`` lower end of the 95% interval; informative even where the value is not.
+        high: ``[]`` upper end; inf while the signal cannot be told from zero.
+        signal: ``[]`` unbiased estimate of ``|G|^2``, the squared norm of the expected gradient; may be negative.
+        noise: ``[]`` unbiased estimate of ``tr Sigma``, the variance of one example's gradient.
+        covariance: ``[2, 2]`` jackknife covariance of (signal, noise); nan for two examples.
+        degrees_of_freedom: Those of the Student t of the interval: examples less one, added over pooled batches.
+    """
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
+    signal: Tensor
+    noise: Tensor
+    covariance: Tensor
+    degrees_of_freedom: int
+
+    def __str__(self) -> str:
+        if not bool(self.noise.isfinite()):
+            return "noise scale unknown: it takes at least 2 finite gradients"
+        interval = f"95% between {self.low:.3g} and {self.high:.3g}"
+        if not bool(self.high.isfinite()):
+            interval = f"95% above {self.low:.3g}, the signal is not significant"
+        value = f"{self.value:.3g} examples" if bool(self.value.isfinite()) else "unknown"
+        return f"noise scale {value} ({interval}; signal {self.signal:.3g}, noise {self.noise:.3g})"
+
+
+def noise_scale(gram: Tensor) -> NoiseScale:
+    """Estimate the batch size beyond which larger batches stop paying: ``B = tr Sigma / |G|^2``.
+
+    With d the trace and S the sum of the Gram matrix K of N per-example gradients,
+    ``|G|^2 = (S - d) / (N (N - 1))`` and ``tr Sigma = d / N - |G|^2``, both unbiased. The interval is Fieller's
+    for a ratio: all B for which ``noise - B signal`` is within t standard errors of 0, where the covariance of
+    (signal, noise) is the delete-one jackknife's and t is Student's with N - 1 degrees of freedom. Neither end
+    relies on the signal being well away from zero, as the delta method would.
+
+    Args:
+        gram: ``[N, N]`` inner products of per-example gradients, any float dtype. It must not be centred, for
+            the mean is the signal.
+
+    Returns:
+        NoiseScale. With fewer than 2 examples or non-finite entries all is nan; with 2 there is a value but the
+        interval is ``[0, inf]``.
+
+    Raises:
+        ValueError: If the matrix is not square.
+
+    References:
+        McCandlish et al. 2018, "An empirical model of large-batch training", section 2.2 and appendix A.1
+        (the simple noise scale); Fieller 1954; Efron & Stein 1981 for the jackknife.
+
+    Example:
+        >>> gradients = torch.tensor([[1., 1.], [1., -1.], [2., 0.]])
+        >>> print(noise_scale(gradients @ gradients.T))
+        noise scale 1 examples (95% above 0, the signal is not significant; signal 1.33, noise 1.33)
+    """
+    gram = _square(gram)
+    n = gram.shape[0]
+    trace, total = gram.diagonal().sum(), gram.sum()
+    signal, noise = _signal_and_noise(trace, total, n)
+    return _with_interval(signal, noise, _jackknife_covariance(gram, trace, total), max(n - 1, 0))
+
+
+def pool_noise_scales(scales: Sequence[NoiseScale]) -> NoiseScale:
+    """Combine the noise scales of several batches into a steadier one: mean noise over mean signal.
+
+    A mean of ratios would be ruled by the batches whose signal happens to be near zero. Batches count equally;
+    their errors are taken as independent, so the covariance of the means is the mean covariance over their
+    number.
+
+    Args:
+        scales: Noise scales of disjoint batches, at least one.
+
+    Returns:
+        NoiseScale; for a single one the same numbers. Any nan makes the pool nan: leave such batches out.
+
+    Raises:
+        ValueError: If there are none.
+
+    Example:
+        >>> scale = noise_scale(torch.tensor([[2., 0., 2.], [0., 2., 2.], [2., 2., 4.]]))
+        >>> float(pool_noise_scales([scale, scale]).value) == float(scale.value)
+        True
+    """
+    if not scales:
+        raise ValueError("pooling needs at least one noise scale, got none.")
+    count = len(scales)
+    return _with_interval(
+        torch.stack([scale.signal for scale in scales]).mean(),
+        torch.stack([scale.noise for scale in scales]).mean(),
+        torch.stack([scale.covariance for scale in scales]).mean(0) / count,
+        sum(scale.degrees_of_freedom for scale in scales),
+    )
+
+
+def gradient_snr(gram: Tensor) -> Tensor:
+    """Say how large the signal of one example's gradient is against its noise: ``|G|^2 / tr Sigma``.
+
+    The squared mean over the variance, both added up over the parameters, the reciprocal of the noise scale; the
+    signal-to-noise ratio of a batch of b is b times that. Liu et al. define it for one parameter; summing before
+    dividing is what a Gram matrix allows.
+
+    Args:
+        gram: ``[N, N]`` inner products of per-example gradients, not centred.
+
+    Returns:
+        ``[]`` float64. The signal is unbiased and not clamped, so that averages over time stay honest: a
+        negative ratio means that the signal cannot be told from zero. inf without noise; nan for zero gradients,
+        fewer than 2 examples or non-finite entries.
+
+    Raises:
+        ValueError: If the matrix is not square.
+
+    References:
+        Liu et al. 2020, "Understanding why neural networks generalize well through GSNR of parameters", eq. 1.
+
+    Example:
+        >>> float(gradient_snr(torch.tensor([[2., 1.], [1., 2.]])))
+        1.0
+    """
+    gram = _square(gram)
+    signal, noise = _signal_and_noise(gram.diagonal().sum(), gram.sum(), gram.shape[0])
+    return signal / noise
+
+
+def gradient_diversity(gram: Tensor) -> Tensor:
+    """Say how differently the examples pull: ``sum_i |g_i|^2 / |sum_i g_i|^2``.
+
+    ``1 / N`` where all gradients agree, 1 where they are orthogonal, more where they cancel. N times it bounds
+    the batch size up to which parallel SGD keeps pace with single steps.
+
+    Args:
+        gram: ``[N, N]`` inner products of per-example gradients, not centred.
+
+    Returns:
+        ``[]`` float64, at least ``1 / N``; inf where the gradients cancel exactly, nan where all are zero, there
+        is none, or an entry is not finite.
+
+    Raises:
+        ValueError: If the matrix is not square.
+
+    References:
+        Yin et al. 2018, "Gradient diversity: a key ingredient for scalable distributed learning", definition 2.
+
+    Example:
+        >>> float(gradient_diversity(torch.eye(4)))
+        1.0
+    """
+    gram = _square(gram)
+    # The sum is a squared norm: rounding must not make it negative.
+    return gram.diagonal().sum() / gram.sum().clamp_min(0.0)
+
+
+def _square(gram: Tensor) -> Tensor:
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
+    gram = gram.detach().double()
+    # One bad entry spoils every number: inf in one place must not come out as a finite ratio.
+    return torch.where(gram.isfinite().all(), gram, torch.nan)
+
+
+def _signal_and_noise(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Split the mean square of N gradients into mean and variance; traces and sums may be batched."""
+    if n < 2:
+        unknown = torch.full_like(trace, torch.nan)
+        return unknown, unknown
+    signal = (total - trace) / (n * (n - 1))
+    return signal, trace / n - signal
+
+
+def _jackknife_covariance(gram: Tensor, trace: Tensor, total: Tensor) -> Tensor:
+    """Leave each example out in turn: its row, its column and its diagonal entry go from the sums."""
+    n = gram.shape[0]
+    if n < 3:
+        return gram.new_full((2, 2), torch.nan)
+    diagonal = gram.diagonal()
+    trace_without = trace - diagonal
+    total_without = total - gram.sum(0) - gram.sum(1) + diagonal
+    left_out = torch.stack(_signal_and_noise(trace_without, total_without, n - 1))
+    deviation = left_out - left_out.mean(1, keepdim=True)
+    return (n - 1) / n * deviation @ deviation.T
+
+
+def _with_interval(signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_freedom: int) -> NoiseScale:
+    value = torch.where(signal > 0, noise / signal, torch.nan)
+    low, high = _fieller(noise, signal, covariance, degrees_of_freedom)
+    return NoiseScale(value, low, high, signal, noise, covariance, degrees_of_freedom)
+
+
+def _fieller(noise: Tensor, signal: Tensor, covariance: Tensor, degrees_of_freedom: int) -> tuple[Tensor, Tensor]:
+    """Solve ``(noise - B signal)^2 <= t^2 var(noise - B signal)`` for ``B >= 0``.
+
+    A quadratic ``a B^2 - 2 b B + c <= 0``. Where ``a <= 0`` the signal is not significant: all B beyond the
+    positive root are possible, and all B whatever where ``c <= 0`` too.
+    """
+    t = float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
+    a = signal**2 - t**2 * covariance[0, 0]
+    b = noise * signal - t**2 * covariance[0, 1]
+    c = noise**2 - t**2 * covariance[1, 1]
+    root = (b**2 - a * c).clamp_min(0.0).sqrt()
+    is_significant = (signal > 0) & (a > 0)
+    # c / (b + root) is the smaller root where a > 0 and the positive one where a < 0, and stays exact at a = 0.
+    # b + root is negative only for a significantly negative signal: no finite B is possible then.
+    low = torch.where(c > 0, torch.where(b + root > 0, c / (b + root), torch.inf), 0.0)
+    high = torch.where(is_significant, (b + root) / a, torch.inf)
+    unknown = noise.isnan() | signal.isnan()
+    undetermined = covariance.isnan().any()
+    low = torch.where(unknown, torch.nan, torch.where(undetermined, 0.0, low))
+    high = torch.where(unknown, torch.nan, torch.where(undetermined, torch.inf, high))
+    return low, high
