@@ -49,6 +49,9 @@ class Basis:
                 f"{list(self.vectors.shape)} and {list(self.complexity.shape)}."
             )
         level_index(self.complexity)
+        # A frozen record is only open here; a float32 basis of the user's would not multiply float64 values.
+        object.__setattr__(self, "vectors", self.vectors.double())
+        object.__setattr__(self, "complexity", self.complexity.double())
 
     def __str__(self) -> str:
         n, count = self.vectors.shape

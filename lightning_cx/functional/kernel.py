@@ -56,17 +56,18 @@ def gram_participation_ratio(gram: Tensor) -> Tensor:
         gram: ``[..., n, n]`` positive semi-definite.
 
     Returns:
-        ``[...]`` float64, the `participation_ratio` of the eigenvalues; nan for a zero or non-finite matrix.
+        ``[...]`` float64, the `participation_ratio` of the eigenvalues; nan for a zero, empty or non-finite
+        matrix.
 
     Example:
         >>> float(gram_participation_ratio(torch.eye(3)))
         3.0
     """
     gram = gram.double()
-    size = gram.abs().amax((-2, -1), keepdim=True)
-    gram = gram / size  # squares of 1e200 would overflow
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return trace.square() / gram.square().sum((-2, -1))
+    share = gram / trace[..., None, None]  # before squaring: squares of 1e200 would overflow
+    whole = share.diagonal(dim1=-2, dim2=-1).sum(-1)  # 1, or 0 / 0 where there is nothing to share
+    return whole / share.square().sum((-2, -1))
 
 
 def _shares(eigenvalues: Tensor) -> Tensor:

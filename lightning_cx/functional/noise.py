@@ -21,7 +21,8 @@ class NoiseScale:
         value: ``[]`` noise / signal, in examples: the batch size at which noise and signal are equal. Batches
             far below it are mostly noise, batches far above it mostly repeat themselves. nan if the signal is
             not positive.
-        low: ``[]`` lower end of the 95% interval; informative even where the value is not.
+        low: ``[]`` lower end of the 95% interval; informative even where the value is not, because a negative
+            signal counts as zero here.
         high: ``[]`` upper end; inf while the signal cannot be told from zero.
         signal: ``[]`` unbiased estimate of ``|G|^2``, the squared norm of the expected gradient; may be negative.
         noise: ``[]`` unbiased estimate of ``tr Sigma``, the variance of one example's gradient.
@@ -215,6 +216,8 @@ def _fieller(noise: Tensor, signal: Tensor, covariance: Tensor, degrees_of_freed
     A quadratic ``a B^2 - 2 b B + c <= 0``. Where ``a <= 0`` the signal is not significant: all B beyond the
     positive root are possible, and all B whatever where ``c <= 0`` too.
     """
+    # |G|^2 is a square: an estimate below 0 says no more than 0 does, and would push the lower end to inf.
+    signal = signal.clamp_min(0.0)
     t = float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
     a = signal**2 - t**2 * covariance[0, 0]
     b = noise * signal - t**2 * covariance[0, 1]
@@ -222,8 +225,7 @@ def _fieller(noise: Tensor, signal: Tensor, covariance: Tensor, degrees_of_freed
     root = (b**2 - a * c).clamp_min(0.0).sqrt()
     is_significant = (signal > 0) & (a > 0)
     # c / (b + root) is the smaller root where a > 0 and the positive one where a < 0, and stays exact at a = 0.
-    # b + root is negative only for a significantly negative signal: no finite B is possible then.
-    low = torch.where(c > 0, torch.where(b + root > 0, c / (b + root), torch.inf), 0.0)
+    low = torch.where(c > 0, c / (b + root), 0.0)
     high = torch.where(is_significant, (b + root) / a, torch.inf)
     unknown = noise.isnan() | signal.isnan()
     undetermined = covariance.isnan().any()

@@ -275,6 +275,11 @@ def test_a_basis_checks_its_own_shapes_and_order():
         Basis(torch.eye(2), torch.tensor([1.0, 0.0]))
 
 
+def test_a_basis_of_single_precision_is_used_in_double():
+    basis = Basis(torch.eye(2), torch.arange(2.0))
+    assert energy_spectrum(basis, torch.tensor([1.0, 2.0])).tolist() == [1.0, 4.0]
+
+
 def test_a_moved_basis_keeps_its_tolerance():
     basis = laplacian_basis(torch.arange(5.0))
     assert basis.to("cpu").tolerance == basis.tolerance == 1e-6
