@@ -58,9 +58,10 @@ def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
 
     The Gram matrix is centred, ``H K H`` with ``H = I - 11^T / N``, since the mean gradient would put a constant
     mode first and fake low complexity; a level of the basis that is nothing but the constant is left out of the
-    axis accordingly. Of ``H K H = U diag(lambda) U^T`` the modes with ``lambda_j > 1e-8 lambda_1`` are kept. Mode
-    j has the level energies ``e_lj`` of ``u_j``, the whole gradient ``g_l = sum_j lambda_j e_lj``; positions are
-    median indices divided by the number of levels less one, and clamped to [0, 1].
+    axis accordingly. Of ``H K H = U diag(lambda) U^T`` the modes with ``lambda_j > 1e-8 lambda_1`` are kept,
+    and above the rounding ``N eps max |K|`` of the dtype that K came in. Mode j has the level energies ``e_lj`` of
+    ``u_j``, the whole gradient ``g_l = sum_j lambda_j e_lj``; positions are median indices
+    divided by the number of levels less one, and clamped to [0, 1].
 
     The null is exact where it can be: with w the low weights of chance, ``T = tr(K Phi diag(w - 1/2) Phi^T)`` is
     zero at the median, and its variance over all N! pairings has a closed form; one over the slope of the
@@ -72,7 +73,7 @@ def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
 
     Returns:
         GradientSpectrum on the device of the Gram matrix. Gradients that do not differ between examples, or are
-        not finite, have no modes, and nan for the other numbers; so have positions on fewer than 2 levels.
+        not finite, have no modes, and nan for all but ``null_median``; so have positions on fewer than 2 levels.
         ``null_sd`` is nan for fewer than 4 examples.
 
     Raises:
@@ -93,7 +94,7 @@ def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
     if gram.shape != (n, n):
         raise ValueError(f"the basis lives on {n} examples, but the Gram matrix has shape {list(gram.shape)}.")
     axis = _axis_without_constant(basis)
-    eigenvalues, modes = _principal_modes(gram.detach().double())
+    eigenvalues, modes = _principal_modes(gram.detach())
     energies = axis.energies(modes)
     whole = median_index(eigenvalues @ energies)
     null_median, null_sd = _chance(eigenvalues, modes, axis)
@@ -139,12 +140,15 @@ def _axis_without_constant(basis: Basis) -> _Axis:
 def _principal_modes(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return the descending eigenvalues ``[r]`` of the centred Gram matrix and its modes ``[n, r]``."""
     n = gram.shape[0]
+    resolution = torch.finfo(gram.dtype).eps if gram.is_floating_point() else torch.finfo(torch.float64).eps
+    gram = gram.double()
     centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
     if not bool(centred.isfinite().all()):  # eigh raises on these
         return gram.new_zeros(0), gram.new_zeros(n, 0)
     eigenvalues, modes = torch.linalg.eigh((centred + centred.T) / 2)
-    # Identical gradients leave rounding behind, to be told from a small spread by the size of what was centred.
-    rounding = n * torch.finfo(torch.float64).eps * gram.abs().max()
+    # Eigenvalues of rounding, in the dtype the Gram matrix came in, are no modes; where all gradients are alike
+    # nothing else is left, and only the size of what was centred tells.
+    rounding = n * resolution * gram.abs().max()
     kept = eigenvalues > torch.maximum(MIN_EIGENVALUE * eigenvalues[-1], rounding)
     return eigenvalues[kept].flip(0), modes[:, kept].flip(1)
 

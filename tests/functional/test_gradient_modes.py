@@ -79,6 +79,11 @@ def test_a_single_mode_stands_at_its_own_frequency():
     assert float(spectrum.participation_ratio) == pytest.approx(1)
 
 
+def test_rounding_of_a_single_precision_gram_makes_no_modes():
+    gradients = torch.randn(64, 20, generator=generator())
+    assert gradient_spectrum(gradients @ gradients.T, cosine_basis(64)).eigenvalues.numel() == 20
+
+
 def test_the_mean_gradient_does_not_count():
     basis = cosine_basis(32)
     gram = planted_gram(basis, decay=0.5)
