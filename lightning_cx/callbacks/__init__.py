@@ -1,1 +1,5 @@
-""""""
+"""The Trainer's door to the instruments."""
+
+from lightning_cx.callbacks.monitor import ComplexityMonitor
+
+__all__ = ["ComplexityMonitor"]

@@ -39,6 +39,7 @@ from lightning_cx.functional.noise import (
     noise_scale,
     pool_noise_scales,
 )
+from lightning_cx.functional.spectral_bias import energies_at_half, spectral_bias_index
 from lightning_cx.functional.spectrum import energy_spectrum, low_weights, median_complexity, median_index
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "cosine_basis",
     "default_features",
     "effective_rank",
+    "energies_at_half",
     "energy_spectrum",
     "fourier_basis",
     "gradient_diversity",
@@ -65,4 +67,5 @@ __all__ = [
     "octave_bands",
     "participation_ratio",
     "pool_noise_scales",
+    "spectral_bias_index",
 ]

@@ -20,18 +20,23 @@ each time. `per_example_gram` and `per_example_norms` do the same in one call; `
 that needs no rule for the model's layers.
 """
 
-from lightning_cx.gradients.errors import UnsupportedGradientError
+from lightning_cx.gradients.calibration import Calibration, calibrate, find_layout
+from lightning_cx.gradients.errors import AmbiguousLayoutError, UnsupportedGradientError
 from lightning_cx.gradients.functions import per_example_gram, per_example_norms
 from lightning_cx.gradients.replay import affordable_examples, replay_gradients
 from lightning_cx.gradients.sample import GradientSample, LayerGradients
 from lightning_cx.gradients.tap import GradientTap
 
 __all__ = [
+    "AmbiguousLayoutError",
+    "Calibration",
     "GradientSample",
     "GradientTap",
     "LayerGradients",
     "UnsupportedGradientError",
     "affordable_examples",
+    "calibrate",
+    "find_layout",
     "per_example_gram",
     "per_example_norms",
     "replay_gradients",

@@ -6,3 +6,7 @@ class UnsupportedGradientError(RuntimeError):
 
     def __init__(self, what: str, advice: str = "") -> None:
         super().__init__(f"unsupported: {what}" + (f" ({advice})" if advice else ""))
+
+
+class AmbiguousLayoutError(UnsupportedGradientError):
+    """Two axes are as long as the batch, and shapes alone cannot tell which of them holds the examples."""

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor
 
-from lightning_cx.gradients.errors import UnsupportedGradientError
+from lightning_cx.gradients.errors import AmbiguousLayoutError, UnsupportedGradientError
 from lightning_cx.gradients.graph import VIEWS, Graph, Node, output_shape
 
 Split = Callable[[Tensor], Tensor]  # any leading axes -> [N, T, ...]
@@ -86,7 +86,7 @@ class Layout:
         self.ambiguous.add(name)
         answer = self.batch_first.get(name) if isinstance(self.batch_first, Mapping) else self.batch_first
         if answer is None:
-            raise UnsupportedGradientError(
+            raise AmbiguousLayoutError(
                 f"{node.name()} of {name}",
                 f"its first two axes are both {self.batch_size} long, so the axis of the examples is ambiguous: "
                 "pass batch_first=True or False, or use a batch of another size",

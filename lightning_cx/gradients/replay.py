@@ -57,10 +57,12 @@ def replay_gradients(
             rows[name].append(torch.zeros_like(parameter) if gradient is None else gradient.detach())
     gram = next(iter(parameters.values())).new_zeros(examples, examples, dtype=torch.float64)
     projected = gram.new_zeros(examples, projections)
+    layers: dict[str, LayerGradients] = {}
     for name, parameter in parameters.items():
         stacked = torch.stack(rows.pop(name)).to(torch.promote_types(parameter.dtype, torch.float32))
         flat = stacked.flatten(1)
         gram += (flat @ flat.T).double()
+        layers[name] = LayerGradients("replay", squared_norms=flat.square().sum(1).double())
         if projections:
             directions = Directions.draw(name, tuple(parameter.shape), projections, seed, parameter)
             projected += directions.of_rows(stacked).double()
@@ -70,6 +72,6 @@ def replay_gradients(
         gram=gram,
         squared_norms=gram.diagonal(),
         projections=projected if projections else None,
-        layers={name: LayerGradients("replay") for name in parameters},
+        layers=layers,
         notes=(f"read by replaying {examples} examples one at a time",),
     )

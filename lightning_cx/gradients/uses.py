@@ -60,8 +60,8 @@ class Use(ABC):
 
 def slabs(use: Use) -> Iterator[Tensor]:
     """Cut a use along its operand's first axis into flat blocks of about `CHUNK_BYTES`."""
-    first = use.shape[1] if len(use.shape) > 1 else 1
-    step = max(1, CHUNK_BYTES // max(1, 4 * use.shape[0] * prod(use.shape[2:])))
+    n, first, *rest = (*use.shape, 1) if len(use.shape) == 1 else use.shape
+    step = max(1, CHUNK_BYTES // max(1, 4 * n * prod(rest)))
     for start in range(0, first, step):
         yield use.slab(start, min(start + step, first)).flatten(1)
 

@@ -1,1 +1,33 @@
-""""""
+"""What can be measured at a sampled step; each instrument turns one observation into named numbers.
+
+Instruments know nothing of a Trainer. In any loop:
+
+    >>> import torch
+    >>> from lightning_cx.gradients import GradientTap
+    >>> from lightning_cx.instruments import GradientNoise, Observation
+    >>> _ = torch.manual_seed(0)
+    >>> net, x, y = torch.nn.Linear(4, 1), torch.randn(32, 4), torch.randn(32, 1)
+    >>> tap, loss = GradientTap(net.named_parameters(), batch_size=32), (net(x) - y).square().mean()
+    >>> with tap(loss):
+    ...     loss.backward()
+    >>> reading = GradientNoise().measure(Observation(step=0, gradients=tap.sample))
+    >>> sorted(reading.scalars)[:3]
+    ['gradient/example_norm_p05', 'gradient/example_norm_p50', 'gradient/example_norm_p95']
+"""
+
+from lightning_cx.instruments.base import Instrument, ModeScatter, Needs, Observation, Reading, Spectrogram
+from lightning_cx.instruments.gradient_noise import GradientNoise
+from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
+from lightning_cx.instruments.spectral_bias import SpectralBias
+
+__all__ = [
+    "GradientNoise",
+    "GradientSpectrum",
+    "Instrument",
+    "ModeScatter",
+    "Needs",
+    "Observation",
+    "Reading",
+    "SpectralBias",
+    "Spectrogram",
+]

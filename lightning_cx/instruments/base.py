@@ -108,8 +108,8 @@ class Reading:
 class Instrument(ABC):
     """Turns observations into readings; knows nothing of a Trainer, so any loop can use it.
 
-    Derive from this class, name what you need and implement `measure`; keep what a resumed run needs in
-    `state_dict`.
+    Derive from this class, name what you need, implement `measure` and `reset`, and give `state_dict` what a resumed
+    run needs.
     """
 
     @property
@@ -120,6 +120,10 @@ class Instrument(ABC):
     @abstractmethod
     def measure(self, observation: Observation) -> Reading:
         """Turn one observation into named numbers."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything seen so far: another model comes."""
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a checkpoint."""

@@ -15,7 +15,7 @@ PARTICIPATION_RATIO = "gradient/participation_ratio"
 GRADIENT_SPECTRUM = "gradient/spectrum"
 
 GRADIENT_MEDIAN = "complexity/gradient_median"
-GRADIENT_MEDIAN_SHUFFLED = "complexity/gradient_median_shuffled"
+GRADIENT_MEDIAN_CHANCE_LOW = "complexity/gradient_median_chance_low"
 RESIDUAL_ENERGY = "complexity/residual_energy"
 RESIDUAL_MEDIAN = "complexity/residual_median"
 SPECTRAL_BIAS_INDEX = "complexity/spectral_bias_index"

@@ -1,0 +1,100 @@
+"""A convnet learns scanned digits, a fifth of whose labels are wrong, and ComplexityMonitor shows what it learns.
+
+Run it with `make demo`, or `python examples/quickstart.py`, then open TensorBoard on the folder that it prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cx import ComplexityMonitor
+
+
+class DigitClassifier(pl.LightningModule):
+    """An ordinary LightningModule: it knows nothing of the monitor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.GroupNorm(4, 32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.GroupNorm(8, 64),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * 64, 10),
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self.net(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def noisy_digits(share_flipped: float = 0.2) -> TensorDataset:
+    """Real scans of handwritten digits, 8 x 8 pixels, with some labels replaced by random ones."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(digits.target)
+    flipped = torch.rand(len(labels)) < share_flipped
+    labels[flipped] = torch.randint(10, (int(flipped.sum()),))
+    return TensorDataset(images, labels)
+
+
+def main(logdir: str = "runs/quickstart", epochs: int = 30) -> ComplexityMonitor:
+    """Train, and print what was found and where to look at it."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    pl.seed_everything(0)
+    monitor = ComplexityMonitor(overhead_budget=0.1)  # the default of 2% is for runs longer than half a minute
+    board = TensorBoardLogger(logdir, name=None)
+    table = CSVLogger(logdir, name=None, version=board.version)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=[board, table],
+        callbacks=[monitor],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        log_every_n_steps=10,
+    )
+    trainer.fit(DigitClassifier(), DataLoader(noisy_digits(), batch_size=64, shuffle=True))
+    print_findings(Path(table.log_dir) / "metrics.csv")
+    print(f"\nevents   {board.log_dir}\nlook     {Path('.venv/bin') / 'tensorboard'} --logdir {logdir}")
+    return monitor
+
+
+def print_findings(path: Path) -> None:
+    """A short table of what was measured first, in the middle and last."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    print(f"\n{'what':<36}{'first':>10}{'middle':>10}{'last':>10}")
+    for tag in sorted({tag for row in rows for tag in row if "/" in tag and "band" not in tag}):
+        values = [float(row[tag]) for row in rows if row.get(tag)]
+        if values:
+            print(f"{tag:<36}{values[0]:>10.3g}{values[len(values) // 2]:>10.3g}{values[-1]:>10.3g}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--logdir", default="runs/quickstart")
+    parser.add_argument("--epochs", type=int, default=30)
+    arguments = parser.parse_args()
+    main(arguments.logdir, arguments.epochs)

@@ -1,0 +1,174 @@
+"""The one place that knows a Trainer from inside: whatever is private there, or differs between versions, is here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+try:
+    from lightning.fabric.utilities.apply_func import move_data_to_device
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.loggers.logger import DummyLogger
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+    from lightning.pytorch.utilities.data import extract_batch_size
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+except ImportError:  # the other flavour of the same package, installed alone
+    from lightning_fabric.utilities.apply_func import move_data_to_device
+    from pytorch_lightning import Callback, LightningModule, Trainer  # pyright: ignore[reportAssignmentType]
+    from pytorch_lightning.loggers import TensorBoardLogger  # pyright: ignore[reportAssignmentType]
+    from pytorch_lightning.loggers.logger import DummyLogger  # pyright: ignore[reportAssignmentType]
+    from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+    from pytorch_lightning.utilities.data import extract_batch_size
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
+    from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
+
+__all__ = [
+    "Callback",
+    "LightningModule",
+    "MisconfigurationException",
+    "Trainer",
+    "batch_size_of",
+    "gradient_scale",
+    "has_tensorboard",
+    "log_step",
+    "move_to_device",
+    "planned_batches",
+    "publish",
+    "rank_zero_info",
+    "rank_zero_warn",
+    "replayable",
+    "replayed_loss",
+    "tensorboard_experiments",
+    "to_device",
+    "total_batches",
+    "training_data",
+]
+
+
+def total_batches(trainer: Trainer) -> int:
+    """Batches seen since the start of the whole fit, resumed parts included."""
+    return trainer.fit_loop.epoch_loop.total_batch_idx
+
+
+def log_step(trainer: Trainer) -> int:
+    """The step number under which Lightning logs this batch's own values."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def planned_batches(trainer: Trainer) -> float:
+    """Batches that the run will see if nothing stops it; inf if nobody knows."""
+    per_epoch = float(trainer.num_training_batches)
+    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
+    planned = per_epoch * epochs if epochs else 0.0
+    if trainer.max_steps is not None and trainer.max_steps >= 0:
+        planned = min(planned, float(trainer.max_steps) * trainer.accumulate_grad_batches)
+    return planned
+
+
+def gradient_scale(trainer: Trainer, module: LightningModule) -> float:
+    """What Lightning has multiplied the loss by when its backward runs: accumulation and the fp16 scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = 1.0 if scaler is None else float(scaler.get_scale())
+    return scale / trainer.accumulate_grad_batches if module.automatic_optimization else scale
+
+
+def batch_size_of(batch: Any) -> int:
+    """Number of examples in a batch, as Lightning finds it.
+
+    Raises:
+        ValueError: If no tensor in the batch shows it.
+    """
+    try:
+        return int(extract_batch_size(batch))
+    except (MisconfigurationException, RecursionError) as error:
+        raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear") from error
+
+
+def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], int] | None:
+    """Data set, collate function and batch size of the training loader, or None where examples have no index."""
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
+        return None
+    collate = loader.collate_fn
+    if collate is None:
+        return None
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    return loader.dataset, collate, int(size)
+
+
+def to_device(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """Put a fetched batch where and how the training loop would, its transfer hooks included."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def move_to_device(batch: Any, module: LightningModule) -> Any:
+    """Put a batch that already went through the transfer hooks onto the module's device."""
+    return move_data_to_device(batch, module.device)
+
+
+def replayable(module: LightningModule) -> str | None:
+    """Why `training_step` cannot be run again, in words; None if it can."""
+    if not module.automatic_optimization:
+        return "under manual optimisation training_step steps the optimizer itself"
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        return "training_step fetches its own batches (dataloader_iter)"
+    return None
+
+
+def replayed_loss(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
+    """Run `training_step` again and return its loss; for use inside `isolated(module)`.
+
+    Raises:
+        ValueError: If the step returns no loss.
+    """
+    arguments: dict[str, Any] = {"batch_idx": batch_idx}
+    accepted = {k: v for k, v in arguments.items() if is_param_in_hook_signature(module.training_step, k, min_args=2)}
+    with _quiet(trainer), trainer.precision_plugin.train_step_context():
+        output = module.training_step(batch, *accepted.values())
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise ValueError("training_step returned no loss when it was replayed")
+    return loss
+
+
+@contextmanager
+def _quiet(trainer: Trainer) -> Iterator[None]:
+    """Let what user code sends to `self.logger` vanish."""
+    loggers = trainer._loggers
+    trainer._loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer._loggers = loggers
+
+
+def publish(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+    """Send finite values to every logger, and all of them to where callbacks look for what they monitor."""
+    finite = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
+    for logger in trainer.loggers:
+        logger.log_metrics(finite, step=step)
+    trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
+
+
+def has_tensorboard(trainer: Trainer) -> bool:
+    """Whether pictures have somewhere to go."""
+    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+
+
+def tensorboard_experiments(trainer: Trainer) -> list[Any]:
+    """The SummaryWriters of the trainer's TensorBoard loggers; none on ranks that do not log."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -1,0 +1,55 @@
+"""Fail soft, loudly: say once what went wrong, let training go on, give up after three in a row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning_cx.callbacks._trainer import rank_zero_warn
+
+PATIENCE = 3  # failures in a row after which a part is switched off
+
+
+class Failures:
+    """Keeps count of what failed while sampling, part by part.
+
+    Args:
+        strict: Let every failure out instead.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self._in_a_row: Counter[str] = Counter()
+        self._told: set[str] = set()
+
+    def off(self, part: str) -> bool:
+        """Whether a part failed so often that it is left out from now on."""
+        return self._in_a_row[part] >= PATIENCE
+
+    def tell(self, message: str) -> None:
+        """Warn, but only once for each message."""
+        if message not in self._told:
+            self._told.add(message)
+            rank_zero_warn(f"lightning_cx: {message}")
+
+    @contextmanager
+    def guard(self, part: str, last: bool = True) -> Iterator[None]:
+        """Turn an exception of the block into a warning.
+
+        Args:
+            part: What the block belongs to.
+            last: Whether the part has done all its work for this sample once the block has gone well.
+        """
+        try:
+            yield
+        except Exception as error:  # whatever it is, it must not end a training that has nothing to do with it
+            if self.strict:
+                raise
+            self._in_a_row[part] += 1
+            self.tell(f"{part} failed, training goes on: {type(error).__name__}: {error}")
+            if self.off(part):
+                self.tell(f"{part} is switched off after {PATIENCE} failures in a row (strict=True raises instead)")
+        else:
+            if last:
+                self._in_a_row[part] = 0

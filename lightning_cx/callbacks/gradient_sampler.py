@@ -1,0 +1,161 @@
+"""Per-example gradients of a training step: by the tap if it can read the model, by replay if not."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, gradient_scale, replayable, replayed_loss
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.gradients import (
+    AmbiguousLayoutError,
+    Calibration,
+    GradientSample,
+    GradientTap,
+    UnsupportedGradientError,
+    affordable_examples,
+    calibrate,
+    find_layout,
+    replay_gradients,
+)
+from lightning_cx.gradients.sample import CONTRIBUTION
+from lightning_cx.probe import isolated
+from lightning_cx.probe.batches import take
+
+
+class GradientSampler:
+    """Reads one training step at a time.
+
+    Args:
+        failures: Where refusals are told.
+
+    Attributes:
+        sample: What the last finished step showed, or None.
+        one_off_seconds: Time that the last step spent on what will not be needed again.
+    """
+
+    def __init__(self, failures: Failures) -> None:
+        self.failures = failures
+        self.sample: GradientSample | None = None
+        self.one_off_seconds = 0.0
+        self._tap: GradientTap | None = None
+        self._calibration: Calibration | None = None
+        self._layout: dict[str, bool] = {}
+        self._ambiguous = False
+        self._nodes: frozenset[str] = frozenset()
+        self._replay = False
+        self._off = False
+        self._examples = 0
+
+    @property
+    def off(self) -> bool:
+        """Whether this model's gradients cannot be read at all; the reason was told."""
+        return self._off
+
+    def begin(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, examples: int) -> None:
+        """Prepare for the step that is about to run: calibrate once, or replay where the tap is refused."""
+        self.drop()
+        self._examples = examples
+        start = perf_counter()
+        if not any(p.requires_grad for p in module.parameters()):
+            self._refuse("the module has no trainable parameter, so there are no gradients to measure")
+            return
+        if self._replay:
+            self.sample = self._replayed(trainer, module, batch, batch_idx)
+        elif self._calibration is None:
+            self._calibrate(trainer, module, batch, batch_idx)
+            self.one_off_seconds = perf_counter() - start
+
+    def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        """Ride on the backward that is about to start."""
+        if self._tap is not None or self._replay or self._off or self._calibration is None:
+            return
+        scale = gradient_scale(trainer, module) * (self._examples if self._calibration.sums else 1)
+        tap = GradientTap(module.named_parameters(), self._examples, loss_scale=scale, batch_first=self._layout or None)
+        try:
+            tap.attach(loss)
+        except AmbiguousLayoutError as refusal:
+            if self._ambiguous or replayable(module) is not None:
+                self._fall_back(module, refusal)
+            else:
+                self._calibration, self._ambiguous = None, True  # the next sampled step settles it
+        except UnsupportedGradientError as refusal:
+            self._fall_back(module, refusal)
+        else:
+            self._tap = tap
+
+    def finish(self, module: LightningModule) -> None:
+        """Take what the backward showed."""
+        if self._tap is None:
+            return
+        tap, self._tap = self._tap, None
+        try:
+            sample = tap.finish()
+        except UnsupportedGradientError as refusal:
+            self._fall_back(module, refusal)
+            return
+        nodes = frozenset(layer.node for layer in sample.layers.values())
+        if self._nodes and nodes != self._nodes:
+            self._calibration = None  # another graph may mean other rows: look again at the next sampled step
+        self._nodes = nodes
+        self.sample = sample
+
+    @property
+    def hook_seconds(self) -> float:
+        """Host time that hooks have spent inside the backward so far."""
+        return 0.0 if self._tap is None else self._tap.seconds
+
+    def drop(self) -> None:
+        """Forget an unfinished step and remove its hooks."""
+        if self._tap is not None:
+            self._tap.detach()
+        self._tap = self.sample = None
+        self.one_off_seconds = 0.0
+
+    def _calibrate(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        reason = replayable(module)
+        if reason is not None:
+            self._calibration = Calibration(note=f"not calibrated ({reason}): the loss is taken for a mean")
+            return
+
+        def loss_of(start: int, stop: int) -> Tensor:
+            return replayed_loss(trainer, module, take(batch, start, stop, self._examples), batch_idx)
+
+        parameters = dict(module.named_parameters())
+        try:
+            with isolated(module, guard=True):
+                if self._ambiguous:
+                    self._layout = find_layout(parameters, loss_of, self._examples)
+                self._calibration = calibrate(parameters, loss_of, self._examples)
+        except UnsupportedGradientError as refusal:
+            self._fall_back(module, refusal)
+            return
+        if self._calibration.status == CONTRIBUTION or self._calibration.sums:
+            self.failures.tell(f"per-example gradients: {self._calibration.note}")
+
+    def _replayed(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> GradientSample:
+        count = affordable_examples(module.parameters(), self._examples)
+        with isolated(module, training=module.training, guard=True):
+            return replay_gradients(
+                lambda i: replayed_loss(trainer, module, take(batch, i, i + 1, self._examples), batch_idx),
+                module.named_parameters(),
+                count,
+            )
+
+    def _fall_back(self, module: LightningModule, refusal: UnsupportedGradientError) -> None:
+        """The tap cannot read this model: replay it example by example, or say why that is no way out either."""
+        reason = replayable(module)
+        coupled = [name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        if reason is None and coupled and module.training:
+            reason = f"{coupled[0]} is a BatchNorm, which needs company in training mode"
+        if reason is not None:
+            self._refuse(f"per-example gradients are off: {refusal}; and replay is no way out, {reason}")
+            return
+        self._replay = True
+        self.failures.tell(f"{refusal}; sampled steps replay the batch one example at a time instead, which is slow")
+
+    def _refuse(self, message: str) -> None:
+        self._off = True
+        self.failures.tell(message)

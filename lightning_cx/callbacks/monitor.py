@@ -1,0 +1,151 @@
+"""The callback that shows what a network is learning right now."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info
+from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
+from lightning_cx.callbacks.session import Session
+from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, SpectralBias
+from lightning_cx.probe import ProbeSet
+
+
+class ComplexityMonitor(Callback):
+    """Shows in every logger what the network is learning now: structure or noise, and how its examples agree.
+
+    Add it to any Trainer; the LightningModule stays as it is. Training is not disturbed: weights, optimizer states,
+    random streams, buffers, metrics and your own logs are bit for bit those of a run without the monitor.
+
+    Args:
+        instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum` and `SpectralBias`.
+        every_n_steps: Measure at every n-th batch, whatever it costs; None measures as often as the budget allows.
+        overhead_budget: Share of the wall time that the monitor may spend, between 0 and 1; measured and kept, and
+            logged as `complexity/overhead`. Of no account with `every_n_steps`.
+        probe: The fixed examples for residual spectra; None takes `ProbeSet()`, 512 training examples.
+        strict: Raise where sampling fails, instead of warning once and letting training go on.
+
+    Raises:
+        ValueError: If `every_n_steps` or `overhead_budget` is out of range.
+        TypeError: If `instruments` holds something else than instruments.
+
+    Example:
+        >>> from lightning_cx import ComplexityMonitor
+        >>> ComplexityMonitor(every_n_steps=50)
+        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias; every 50 steps)
+        >>> ComplexityMonitor(overhead_budget=0.05)
+        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias; 5% of the wall time)
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument] | None = None,
+        every_n_steps: int | None = None,
+        overhead_budget: float = 0.02,
+        probe: ProbeSet | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        chosen = [GradientNoise(), GradientSpectrum(), SpectralBias()] if instruments is None else list(instruments)
+        strangers = [type(i).__name__ for i in chosen if not isinstance(i, Instrument)]
+        if strangers or not chosen:
+            raise TypeError(f"instruments must be a list of Instrument objects, got {strangers or 'an empty list'}.")
+        self.instruments = chosen
+        self.every_n_steps = every_n_steps
+        self.overhead_budget = overhead_budget
+        self.probe = ProbeSet() if probe is None else probe
+        self.strict = strict
+        self._schedule: Schedule = (
+            OverheadBudget(overhead_budget) if every_n_steps is None else EveryNSteps(every_n_steps)
+        )
+        self._session: Session | None = None
+        self._module: weakref.ref[LightningModule] | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(i).__name__ for i in self.instruments)
+        budget = f"{self.overhead_budget:.0%} of the wall time"
+        when = budget if self.every_n_steps is None else f"every {self.every_n_steps} steps"
+        return f"{type(self).__name__}({names}; {when})"
+
+    @property
+    def state_key(self) -> str:
+        names = [type(i).__name__ for i in self.instruments]
+        return self._generate_state_key(instruments=names, every_n_steps=self.every_n_steps)
+
+    @property
+    def overhead(self) -> float:
+        """Share of the wall time since the start of training that was spent here; nan before the start."""
+        return math.nan if self._session is None else self._session.ledger.share
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        del trainer
+        if stage != "fit":
+            return
+        if self._module is not None and self._module() is not pl_module:
+            self.probe.forget()  # another model: nothing that was seen of the last one is comparable
+            for instrument in self.instruments:
+                instrument.reset()
+        self._module = weakref.ref(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        # A smoke test should run what the real run will.
+        schedule = EveryNSteps(1) if trainer.fast_dev_run else self._schedule  # type: ignore[attr-defined]
+        self._session = Session(self.instruments, self.probe, schedule, self.strict)
+        self._session.start(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._session is not None and batch is not None:
+            self._session.begin_step(trainer, pl_module, batch, batch_idx)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._session is not None and self._session.sampling:
+            self._session.attach(trainer, pl_module, loss)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del trainer
+        if self._session is not None and self._session.sampling:
+            self._session.finish(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del outputs, batch_idx
+        if self._session is not None and batch is not None:
+            self._session.end_step(trainer, pl_module, batch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if self._session is None:
+            return
+        self._session.end(trainer)
+        for work in self._session.never_done():
+            rank_zero_info(
+                f"lightning_cx: {work} never measured: the run was too short for {self.overhead_budget:.0%} of its "
+                "time. Raise overhead_budget, or pass every_n_steps."
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        del trainer, pl_module, exception
+        self._drop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        del trainer, pl_module, stage
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._session is not None:
+            self._session.sampler.drop()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"probe": self.probe.state_dict(), "instruments": [i.state_dict() for i in self.instruments]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.probe.load_state_dict(state_dict["probe"])
+        for instrument, state in zip(self.instruments, state_dict["instruments"], strict=True):
+            instrument.load_state_dict(state)

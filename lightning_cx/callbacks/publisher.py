@@ -1,0 +1,54 @@
+"""Send readings where people and other callbacks look for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_cx.callbacks._trainer import Trainer, publish, tensorboard_experiments
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.instruments import Reading
+from lightning_cx.instruments.base import Picture
+from lightning_cx.tensorboard.writer import write_histograms, write_layout, write_pictures
+
+
+class Publisher:
+    """Logs scalars and histograms at once, and draws the latest pictures when told to.
+
+    Args:
+        failures: Where refusals are told.
+    """
+
+    def __init__(self, failures: Failures) -> None:
+        self.failures = failures
+        self._tags: set[str] = set()
+        self._pictures: dict[str, Picture] = {}
+        self._step = 0
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there is something to draw that was not drawn yet."""
+        return bool(self._pictures)
+
+    def publish(self, trainer: Trainer, readings: Sequence[Reading], step: int, extra: dict[str, float]) -> None:
+        """Log what was read at one step."""
+        scalars = dict(extra)
+        for reading in readings:
+            scalars.update(reading.scalars)
+            self._pictures.update(reading.pictures)
+            for why in sorted(set(reading.refusals.values())):
+                names = [tag for tag, reason in reading.refusals.items() if reason == why]
+                self.failures.tell(f"{', '.join(names)}: nan, {why}")
+        self._step = step
+        publish(trainer, scalars, step)
+        for experiment in tensorboard_experiments(trainer):
+            if not self._tags.issuperset(scalars):
+                write_layout(experiment, sorted(self._tags.union(scalars)))
+            for reading in readings:
+                write_histograms(experiment, reading.histograms, step)
+        self._tags.update(scalars)
+
+    def draw(self, trainer: Trainer) -> None:
+        """Draw the latest pictures into TensorBoard; without one there is nobody to look at them."""
+        for experiment in tensorboard_experiments(trainer):
+            write_pictures(experiment, self._pictures, self._step)
+        self._pictures = {}

@@ -1,0 +1,236 @@
+"""One fit, seen through the instruments: decides when to look, looks, and keeps the books."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from lightning_cx.callbacks._trainer import (
+    LightningModule,
+    Trainer,
+    batch_size_of,
+    has_tensorboard,
+    log_step,
+    planned_batches,
+    total_batches,
+)
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.gradient_sampler import GradientSampler
+from lightning_cx.callbacks.probe_reader import ProbeReader
+from lightning_cx.callbacks.publisher import Publisher
+from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
+from lightning_cx.instruments import Instrument, Needs, Observation, Reading
+from lightning_cx.probe import ProbeSet
+from lightning_cx.tensorboard import tags
+
+GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds of work that share the budget
+
+WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
+STEP_TIMES = 16  # recent plain steps whose median is the step time
+GRADIENT_STEPS = 1.5  # first guess: a sampled step takes so many plain steps longer
+SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over
+PICTURE_SECONDS = 0.5  # first guess for all pictures, fonts included
+
+
+class Session:
+    """The running state of one fit.
+
+    Args:
+        instruments: What to measure.
+        probe: The fixed examples.
+        schedule: When to measure.
+        strict: Raise where sampling fails.
+    """
+
+    def __init__(self, instruments: Sequence[Instrument], probe: ProbeSet, schedule: Schedule, strict: bool) -> None:
+        self.instruments = instruments
+        self.probe = probe
+        self.schedule = schedule
+        self.ledger = Ledger()
+        self.failures = Failures(strict)
+        self.sampler = GradientSampler(self.failures)
+        self.reader = ProbeReader(probe)
+        self.publisher = Publisher(self.failures)
+        self.sampling = False
+        self._readings: list[Reading] = []
+        self._probe_refused = False
+        self._examples = 0
+        self._largest = 0
+        self._owed = False
+        self._batches = 0
+        self._last_step: int | None = None
+        self._step_started = 0.0
+        self._step_cost = 0.0  # seconds that this step has taken of ours
+        self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
+
+    def start(self, trainer: Trainer) -> None:
+        """Begin the fit: start the clock and look at the training data.
+
+        Raises:
+            ValueError: Under `strict`, if the training data cannot make a probe.
+        """
+        self.ledger.start()
+        with self.ledger.timed():
+            if self._wanted(PROBE):
+                with self._refusing_probe():
+                    self.reader.start(trainer)
+
+    def begin_step(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Before a batch: decide whether to sample it."""
+        self._step_started, self._step_cost = perf_counter(), 0.0
+        self.sampling = False
+        self.sampler.drop()
+        if self.reader.streaming and self._wanted(PROBE):
+            with self._timed(), self.failures.guard(PROBE, last=False):
+                self.probe.keep(batch, batch_size_of(batch))
+        # At most one sample for each optimizer step, however many batches it accumulates.
+        if log_step(trainer) != self._last_step and (self._owed or self._due(GRADIENTS, trainer)):
+            with self._timed(), self.failures.guard(GRADIENTS, last=False):
+                self._begin_sample(trainer, module, batch, batch_idx)
+
+    def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._examples = batch_size_of(batch)
+        self._largest = max(self._largest, self._examples)
+        self._owed = self._examples < SHORT_BATCH * self._largest
+        if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
+            self.sampling, self._last_step = True, log_step(trainer)
+            self.sampler.begin(trainer, module, batch, batch_idx, self._examples)
+
+    def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        """Before a backward of a sampled step."""
+        with self._timed(), self.failures.guard(GRADIENTS, last=False):
+            self.sampler.attach(trainer, module, loss)
+
+    def finish(self, module: LightningModule) -> None:
+        """After a backward of a sampled step."""
+        with self._timed(), self.failures.guard(GRADIENTS):
+            self._step_cost += self.sampler.hook_seconds
+            self.sampler.finish(module)
+
+    def end_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
+        """After a batch: measure what was sampled, read the probe if it is due, and publish."""
+        step = log_step(trainer)
+        if self.sampling:
+            with self._timed():
+                self._measure_gradients(step, batch)
+            self.ledger.book(GRADIENTS, self._step_cost, one_off=self.sampler.one_off_seconds)
+            self.sampler.drop()
+        else:
+            self._watch_plain_step()
+        self.sampling = False
+        if self._due(PROBE, trainer) and not self.reader.streaming:
+            self._read_probe(trainer, module, step)
+        if self._readings:
+            with self.ledger.timed():
+                self.publisher.publish(trainer, self._readings, step, {tags.OVERHEAD: self.ledger.share})
+            self._readings = []
+            if self.publisher.has_pictures and self._due(PICTURES, trainer):
+                self.draw(trainer)
+
+    def end(self, trainer: Trainer) -> None:
+        """At the end of the fit: draw the last pictures if they can be afforded, or if nobody counts."""
+        if self.publisher.has_pictures and (isinstance(self.schedule, EveryNSteps) or self._due(PICTURES, trainer)):
+            self.draw(trainer)
+
+    def draw(self, trainer: Trainer) -> None:
+        """Draw the latest pictures into TensorBoard."""
+        start = perf_counter()
+        with self.failures.guard(PICTURES):
+            self.publisher.draw(trainer)
+        self.ledger.book(PICTURES, perf_counter() - start)
+
+    def never_done(self) -> list[str]:
+        """Kinds of work that were wanted and never done, because the run was too short for the budget."""
+        return [w for w in (GRADIENTS, PROBE) if self._wanted(w) and w not in self.ledger.accounts]
+
+    def _wanted(self, work: str) -> bool:
+        if self.failures.off(work):
+            return False
+        if work == PICTURES:
+            return True
+        live = [i.needs for i in self.instruments if not self.failures.off(type(i).__name__)]
+        if work == GRADIENTS:
+            return not self.sampler.off and any(needs.gram for needs in live)
+        return not self._probe_refused and any(needs.probe for needs in live)
+
+    def _due(self, work: str, trainer: Trainer) -> bool:
+        if not self._wanted(work):
+            return False
+        if isinstance(self.schedule, EveryNSteps):
+            return self.schedule.due(work, total_batches(trainer), {}, 0.0, self.ledger)
+        if not self._step_times:
+            return False
+        step = median(self._step_times)
+        guesses = {
+            GRADIENTS: GRADIENT_STEPS * step,
+            PROBE: self.reader.estimate(step),
+            PICTURES: PICTURE_SECONDS,
+        }
+        estimates = {name: guess for name, guess in guesses.items() if self._wanted(name)}
+        if not has_tensorboard(trainer):
+            estimates.pop(PICTURES, None)
+        planned = step * planned_batches(trainer)
+        return self.schedule.due(work, total_batches(trainer), estimates, planned, self.ledger)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._step_cost += perf_counter() - start
+
+    def _watch_plain_step(self) -> None:
+        self._batches += 1
+        self.ledger.other += self._step_cost
+        if self._batches > WARM_UP_BATCHES:
+            self._step_times.append(perf_counter() - self._step_started - self._step_cost)
+
+    @contextmanager
+    def _refusing_probe(self) -> Iterator[None]:
+        """What a probe says it cannot do on this data or model will not change: tell it once and leave it."""
+        try:
+            yield
+        except ValueError as refusal:
+            if self.failures.strict:
+                raise
+            self._probe_refused = True
+            self.failures.tell(f"the probe is off: {refusal}")
+
+    def _measure_gradients(self, step: int, batch: Any) -> None:
+        sample = self.sampler.sample
+        if sample is None:
+            return
+        features = None
+        if any(i.needs.features for i in self.instruments):
+            try:
+                features = self.probe.features_of(batch, self._examples)
+            except ValueError as refusal:
+                self.failures.tell(f"the examples of a batch cannot be ordered by their inputs: {refusal}")
+        self._measure(Observation(step, gradients=sample, features=features), lambda needs: needs.gram)
+
+    def _read_probe(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        start = perf_counter()
+        one_off = 0.0
+        with self.failures.guard(PROBE), self._refusing_probe():
+            self.reader.prepare()
+            one_off = perf_counter() - start
+            reading = self.reader.read(trainer, module)
+            measuring = perf_counter()
+            self._measure(Observation(step, probe=reading), lambda needs: needs.probe)
+            if self.reader.read_count == 1:
+                one_off += perf_counter() - measuring  # the first reading builds the basis
+        self.ledger.book(PROBE, perf_counter() - start, one_off)
+
+    def _measure(self, observation: Observation, concerned: Callable[[Needs], bool]) -> None:
+        for instrument in self.instruments:
+            name = type(instrument).__name__
+            if concerned(instrument.needs) and not self.failures.off(name):
+                with self.failures.guard(name):
+                    self._readings.append(instrument.measure(observation))

@@ -1,0 +1,105 @@
+"""Find out, once, what the rows of a tap mean on this model: compare a few examples in company with them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_cx.gradients.errors import AmbiguousLayoutError
+from lightning_cx.gradients.replay import replay_gradients
+from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample
+from lightning_cx.gradients.tap import GradientTap
+
+COMPANY = 4  # examples in the batch that is compared; enough to tell N from N^2
+ALONE = 2  # examples that are replayed alone
+AGREEMENT = 0.05  # relative; bfloat16 agrees to .02, a class weight of 1.05 shows
+
+LossOf = Callable[[int, int], Tensor]  # the training loss of examples [start, stop)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a tap's rows mean.
+
+    Attributes:
+        status: `"exact"` where a row is the derivative of the example's own loss, else `"contribution"`.
+        sums: Whether the loss is a sum over examples instead of a mean.
+        batch_first: For parameters whose axis of examples shapes cannot tell, whether it is the first.
+        note: What was seen, in words; empty where nothing is remarkable.
+    """
+
+    status: str = EXACT
+    sums: bool = False
+    batch_first: Mapping[str, bool] = field(default_factory=dict)
+    note: str = ""
+
+
+def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> Calibration:
+    """Compare a tap on a few examples with the same examples replayed one at a time.
+
+    The ratio of the tap's Gram matrix to the replayed one is 1 for a mean over examples, N^2 for a sum, and anything
+    else where examples act on each other's loss: class weights, contrastive losses.
+
+    Args:
+        named_parameters: Trainable and frozen parameters by name.
+        loss_of: The training loss of examples [start, stop); deterministic (dropout off).
+        examples: Number of examples at hand.
+
+    Raises:
+        UnsupportedGradientError: If the tap cannot read this model.
+    """
+    company = min(COMPANY, examples)
+    try:
+        tapped = _tapped(named_parameters, loss_of(0, company), company).gram
+    except AmbiguousLayoutError:  # sequences as long as the company: take one example fewer
+        company = max(1, company - 1)
+        tapped = _tapped(named_parameters, loss_of(0, company), company).gram
+    assert tapped is not None
+    try:
+        alone = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, company)).gram
+    except Exception as error:  # a loss that one example cannot have couples the examples by definition
+        return Calibration(CONTRIBUTION, note=f"one example alone has no loss ({error}): rows are contributions")
+    assert alone is not None
+    seen = tapped[: len(alone), : len(alone)]
+    for sums, scale in ((False, 1), (True, company**2)):
+        if (seen / scale - alone).norm() <= AGREEMENT * alone.norm():
+            note = "the loss is a sum over examples; it was divided out" if sums and company > 1 else ""
+            return Calibration(EXACT, sums=sums and company > 1, note=note)
+    return Calibration(
+        CONTRIBUTION, note="an example's share of the batch loss is not its own loss (weights, in-batch terms)"
+    )
+
+
+def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> dict[str, bool]:
+    """Tell for each parameter whether its first axis holds the examples, where both axes are equally long.
+
+    Taps the whole batch both ways and keeps, for each parameter, the way whose norms agree with two examples
+    replayed alone.
+    """
+    alone = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, examples))
+    errors: dict[bool, dict[str, float]] = {}
+    for first in (True, False):
+        sample = _tapped(named_parameters, loss_of(0, examples), examples, batch_first=first)
+        errors[first] = {}
+        for name, layer in sample.layers.items():
+            truth = alone.layers[name].squared_norms
+            if truth is not None and layer.squared_norms is not None:
+                seen = layer.squared_norms[: len(truth)]
+                errors[first][name] = min(float((seen / scale - truth).norm()) for scale in (1, examples**2))
+    return {name: errors[True][name] <= errors[False].get(name, torch.inf) for name in errors[True]}
+
+
+def _tapped(
+    parameters: Mapping[str, Tensor], loss: Tensor, examples: int, batch_first: bool | None = None
+) -> GradientSample:
+    tap = GradientTap(parameters.items(), examples, per_layer=True, batch_first=batch_first)
+    trainable = [p for p in parameters.values() if p.requires_grad]
+    tap.attach(loss)
+    try:
+        torch.autograd.grad(loss, trainable, allow_unused=True)
+        return tap.finish()
+    finally:
+        tap.detach()

@@ -1,0 +1,74 @@
+"""How large the gradient is, how much its examples disagree, and what batch size that asks for."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import final
+
+import torch
+
+from lightning_cx.functional import gradient_snr, noise_scale, pool_noise_scales
+from lightning_cx.functional.noise import NoiseScale
+from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
+from lightning_cx.tensorboard import tags
+
+POOLED_SAMPLES = 16  # one batch rarely tells signal from noise; 16 narrow the interval fourfold and stay local in time
+
+TAGS = (
+    tags.GRADIENT_NORM,
+    tags.NOISE_SCALE,
+    tags.NOISE_SCALE_LOW,
+    tags.NOISE_SCALE_HIGH,
+    tags.GRADIENT_SNR,
+    tags.EXAMPLE_NORM_P05,
+    tags.EXAMPLE_NORM_P50,
+    tags.EXAMPLE_NORM_P95,
+)
+
+
+@final
+class GradientNoise(Instrument):
+    """Gradient norm, noise scale with its interval, signal-to-noise ratio, and norms of single examples.
+
+    The noise scale is pooled over the last 16 sampled batches: the mean noise over the mean signal. Batches far
+    below it are mostly noise; beyond its upper end larger batches buy little.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[NoiseScale] = deque(maxlen=POOLED_SAMPLES)
+
+    def reset(self) -> None:
+        self._recent.clear()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(gram=True)
+
+    def measure(self, observation: Observation) -> Reading:
+        sample = observation.gradients
+        if sample is None or sample.gram is None:
+            return Reading()
+        gram = sample.gram
+        if not bool(gram.isfinite().all()):
+            why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
+            return Reading(dict.fromkeys(TAGS, torch.nan), refusals=dict.fromkeys(TAGS, why))
+        refusals: dict[str, str] = {}
+        if sample.batch_size > 1:
+            self._recent.append(noise_scale(gram))
+        else:
+            single = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH, tags.GRADIENT_SNR)
+            refusals = dict.fromkeys(single, "a batch of one example shows no spread: use batches of two or more")
+        norms = gram.diagonal().clamp_min(0).sqrt()
+        quantiles = torch.quantile(norms, norms.new_tensor([0.05, 0.5, 0.95])).tolist()
+        scalars = {
+            tags.GRADIENT_NORM: float(gram.mean().clamp_min(0).sqrt()),
+            tags.GRADIENT_SNR: float(gradient_snr(gram)),
+            **dict(zip(TAGS[5:], quantiles, strict=True)),
+        }
+        if self._recent:
+            scale = pool_noise_scales(list(self._recent))
+            values = (float(scale.value), float(scale.low), float(scale.high))
+        else:
+            values = (torch.nan,) * 3
+        scalars.update(zip(TAGS[1:4], values, strict=True))
+        return Reading(scalars, histograms={tags.EXAMPLE_NORMS: norms.cpu()}, refusals=refusals)

@@ -1,0 +1,98 @@
+"""Take batches apart without knowing what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Names under which batches carry what is not an input, lower case.
+NOT_INPUTS = frozenset(
+    {"label", "labels", "target", "targets", "y", "mask", "attention_mask", "token_type_ids", "position_ids"}
+    | {"idx", "index", "indices", "id", "weight", "weights", "sample_weight", "length", "lengths"}
+)
+
+
+def map_batch(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to every leaf of nested lists, tuples, mappings and dataclasses."""
+    if isinstance(batch, Mapping):
+        mapped = {key: map_batch(value, function) for key, value in batch.items()}
+        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_batch(value, function) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map_batch(value, function) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        changes = {f.name: map_batch(getattr(batch, f.name), function) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **changes)
+    return function(batch)
+
+
+def take(batch: Any, start: int, stop: int, examples: int) -> Any:
+    """Cut examples [start, stop) out of a batch of `examples`; leaves that are not per example stay whole."""
+
+    def cut(leaf: Any) -> Any:
+        per_example = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
+        return leaf[start:stop] if per_example else leaf
+
+    if not any(isinstance(leaf, Tensor) for _, leaf in leaves(batch)):
+        raise TypeError(f"cannot take single examples out of a batch of type {type(batch).__name__}")
+    return map_batch(batch, cut)
+
+
+def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a batch with the name of the innermost key or field that holds it."""
+    if isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from leaves(value, str(key))
+    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        for key, value in zip(batch._fields, batch, strict=True):  # type: ignore[attr-defined]
+            yield from leaves(value, key)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from leaves(value, name)
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        for field in dataclasses.fields(batch):
+            yield from leaves(getattr(batch, field.name), field.name)
+    else:
+        yield name, batch
+
+
+def inputs_of(batch: Any, examples: int) -> Tensor:
+    """Return the tensor of a batch that most likely holds the inputs: the first per-example one that is no target.
+
+    Raises:
+        ValueError: If there is none; says to pass `features=`.
+    """
+    tensors = [
+        leaf
+        for name, leaf in leaves(batch)
+        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples and name.lower() not in NOT_INPUTS
+    ]
+    if not tensors:
+        raise ValueError(
+            f"the batch ({type(batch).__name__}) holds no tensor of inputs with {examples} examples along its first "
+            "axis: pass ProbeSet(features=...), a function from a batch to a tensor [n, d]"
+        )
+    return tensors[0]
+
+
+def to_cpu(batch: Any) -> Any:
+    """A copy of a batch in host memory, cut loose from any graph."""
+    return map_batch(batch, lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf)
+
+
+def padded_cat(parts: list[Tensor], value: float = 0) -> Tensor:
+    """Concatenate along the examples; where other axes differ (padded sequences), fill up with `value`."""
+    if len({part.shape[1:] for part in parts}) <= 1:
+        return torch.cat(parts)
+    widest = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    whole = parts[0].new_full((sum(len(part) for part in parts), *widest), value)
+    start = 0
+    for part in parts:
+        whole[(slice(start, start + len(part)), *(slice(0, size) for size in part.shape[1:]))] = part
+        start += len(part)
+    return whole

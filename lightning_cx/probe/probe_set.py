@@ -1,0 +1,197 @@
+"""The fixed examples on which spectra are compared from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_cx.functional.features import as_matrix, default_features
+from lightning_cx.probe.batches import inputs_of, padded_cat, take, to_cpu
+from lightning_cx.probe.isolation import isolated_rng
+from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction, read_chunks
+from lightning_cx.probe.reading import ProbeReading
+
+MIN_EXAMPLES = 128  # fewer leave the upper octaves too short to tell noise from target (THEORY section 5)
+
+
+class ProbeSet:
+    """A few hundred fixed training examples: the yardstick for what the network fits, and what not yet.
+
+    Spectra are comparable in time only on the same examples, so a probe is drawn once, by index, with a generator of
+    its own; the indices go into the checkpoint. From a stream, the first examples that come by are kept.
+
+    Args:
+        size: Number of examples; all of a smaller data set.
+        seed: Seed of the draw, and of random augmentations of the drawn examples.
+        features: A function from a batch to a tensor [n, d] in which neighbours are alike; by default z-scored
+            pixels or columns, bag-of-words counts for token ids. Pass embeddings where raw inputs do not order
+            the target.
+        loss_fn: A function (module, batch) -> losses [n] for models whose `training_step` cannot be replayed
+            (manual optimisation, losses over the batch); by default `training_step` is replayed in isolation.
+
+    Raises:
+        ValueError: If `size` is under 128.
+
+    Example:
+        >>> ProbeSet(size=60)
+        Traceback (most recent call last):
+            ...
+        ValueError: ProbeSet needs at least 128 examples to tell noise from target, got 60: pass a larger size.
+    """
+
+    def __init__(
+        self,
+        size: int = 512,
+        seed: int = 0,
+        features: Callable[[Any], Tensor] | None = None,
+        loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    ) -> None:
+        if size < MIN_EXAMPLES:
+            raise ValueError(
+                f"ProbeSet needs at least {MIN_EXAMPLES} examples to tell noise from target, got {size}: "
+                "pass a larger size."
+            )
+        self.size = size
+        self.seed = seed
+        self.features = features
+        self.loss_fn = loss_fn
+        self.indices: list[int] | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the examples, so that they are drawn anew; chosen indices stay."""
+        self._chunks: list[tuple[Any, int]] = []  # batches in host memory
+        self._alone: tuple[Any, int] | None = None
+        self._wanted = self.size
+        self._feature_matrix: Tensor | None = None
+        self._reduction: Reduction | None = None
+
+    @property
+    def examples(self) -> int:
+        """Number of examples held so far."""
+        return sum(count for _, count in self._chunks)
+
+    @property
+    def chunk_size(self) -> int:
+        """Number of examples in the largest chunk held so far; 1 if there is none."""
+        return max((count for _, count in self._chunks), default=1)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all examples are there."""
+        return self.examples >= self._wanted
+
+    def choose(self, examples: int) -> list[int]:
+        """Choose the indices out of a data set of `examples`, or keep those of a checkpoint that still fit.
+
+        Raises:
+            ValueError: If the data set has fewer than 128 examples.
+        """
+        if examples < MIN_EXAMPLES:
+            raise ValueError(
+                f"ProbeSet needs at least {MIN_EXAMPLES} examples to tell noise from target, got a training set of "
+                f"{examples}: what is measured on the probe is left out."
+            )
+        if self.indices is None or max(self.indices) >= examples:
+            generator = torch.Generator().manual_seed(self.seed)
+            chosen = torch.randperm(examples, generator=generator)[: self.size]
+            self.indices = sorted(chosen.tolist())
+        self._wanted = len(self.indices)
+        return self.indices
+
+    def draw(self, dataset: Any, collate: Callable[[list[Any]], Any], count: int) -> None:
+        """Fetch the next `count` chosen examples as one chunk; call until `complete`.
+
+        Random augmentations inside the data set run on random streams of the probe's own.
+        """
+        assert self.indices is not None, "choose() comes first"
+        start = self.examples
+        some = self.indices[start : start + count]
+        with isolated_rng(self.seed + start):
+            many = getattr(dataset, "__getitems__", None)  # the loader's own way to fetch several at once
+            items = [dataset[index] for index in some] if many is None else many(some)
+            self._chunks.append((collate(items), len(items)))
+            if self._alone is None:
+                self._alone = (collate(items[:1]), 1)
+
+    def keep(self, batch: Any, examples: int) -> None:
+        """Keep a batch of a stream that comes by, cut to what is still missing."""
+        missing = self._wanted - self.examples
+        if missing <= 0 or examples < 1:
+            return
+        count = min(missing, examples)
+        self._chunks.append((to_cpu(take(batch, 0, count, examples) if count < examples else batch), count))
+        if self._alone is None:
+            self._alone = (to_cpu(take(batch, 0, 1, examples)), 1)
+
+    def features_of(self, batch: Any, examples: int) -> Tensor:
+        """Features of any batch by the probe's rule, [examples, d] float64.
+
+        Raises:
+            ValueError: If the batch shows no inputs, only one id each, or `features` returned another shape.
+        """
+        return self._measurable(self._raw_features(batch, examples))
+
+    def _measurable(self, values: Tensor) -> Tensor:
+        """What the user chose is taken as it is; raw inputs are made comparable."""
+        return default_features(values) if self.features is None else as_matrix(values)
+
+    def _raw_features(self, batch: Any, examples: int) -> Tensor:
+        if self.features is None:
+            return inputs_of(batch, examples)
+        with isolated_rng(self.seed), torch.no_grad():
+            values = self.features(batch)
+        if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != examples:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"features must return a tensor [{examples}, d], got {shape}")
+        return values.detach()
+
+    def feature_matrix(self) -> Tensor:
+        """Features of the probe, [n, d] float64, computed once."""
+        if self._feature_matrix is None:
+            parts = [self._raw_features(batch, count) for batch, count in self._chunks]
+            integers = not parts[0].is_floating_point()
+            self._feature_matrix = self._measurable(padded_cat(parts, -1 if integers else 0))
+        return self._feature_matrix
+
+    def read(self, module: nn.Module, replay: LossOf | None, place: Callable[[Any], Any] = lambda b: b) -> ProbeReading:
+        """Pass the probe through the module in isolation and return outputs and residuals.
+
+        Args:
+            module: The model.
+            replay: The training loss of a batch; used where the probe has no `loss_fn`.
+            place: Puts a batch on the model's device.
+
+        Raises:
+            ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found.
+        """
+        loss_fn = self.loss_fn
+        loss_of = replay if loss_fn is None else lambda batch: loss_fn(module, batch)
+        if loss_of is None:
+            raise ValueError(
+                "training_step cannot be replayed under manual optimisation: pass ProbeSet(loss_fn=...), a function "
+                "(module, batch) -> losses [n]"
+            )
+
+        def chunk(held: tuple[Any, int]) -> Callable[[], Chunk]:
+            return lambda: Chunk(place(held[0]), held[1])
+
+        features = self.feature_matrix()
+        if loss_fn is None and self._reduction is None and self._alone is not None:
+            self._reduction = find_reduction(module, chunk(self._chunks[0])(), chunk(self._alone)(), loss_of)
+        reduction = None if loss_fn is not None else self._reduction
+        outputs, residuals, source = read_chunks(module, [chunk(held) for held in self._chunks], loss_of, reduction)
+        coupled = reduction is not None and reduction.coupled
+        return ProbeReading(outputs, residuals, features, coupled, f"output of {source}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The chosen indices, so that a resumed run measures on the same examples."""
+        return {"indices": self.indices, "seed": self.seed, "size": self.size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the indices of a checkpoint."""
+        indices: Sequence[int] | None = state.get("indices")
+        self.indices = None if indices is None else list(indices)
