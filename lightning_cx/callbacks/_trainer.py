@@ -5,35 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  # a dependency of both flavours
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-try:
+if TYPE_CHECKING:
     from lightning.fabric.utilities.apply_func import move_data_to_device
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.loggers import Logger, TensorBoardLogger
     from lightning.pytorch.loggers.logger import DummyLogger
-    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
     from lightning.pytorch.utilities.data import extract_batch_size
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-except ImportError:  # the other flavour of the same package, installed alone
-    from lightning_fabric.utilities.apply_func import move_data_to_device
-    from pytorch_lightning import Callback, LightningModule, Trainer  # pyright: ignore[reportAssignmentType]
-    from pytorch_lightning.loggers import TensorBoardLogger  # pyright: ignore[reportAssignmentType]
-    from pytorch_lightning.loggers.logger import DummyLogger  # pyright: ignore[reportAssignmentType]
-    from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-    from pytorch_lightning.utilities.data import extract_batch_size
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException  # pyright: ignore
-    from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
+else:
+    try:
+        from lightning.fabric.utilities.apply_func import move_data_to_device
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning.pytorch import Callback, LightningModule, Trainer
+        from lightning.pytorch.loggers import Logger, TensorBoardLogger
+        from lightning.pytorch.loggers.logger import DummyLogger
+        from lightning.pytorch.utilities.data import extract_batch_size
+        from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+    except ImportError:  # the other flavour of the same package, installed alone
+        from lightning_fabric.utilities.apply_func import move_data_to_device
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+        from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning.loggers import Logger, TensorBoardLogger
+        from pytorch_lightning.loggers.logger import DummyLogger
+        from pytorch_lightning.utilities.data import extract_batch_size
+        from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 
 __all__ = [
     "Callback",
     "LightningModule",
-    "MisconfigurationException",
     "Trainer",
     "batch_size_of",
     "gradient_scale",
@@ -147,7 +154,8 @@ def replayed_loss(trainer: Trainer, module: LightningModule, batch: Any, batch_i
 def _quiet(trainer: Trainer) -> Iterator[None]:
     """Let what user code sends to `self.logger` vanish."""
     loggers = trainer._loggers
-    trainer._loggers = [DummyLogger() for _ in loggers]
+    silent: list[Logger] = [DummyLogger() for _ in loggers]
+    trainer._loggers = silent
     try:
         yield
     finally:

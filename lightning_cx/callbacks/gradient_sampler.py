@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -96,11 +97,17 @@ class GradientSampler:
         except UnsupportedGradientError as refusal:
             self._fall_back(module, refusal)
             return
+        self.sample = self._as_calibrated(sample)
         nodes = frozenset(layer.node for layer in sample.layers.values())
         if self._nodes and nodes != self._nodes:
             self._calibration = None  # another graph may mean other rows: look again at the next sampled step
         self._nodes = nodes
-        self.sample = sample
+
+    def _as_calibrated(self, sample: GradientSample) -> GradientSample:
+        if self._calibration is None or not self._calibration.note:
+            return sample
+        status = CONTRIBUTION if CONTRIBUTION in (sample.status, self._calibration.status) else sample.status
+        return replace(sample, status=status, notes=(*sample.notes, self._calibration.note))
 
     @property
     def hook_seconds(self) -> float:

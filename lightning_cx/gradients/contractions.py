@@ -211,11 +211,11 @@ COUPLING.update({"NativeBatchNormBackward0": _mixes_examples, "CudnnBatchNormBac
 def _broadcast(site: Site, factor: Callable[[], Tensor | float]) -> Capture:
     """A parameter that is spread over the examples and then shifts or scales them."""
     shape, target = output_shape(site.node), site.operand.shape
-    aligned = (1,) * (len(shape) - len(target)) + target
+    aligned: tuple[int, ...] = (1,) * (len(shape) - len(target)) + target
     layout, name, n = site.layout, site.operand.name, site.batch_size
     stacked = len(shape) > 1 and shape[0] != n and (len(shape) == 2 or shape[1] != n) and shape[0] % n == 0
     axis = 0 if stacked else layout.axis(shape, site.node, name)
-    if aligned[axis] != 1:
+    if aligned[axis : axis + 1] != (1,):
         site.refuse(f"a parameter of shape {target} has an axis of its own for the examples of {shape}")
     rows = layout.split_rows(shape[0], site.node, name) if stacked else None
     summed = [i for i, size in enumerate(aligned) if size == 1 and i != axis]

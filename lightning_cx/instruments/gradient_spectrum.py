@@ -36,15 +36,16 @@ class GradientSpectrum(Instrument):
         if sample is None or sample.gram is None:
             return Reading()
         gram = sample.gram.cpu()
+        nothing = dict.fromkeys(TAGS, torch.nan)
+        if features is None:  # whoever looked for them has said why there are none
+            return Reading(nothing)
         why = None
-        if features is None:
-            why = "no features of the batch could be found: pass ProbeSet(features=...)"
-        elif not bool(gram.isfinite().all()):
+        if not bool(gram.isfinite().all()):
             why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
         elif sample.batch_size < MIN_EXAMPLES:
             why = f"a batch of {sample.batch_size} is too small to order its examples: {MIN_EXAMPLES} are needed"
-        if why is not None or features is None:
-            return Reading(dict.fromkeys(TAGS, torch.nan), refusals=dict.fromkeys(TAGS, why or ""))
+        if why is not None:
+            return Reading(nothing, refusals=dict.fromkeys(TAGS, why))
         spectrum = gradient_spectrum(gram, laplacian_basis(features.cpu()[: len(gram)]))
         median, chance = float(spectrum.whole_median), float(spectrum.null_median)
         scalars = {
