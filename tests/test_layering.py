@@ -1,0 +1,78 @@
+"""The rooms of the house know only what DESIGN lets them know."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightning_cx"
+
+# Which rooms a room may import. `tensorboard.tags` is names only and open to the instruments.
+ALLOWED = {
+    "functional": {"functional"},
+    "gradients": {"functional", "gradients"},
+    "probe": {"functional", "gradients", "probe"},
+    "instruments": {"functional", "gradients", "probe", "instruments", "tensorboard.tags"},
+    "tensorboard": {"functional", "instruments.base", "tensorboard"},
+    "callbacks": {"functional", "gradients", "probe", "instruments", "tensorboard", "callbacks"},
+}
+OUTSIDE = {
+    "functional": {"torch", "scipy", "numpy"},
+    "gradients": {"torch"},
+    "probe": {"torch", "numpy"},
+    "instruments": {"torch"},
+    "tensorboard": {"torch", "numpy", "matplotlib"},
+    "callbacks": {"torch"},
+}
+LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
+STANDARD = __import__("sys").stdlib_module_names
+
+FILES = [path for room in ALLOWED for path in sorted((PACKAGE / room).glob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
+    room = path.parent.name
+    for name in imports(path):
+        top = name.split(".")[0]
+        if top == "lightning_cx":
+            inside = name.removeprefix("lightning_cx.")
+            assert any(inside == a or inside.startswith(a + ".") for a in ALLOWED[room]), f"{room} imports {name}"
+        elif top in LIGHTNING:
+            assert path.name == "_trainer.py", f"{path.name} imports {name}: only callbacks/_trainer.py knows Lightning"
+        else:
+            assert top in OUTSIDE[room] or top in STANDARD or top == "__future__", f"{room} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_attributes_of_a_trainer_are_touched_in_one_file_only(path: Path) -> None:
+    if path.name == "_trainer.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and isinstance(node.value, ast.Name):
+            assert node.value.id not in ("trainer", "pl_module"), f"{path.name}:{node.lineno} touches {node.attr}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_file_is_longer_than_300_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def test_there_are_at_most_15_public_names() -> None:
+    import lightning_cx
+
+    assert set(lightning_cx.__all__) <= set(dir(lightning_cx))
+    assert len(lightning_cx.__all__) <= 15
