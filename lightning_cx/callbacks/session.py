@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,9 +34,11 @@ GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds o
 
 WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
 STEP_TIMES = 16  # recent plain steps whose median is the step time
-GRADIENT_STEPS = 1.5  # first guess: a sampled step takes so many plain steps longer
+GRADIENT_STEPS = 1.5  # first guess: a sampled step takes so many plain steps longer,
+GRADIENT_SECONDS = 0.02  # and this on top: calibration and the first graph of a small convnet took 15 to 50 ms
 SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over
 PICTURE_SECONDS = 0.5  # first guess for all pictures, fonts included
+PICTURE_PAUSE = 30.0  # seconds between pictures where no budget spaces them
 
 
 class Session:
@@ -61,6 +64,9 @@ class Session:
         self._readings: list[Reading] = []
         self._probe_refused = False
         self._examples = 0
+        self._board = False
+        self._pictures_drawn = -math.inf
+        self._step = 0
         self._largest = 0
         self._owed = False
         self._batches = 0
@@ -76,6 +82,7 @@ class Session:
             ValueError: Under `strict`, if the training data cannot make a probe.
         """
         self.ledger.start()
+        self._board = has_tensorboard(trainer)
         with self.ledger.timed():
             if self._wanted(PROBE):
                 with self._refusing_probe():
@@ -115,7 +122,7 @@ class Session:
 
     def end_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """After a batch: measure what was sampled, read the probe if it is due, and publish."""
-        step = log_step(trainer)
+        step = self._step = log_step(trainer)
         if self.sampling:
             with self._timed():
                 self._measure_gradients(step, batch)
@@ -130,17 +137,19 @@ class Session:
             with self.ledger.timed():
                 self.publisher.publish(trainer, self._readings, step, {tags.OVERHEAD: self.ledger.share})
             self._readings = []
-            if self.publisher.has_pictures and self._due(PICTURES, trainer):
-                self.draw(trainer)
+            if self._due(PICTURES, trainer):
+                self._draw(trainer)
 
     def end(self, trainer: Trainer) -> None:
-        """At the end of the fit: draw the last pictures if they can be afforded, or if nobody counts."""
-        if self.publisher.has_pictures and (isinstance(self.schedule, EveryNSteps) or self._due(PICTURES, trainer)):
-            self.draw(trainer)
+        """At the end of the fit: draw the last pictures if they can be afforded, and say what all of it cost."""
+        if isinstance(self.schedule, EveryNSteps):
+            self._pictures_drawn = -math.inf
+        if self._due(PICTURES, trainer):
+            self._draw(trainer)
+        self.publisher.publish(trainer, [], self._step, {tags.OVERHEAD: self.ledger.share})
 
-    def draw(self, trainer: Trainer) -> None:
-        """Draw the latest pictures into TensorBoard."""
-        start = perf_counter()
+    def _draw(self, trainer: Trainer) -> None:
+        start = self._pictures_drawn = perf_counter()
         with self.failures.guard(PICTURES):
             self.publisher.draw(trainer)
         self.ledger.book(PICTURES, perf_counter() - start)
@@ -153,28 +162,28 @@ class Session:
         if self.failures.off(work):
             return False
         if work == PICTURES:
-            return True
+            return self._board
         live = [i.needs for i in self.instruments if not self.failures.off(type(i).__name__)]
         if work == GRADIENTS:
             return not self.sampler.off and any(needs.gram for needs in live)
         return not self._probe_refused and any(needs.probe for needs in live)
 
     def _due(self, work: str, trainer: Trainer) -> bool:
-        if not self._wanted(work):
+        if not self._wanted(work) or (work == PICTURES and not self.publisher.has_pictures):
             return False
         if isinstance(self.schedule, EveryNSteps):
+            if work == PICTURES:  # nobody looks at every step
+                return perf_counter() - self._pictures_drawn > PICTURE_PAUSE
             return self.schedule.due(work, total_batches(trainer), {}, 0.0, self.ledger)
         if not self._step_times:
             return False
         step = median(self._step_times)
         guesses = {
-            GRADIENTS: GRADIENT_STEPS * step,
+            GRADIENTS: GRADIENT_SECONDS + GRADIENT_STEPS * step,
             PROBE: self.reader.estimate(step),
             PICTURES: PICTURE_SECONDS,
         }
         estimates = {name: guess for name, guess in guesses.items() if self._wanted(name)}
-        if not has_tensorboard(trainer):
-            estimates.pop(PICTURES, None)
         planned = step * planned_batches(trainer)
         return self.schedule.due(work, total_batches(trainer), estimates, planned, self.ledger)
 
