@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ OUTSIDE = {
     "callbacks": {"torch"},
 }
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
-STANDARD = __import__("sys").stdlib_module_names
+STANDARD = sys.stdlib_module_names
 
 FILES = [path for room in ALLOWED for path in sorted((PACKAGE / room).glob("*.py"))]
 
@@ -76,3 +78,10 @@ def test_there_are_at_most_15_public_names() -> None:
 
     assert set(lightning_cx.__all__) <= set(dir(lightning_cx))
     assert len(lightning_cx.__all__) <= 15
+
+
+def test_the_rooms_below_the_callbacks_do_not_import_lightning() -> None:
+    rooms = "lightning_cx.functional, lightning_cx.gradients, lightning_cx.probe, lightning_cx.instruments"
+    code = f"import sys, {rooms}; print([m for m in sys.modules if m.split('.')[0] in {LIGHTNING}])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.strip() == "[]"
