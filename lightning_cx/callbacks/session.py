@@ -37,7 +37,7 @@ STEP_TIMES = 16  # recent plain steps whose median is the step time
 GRADIENT_STEPS = 1.5  # first guess: a sampled step takes so many plain steps longer,
 GRADIENT_SECONDS = 0.02  # and this on top: calibration and the first graph of a small convnet took 15 to 50 ms
 SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over
-PICTURE_SECONDS = 0.5  # first guess for all pictures, fonts included
+PICTURE_SECONDS = 0.3  # first guess for both pictures; .25 was measured, fonts included
 PICTURE_PAUSE = 30.0  # seconds between pictures where no budget spaces them
 
 

@@ -1,0 +1,41 @@
+"""From the data of a picture to a figure."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from lightning_cx.instruments.base import ModeScatter, Picture, Spectrogram
+from lightning_cx.tensorboard.mode_scatter import draw_mode_scatter
+from lightning_cx.tensorboard.spectrogram import draw_spectrogram
+
+_DRAW = {Spectrogram: draw_spectrogram, ModeScatter: draw_mode_scatter}
+
+
+def draw(picture: Picture) -> Figure:
+    """Draw a picture, 800 pixels wide, with its title above and the sentence that says how to read it below.
+
+    Neither pyplot nor rcParams are touched or asked: the figure is nobody's current one, needs no closing, and looks
+    the same under every style.
+
+    Args:
+        picture: Data of the picture; zeros, nan and empty data are drawn as what they are.
+
+    Returns:
+        A figure with an Agg canvas: show it in a notebook, `savefig` it, or turn it into an array with
+        `lightning_cx.tensorboard.sheet.pixels`.
+
+    Raises:
+        TypeError: If there is no rule for the type of the picture.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.instruments.base import Spectrogram
+        >>> energy = torch.tensor([[4.0, 4.0], [1.0, 4.0]])
+        >>> figure = draw(Spectrogram([0, 100], energy, ["low", "high"], "Residual", "Low bands go first."))
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['low', 'high']
+    """
+    rule = _DRAW.get(type(picture))
+    if rule is None:
+        raise TypeError(f"no rule to draw a {type(picture).__name__}; known are {[kind.__name__ for kind in _DRAW]}.")
+    return rule(picture)  # pyright: ignore[reportArgumentType]  # each rule takes the type it is filed under

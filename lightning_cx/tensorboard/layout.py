@@ -1,0 +1,65 @@
+"""The custom-scalars tab: which curves belong into one chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from lightning_cx.tensorboard import tags
+
+Chart: TypeAlias = tuple[str, list[str]]
+
+_BAND_PREFIX = tags.residual_band(0)[:-2]
+
+# Category -> chart -> its kind and tags; a margin chart takes a value with its lower and upper end.
+_CHARTS: dict[str, dict[str, Chart]] = {
+    "What is being learned": {
+        "complexity of residual and gradient (.5 is noise)": (
+            "Multiline",
+            [tags.RESIDUAL_MEDIAN, tags.GRADIENT_MEDIAN, tags.GRADIENT_MEDIAN_CHANCE_LOW],
+        ),
+        "residual energy": ("Multiline", [tags.RESIDUAL_ENERGY]),
+        "spectral bias index": ("Multiline", [tags.SPECTRAL_BIAS_INDEX]),
+    },
+    "How the examples agree": {
+        "noise scale with 95% interval (examples)": (
+            "Margin",
+            [tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH],
+        ),
+        "gradient norms of examples: 5%, 50%, 95%": (
+            "Multiline",
+            [tags.EXAMPLE_NORM_P05, tags.EXAMPLE_NORM_P50, tags.EXAMPLE_NORM_P95],
+        ),
+        "gradient norm of the batch": ("Multiline", [tags.GRADIENT_NORM]),
+        "signal to noise of one example": ("Multiline", [tags.GRADIENT_SNR]),
+        "modes that share the gradient": ("Multiline", [tags.PARTICIPATION_RATIO]),
+    },
+    "What it costs": {"share of the wall time": ("Multiline", [tags.OVERHEAD])},
+}
+
+
+def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
+    """Lay out the custom-scalars tab for the tags that are there, as `SummaryWriter.add_custom_scalars` takes it.
+
+    Args:
+        there: Tags that the run logs.
+
+    Returns:
+        Charts by category; a chart lists only tags that are there, and is left out where none is. A margin chart
+        needs all three of its tags.
+
+    Example:
+        >>> custom_scalars_layout(["complexity/overhead", "train_loss"])
+        {'What it costs': {'share of the wall time': ['Multiline', ['complexity/overhead']]}}
+    """
+    logged = set(there)
+    charts = {category: dict(of_category) for category, of_category in _CHARTS.items()}
+    bands = sorted(tag for tag in logged if tag.startswith(_BAND_PREFIX))
+    charts["What is being learned"]["residual energy by band, simple (low) to complex (high)"] = ("Multiline", bands)
+    layout: dict[str, dict[str, list]] = {}
+    for category, of_category in charts.items():
+        for title, (kind, wanted) in of_category.items():
+            kept = [tag for tag in wanted if tag in logged]
+            if kept and (kind != "Margin" or len(kept) == len(wanted)):
+                layout.setdefault(category, {})[title] = [kind, kept]
+    return layout

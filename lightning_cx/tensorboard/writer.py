@@ -1,0 +1,52 @@
+"""Put pictures, histograms and the layout into a TensorBoard event file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from lightning_cx.instruments.base import Picture
+from lightning_cx.tensorboard.figures import draw
+from lightning_cx.tensorboard.layout import custom_scalars_layout
+from lightning_cx.tensorboard.sheet import pixels
+
+
+def write_pictures(experiment: SummaryWriter, pictures: Mapping[str, Picture], step: int) -> None:
+    """Draw pictures and write them as images; pyplot and its state are left alone.
+
+    Args:
+        experiment: The writer of a TensorBoard run; other loggers' experiments are not taken.
+        pictures: Data of the pictures by tag.
+        step: Step number.
+    """
+    for tag, picture in pictures.items():
+        experiment.add_image(tag, pixels(draw(picture)), global_step=step, dataformats="HWC")
+
+
+def write_histograms(experiment: SummaryWriter, histograms: Mapping[str, Tensor], step: int) -> None:
+    """Write histograms of the finite values; nothing where none is.
+
+    Args:
+        experiment: The writer of a TensorBoard run.
+        histograms: Values by tag.
+        step: Step number.
+    """
+    for tag, values in histograms.items():
+        finite = values[torch.isfinite(values)]
+        if finite.numel():
+            experiment.add_histogram(tag, finite, global_step=step)
+
+
+def write_layout(experiment: SummaryWriter, there: Iterable[str]) -> None:
+    """Write the layout of the custom-scalars tab for the tags that are there.
+
+    Args:
+        experiment: The writer of a TensorBoard run.
+        there: Tags that the run logs.
+    """
+    layout = custom_scalars_layout(there)
+    if layout:
+        experiment.add_custom_scalars(layout)
