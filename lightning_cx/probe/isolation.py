@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import random
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-_SHARED = frozenset({"_parameters", "_modules"})  # what the module is made of stays; the dictionaries are copied
+from lightning_cx.probe.snapshot import Snapshot
 
 
 @contextmanager
@@ -31,11 +30,12 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         >>> bool((torch.get_rng_state() == before).all())
         True
     """
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch_state, put_back = torch.get_rng_state(), _device_streams(seed)
     try:
         if seed is not None:
-            torch.manual_seed(seed)
+            # Not torch.manual_seed: it also seeds devices that are not in use yet, for the day they will be.
+            torch.default_generator.manual_seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy stream is the one that user code draws from
             random.seed(seed)
         yield
@@ -43,54 +43,72 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        for undo in put_back:
+            undo()
+
+
+def _device_streams(seed: int | None) -> list[Callable[[], None]]:
+    """Seed the accelerators that are in use; returns what puts their streams back."""
+    undo: list[Callable[[], None]] = []
+    for device in (torch.cuda, torch.xpu):
+        if device.is_available() and device.is_initialized():
+            states = device.get_rng_state_all()
+            undo.append(lambda set_all=device.set_rng_state_all, states=states: set_all(states))
+            if seed is not None:
+                device.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        state = torch.mps.get_rng_state()
+        undo.append(lambda: torch.mps.set_rng_state(state))
+        if seed is not None:
+            torch.mps.manual_seed(seed)
+    return undo
 
 
 @contextmanager
 def isolated(module: nn.Module, training: bool = False, seed: int = 0, guard: bool = False) -> Iterator[None]:
     """Let a module run inside the block as if it had never run.
 
-    While the block runs, the module and its submodules work on copies of their buffers, torchmetrics states and
-    plain attributes; afterwards the originals are back, untouched. `log` and `log_dict` are mute, random streams and
-    train/eval modes are put back. Use `torch.autograd.grad` inside, never `.backward()`, and `.grad` stays too.
+    Whatever can be reached from the module through attributes and containers (buffers, torchmetrics states, lists,
+    dictionaries, arrays, plain objects, generators, hooks, modes) is put back afterwards, and no tensor is written
+    to: inside the block, clones stand in the place of all tensors that are not parameters. `log` and `log_dict` are
+    mute, `.grad` is None inside and back afterwards, random streams too.
 
-    Tensors that stand directly in lists are shared, not copied: appending to a list leaves no trace, changing an
-    element in place would.
+    Out of reach: globals, files, iterators, the trainer, what a library of loggers or threads holds, and in-place
+    changes of elements that lie ten thousand places before the end of a list.
 
     Args:
         module: The module, for example a LightningModule.
-        training: Mode inside the block; eval by default.
+        training: Mode inside the block; eval by default. A module that is in training mode already keeps the modes
+            of its submodules, so that a frozen part stays in eval mode.
         seed: Seed of the random streams inside the block.
-        guard: Keep a copy of the parameters as well and put them back should the block change them in place.
+        guard: Keep a copy of the parameters as well and put them back should the block change them in place. This
+            also sees changes through `.data`, which leave no other sign.
 
     Raises:
         RuntimeError: If the block changed parameters in place; with `guard` they are put back first.
     """
-    saved = [(part, part.__dict__.copy()) for part in module.modules()]
-    versions = [(p, p._version, p.detach().clone() if guard else None) for p in module.parameters()]
-    memo: dict[int, Any] = {}
+    snapshot = Snapshot()
+    kept: list[_Kept] = []
     with isolated_rng(seed):
         try:
-            for part, _ in saved:
-                for name, value in part.__dict__.items():
-                    part.__dict__[name] = value.copy() if name in _SHARED else _copied(value, memo)
+            snapshot.take(module)
+            for parameter in snapshot.parameters:  # one by one: memory may run out half way
+                kept.append(_Kept(parameter, guard))  # noqa: PERF401
+            for part in module.modules():
                 if hasattr(type(part), "log") and hasattr(type(part), "log_dict"):
                     part.__dict__["log"] = part.__dict__["log_dict"] = _mute
-            module.train(training)
+            if not (training and module.training):
+                module.train(training)
             yield
         finally:
-            for part, attributes in saved:
-                part.__dict__.clear()
-                part.__dict__.update(attributes)
-            changed = [(p, original) for p, version, original in versions if p._version != version]
-            for p, original in changed:
-                if original is not None:
-                    p.data.copy_(original)
+            snapshot.restore()
+            changed = [one.parameter for one in kept if one.put_back()]
     if changed:
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
         raise RuntimeError(
-            "running training_step again changed parameters in place, so it cannot be replayed without disturbing "
-            "training: give the probe an explicit loss_fn(module, batch) instead"
+            "running training_step again changed parameters in place "
+            f"({len(changed)} of them, {names.get(id(changed[0]), 'one outside named_parameters')} first), so it "
+            "cannot be replayed without disturbing training: give the probe an explicit loss_fn(module, batch) instead"
         )
 
 
@@ -98,26 +116,48 @@ def _mute(*args: object, **kwargs: object) -> None:
     del args, kwargs
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Copy tensors and containers, share everything else; what was one object stays one object."""
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, nn.Parameter | nn.Module):
-        return value
-    if isinstance(value, Tensor):
-        result = value.detach().clone().requires_grad_(value.requires_grad) if value.is_leaf else value
-        memo[id(value)] = result
-    elif isinstance(value, dict):
-        result = memo[id(value)] = copy.copy(value)
-        for key, item in value.items():
-            result[key] = _copied(item, memo)
-    elif isinstance(value, list | deque):
-        result = memo[id(value)] = copy.copy(value)
-        for index, item in enumerate(value):
-            if isinstance(item, dict | list | deque | set):
-                result[index] = _copied(item, memo)
-    elif isinstance(value, set):
-        result = memo[id(value)] = copy.copy(value)
-    else:
-        result = value
-    return result
+class _Kept:
+    """One parameter as it was: its version, gradient and hooks, and with `guard` its values."""
+
+    def __init__(self, parameter: nn.Parameter, guard: bool) -> None:
+        self.parameter = parameter
+        self._trainable, self._gradient = parameter.requires_grad, parameter.grad
+        self._hooks: dict[int, Any] | None = parameter._backward_hooks
+        self._hooks_inside = dict(self._hooks or {})
+        # Exists to hide a change from autograd; here there is nothing to hide once the values are back.
+        self._version = _unsafe_preserve_version_counter(parameter)
+        self._seen, self._place = parameter._version, parameter.data
+        self._values = parameter.detach().clone() if guard else None
+        parameter.grad = None
+
+    def put_back(self) -> bool:
+        """Put everything back; returns whether the values had changed."""
+        parameter, values = self.parameter, self._values
+        moved = parameter.shape != self._place.shape or parameter.data_ptr() != self._place.data_ptr()
+        if moved:
+            parameter.data = self._place
+        changed = parameter._version != self._seen or (values is not None and not _same_bits(parameter, values))
+        if changed and values is not None:
+            parameter.data.copy_(values)
+            self._version.__exit__(None, None, None)
+        if parameter.requires_grad != self._trainable:
+            parameter.requires_grad_(self._trainable)
+        if parameter.grad is not self._gradient:
+            parameter.grad = self._gradient
+        if self._hooks is None and parameter._backward_hooks is not None:
+            parameter._backward_hooks = None
+        elif self._hooks is not None and self._hooks != self._hooks_inside:
+            self._hooks.clear()
+            self._hooks.update(self._hooks_inside)
+        return changed or moved
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    # Equal values suffice nearly always; only NaN, which is unlike itself, needs the bits.
+    one = one.detach()
+    if torch.equal(one, other):
+        return True
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(one.element_size())
+    return integers is not None and torch.equal(one.contiguous().view(integers), other.contiguous().view(integers))
