@@ -38,7 +38,7 @@ GRADIENT_STEPS = 1.5  # first guess: a sampled step takes so many plain steps lo
 GRADIENT_SECONDS = 0.02  # and this on top: calibration and the first graph of a small convnet took 15 to 50 ms
 SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over
 PICTURE_SECONDS = 0.3  # first guess for both pictures; .25 was measured, fonts included
-PICTURE_PAUSE = 30.0  # seconds between pictures where no budget spaces them
+PICTURE_PAUSE = 30.0  # seconds between pictures; the last come at the end of the run
 
 
 class Session:
@@ -82,6 +82,7 @@ class Session:
             ValueError: Under `strict`, if the training data cannot make a probe.
         """
         self.ledger.start()
+        self._pictures_drawn = perf_counter()
         self._board = has_tensorboard(trainer)
         with self.ledger.timed():
             if self._wanted(PROBE):
@@ -123,6 +124,7 @@ class Session:
     def end_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """After a batch: measure what was sampled, read the probe if it is due, and publish."""
         step = self._step = log_step(trainer)
+        self._batches += 1
         if self.sampling:
             with self._timed():
                 self._measure_gradients(step, batch)
@@ -142,8 +144,7 @@ class Session:
 
     def end(self, trainer: Trainer) -> None:
         """At the end of the fit: draw the last pictures if they can be afforded, and say what all of it cost."""
-        if isinstance(self.schedule, EveryNSteps):
-            self._pictures_drawn = -math.inf
+        self._pictures_drawn = -math.inf
         if self._due(PICTURES, trainer):
             self._draw(trainer)
         self.publisher.publish(trainer, [], self._step, {tags.OVERHEAD: self.ledger.share})
@@ -171,9 +172,11 @@ class Session:
     def _due(self, work: str, trainer: Trainer) -> bool:
         if not self._wanted(work) or (work == PICTURES and not self.publisher.has_pictures):
             return False
+        if work == PICTURES and perf_counter() - self._pictures_drawn < PICTURE_PAUSE:
+            return False
         if isinstance(self.schedule, EveryNSteps):
-            if work == PICTURES:  # nobody looks at every step
-                return perf_counter() - self._pictures_drawn > PICTURE_PAUSE
+            if work == PICTURES:
+                return True
             return self.schedule.due(work, total_batches(trainer), {}, 0.0, self.ledger)
         if not self._step_times:
             return False
@@ -184,7 +187,9 @@ class Session:
             PICTURES: PICTURE_SECONDS,
         }
         estimates = {name: guess for name, guess in guesses.items() if self._wanted(name)}
-        planned = step * planned_batches(trainer)
+        # Wall time per batch counts loading and validation too, but takes a while to forget the first batches.
+        per_batch = self.ledger.elapsed / self._batches if self._batches > STEP_TIMES else step
+        planned = per_batch * planned_batches(trainer)
         return self.schedule.due(work, total_batches(trainer), estimates, planned, self.ledger)
 
     @contextmanager
@@ -196,7 +201,6 @@ class Session:
             self._step_cost += perf_counter() - start
 
     def _watch_plain_step(self) -> None:
-        self._batches += 1
         self.ledger.other += self._step_cost
         if self._batches > WARM_UP_BATCHES:
             self._step_times.append(perf_counter() - self._step_started - self._step_cost)
