@@ -1,0 +1,83 @@
+"""What is written can be read back, from the file and from a real server."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from _tensorboard import read_events, serve
+from matplotlib import pyplot as plt
+from PIL import Image
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from test_figures import scatter, spectrogram
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from lightning_cx.tensorboard import tags
+from lightning_cx.tensorboard.layout import custom_scalars_layout
+from lightning_cx.tensorboard.writer import write_histograms, write_layout, write_pictures
+
+ALL_TAGS = [value for name, value in vars(tags).items() if name.isupper() and isinstance(value, str)] + [
+    tags.residual_band(i) for i in range(10)
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    writer = SummaryWriter(str(tmp_path / "run"))
+    write_pictures(writer, {tags.RESIDUAL_SPECTROGRAM: spectrogram(), tags.GRADIENT_SPECTRUM: scatter()}, step=5)
+    values = torch.tensor([1.0, 2.0, float("nan"), float("inf"), 3.0])
+    write_histograms(writer, {tags.EXAMPLE_NORMS: values, "nothing": values[2:4]}, step=5)
+    write_layout(writer, ALL_TAGS)
+    for tag in (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH):
+        writer.add_scalar(tag, 1.0, 5)
+    writer.close()
+    return tmp_path
+
+
+def test_pictures_come_back_as_images_of_the_right_size(run: Path) -> None:
+    figures = plt.get_fignums()
+    events = read_events(run / "run")
+    for tag in (tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM):
+        (image,) = events.Images(tag)
+        assert image.step == 5
+        assert Image.open(io.BytesIO(image.encoded_image_string)).size == (image.width, image.height)
+        assert image.width == 800
+    assert plt.get_fignums() == figures
+
+
+def test_histograms_hold_the_finite_values_only(run: Path) -> None:
+    events = read_events(run / "run")
+    assert events.Tags()["histograms"] == [tags.EXAMPLE_NORMS]
+    (histogram,) = events.Histograms(tags.EXAMPLE_NORMS)
+    assert (histogram.histogram_value.num, histogram.histogram_value.sum) == (3, 6)
+
+
+def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) -> None:
+    (event,) = read_events(run / "run").Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: chart for category in layout.category for chart in category.chart}
+    (series,) = next(c for title, c in charts.items() if "noise scale" in title).margin.series
+    assert (series.value, series.lower, series.upper) == (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH)
+    listed = [tag for chart in charts.values() for tag in chart.multiline.tag]
+    assert len(listed) == len(set(listed))
+    pictures = {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM, tags.EXAMPLE_NORMS}
+    assert set(listed) | {series.value, series.lower, series.upper} == set(ALL_TAGS) - pictures
+
+
+def test_charts_list_only_what_is_there() -> None:
+    assert custom_scalars_layout([]) == {}
+    assert custom_scalars_layout(["train_loss"]) == {}
+    assert custom_scalars_layout([tags.NOISE_SCALE]) == {}  # an interval needs its ends
+    layout = custom_scalars_layout([tags.EXAMPLE_NORM_P50, tags.EXAMPLE_NORM_P05])
+    ((_, chart),) = layout["How the examples agree"].items()
+    assert chart == ["Multiline", [tags.EXAMPLE_NORM_P05, tags.EXAMPLE_NORM_P50]]
+
+
+def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path) -> None:
+    with serve(run) as get:
+        assert tags.NOISE_SCALE in get("data/plugin/scalars/tags")["run"]
+        assert set(get("data/plugin/images/tags")["run"]) == {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM}
+        titles = [category["title"] for category in get("data/plugin/custom_scalars/layout")["category"]]
+    assert titles == ["What is being learned", "How the examples agree", "What it costs"]
