@@ -12,30 +12,26 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  #
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_cx.probe.batches import leaves
+
 if TYPE_CHECKING:
     from lightning.fabric.utilities.apply_func import move_data_to_device
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers import Logger, TensorBoardLogger
     from lightning.pytorch.loggers.logger import DummyLogger
-    from lightning.pytorch.utilities.data import extract_batch_size
     from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 else:
     try:
         from lightning.fabric.utilities.apply_func import move_data_to_device
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.pytorch import Callback, LightningModule, Trainer
         from lightning.pytorch.loggers import Logger, TensorBoardLogger
         from lightning.pytorch.loggers.logger import DummyLogger
-        from lightning.pytorch.utilities.data import extract_batch_size
         from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
     except ImportError:  # the other flavour of the same package, installed alone
         from lightning_fabric.utilities.apply_func import move_data_to_device
-        from lightning_fabric.utilities.exceptions import MisconfigurationException
         from pytorch_lightning import Callback, LightningModule, Trainer
         from pytorch_lightning.loggers import Logger, TensorBoardLogger
         from pytorch_lightning.loggers.logger import DummyLogger
-        from pytorch_lightning.utilities.data import extract_batch_size
         from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 
 __all__ = [
@@ -88,15 +84,17 @@ def gradient_scale(trainer: Trainer, module: LightningModule) -> float:
 
 
 def batch_size_of(batch: Any) -> int:
-    """Number of examples in a batch, as Lightning finds it.
+    """Number of examples in a batch: the length of its first tensor.
+
+    Lightning's own look at a batch warns where tensors differ in length, which is no concern of the user's here.
 
     Raises:
-        ValueError: If no tensor in the batch shows it.
+        ValueError: If the batch holds no tensor with an axis.
     """
-    try:
-        return int(extract_batch_size(batch))
-    except (MisconfigurationException, RecursionError) as error:
-        raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear") from error
+    for _, leaf in leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return leaf.shape[0]
+    raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear")
 
 
 def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], int] | None:
