@@ -125,3 +125,26 @@ class BagOfWords(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.table(ids).mean(1))
+
+
+class Computing(nn.Module):
+    """Any function of an input and named parameters, buffers and layers: `Computing(lambda m, x: x * m.p, p=...)`."""
+
+    def __init__(self, compute: Callable[..., Tensor], **parts: Tensor | nn.Module) -> None:
+        super().__init__()
+        self.compute = compute
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+            elif isinstance(part, nn.Parameter):
+                self.register_parameter(name, part)
+            else:
+                self.register_buffer(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self, x)
+
+
+def mean_square(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A loss of outputs alone, the mean over examples."""
+    return module(x).pow(2).flatten(1).mean(1).mean()

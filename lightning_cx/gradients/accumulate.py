@@ -41,6 +41,7 @@ class Accumulator:
     nodes: dict[str, list[str]] = field(default_factory=dict)
     layers: dict[str, LayerGradients] = field(default_factory=dict)
     dtypes: set[torch.dtype] = field(default_factory=set)
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of each Gram matrix: all entries, diagonal
     gram: Tensor | None = None
     squared_norms: Tensor | None = None
     projections: Tensor | None = None
@@ -79,6 +80,8 @@ class Accumulator:
     def _contract(self, name: str, use: Use) -> None:
         request = self.request
         gram = use.gram().double() if request.gram else None
+        if gram is not None:
+            self.sums[name] = torch.stack([gram.sum(), gram.diagonal().sum()])
         norms = None
         if request.norms:
             norms = use.squared_norms().double() if gram is None else gram.diagonal()

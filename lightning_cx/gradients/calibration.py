@@ -54,9 +54,9 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
     company = min(COMPANY, examples)
     try:
         tapped = _tapped(named_parameters, loss_of(0, company), company).gram
-    except AmbiguousLayoutError:  # sequences as long as the company: take one example fewer
-        company = max(1, company - 1)
-        tapped = _tapped(named_parameters, loss_of(0, company), company).gram
+    except AmbiguousLayoutError:  # sequences as long as the company
+        layout = find_layout(named_parameters, loss_of, company)
+        tapped = _tapped(named_parameters, loss_of(0, company), company, layout).gram
     assert tapped is not None
     try:
         alone = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, company)).gram
@@ -93,7 +93,10 @@ def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, example
 
 
 def _tapped(
-    parameters: Mapping[str, Tensor], loss: Tensor, examples: int, batch_first: bool | None = None
+    parameters: Mapping[str, Tensor],
+    loss: Tensor,
+    examples: int,
+    batch_first: bool | Mapping[str, bool] | None = None,
 ) -> GradientSample:
     tap = GradientTap(parameters.items(), examples, per_layer=True, batch_first=batch_first)
     trainable = [p for p in parameters.values() if p.requires_grad]

@@ -40,7 +40,10 @@ class Site:
 
     def split(self, shape: tuple[int, ...], keep: int) -> Callable[[Tensor], Tensor]:
         """How to bring tensors of `shape`, whose last `keep` axes may differ, to [N, T, ...] in working precision."""
-        split = self.layout.split_leading(shape, keep, self.node, self.operand.name)
+        lead = shape[: len(shape) - keep]
+        if not lead:
+            self.refuse(f"it spans every axis of {shape}, examples included")
+        split = self.layout.split(lead, self.node, self.operand.name)
         return lambda tensor: split(working(tensor))
 
     def require_batch_first(self, shape: tuple[int, ...]) -> None:
@@ -79,7 +82,7 @@ def plan(site: Site) -> Capture:
 def _addmm(site: Site) -> Capture:
     node = site.node
     split = site.split(output_shape(node), 1)
-    if site.operand.index == 0 and len(site.operand.shape) == 1 and node._saved_beta == 1:
+    if site.operand.index == 0 and site.operand.shape == output_shape(node)[1:] and node._saved_beta == 1:
         return lambda gradient: Rows(split(gradient).sum(1))
     if site.operand.index == 2 and node._saved_alpha == 1:
         return lambda gradient: Products(split(node._saved_mat1), split(gradient))
@@ -130,13 +133,13 @@ def _embedding(site: Site) -> Capture:
     node, entries = site.node, site.operand.shape[0]
     if node._saved_scale_grad_by_freq:
         site.refuse("scale_grad_by_freq divides by counts over the whole batch")
-    site.require_batch_first(output_shape(node))
+    lead = output_shape(node)[:-1]
+    split = site.layout.split(lead, node, site.operand.name)
 
     def capture(gradient: Tensor) -> Use:
-        indices = node._saved_indices.reshape(site.batch_size, -1)
-        outputs = working(gradient).reshape(site.batch_size, indices.shape[1], -1)
-        if node._saved_padding_idx >= 0:
-            outputs = outputs * (indices != node._saved_padding_idx).unsqueeze(2)
+        indices, outputs = split(node._saved_indices.reshape(lead)), split(working(gradient))
+        if node._saved_padding_idx >= 0:  # not a product: what arrives at padding may be infinite
+            outputs = outputs.masked_fill((indices == node._saved_padding_idx).unsqueeze(2), 0)
         return Lookup(indices, outputs, entries)
 
     return capture
@@ -210,23 +213,33 @@ COUPLING.update({"NativeBatchNormBackward0": _mixes_examples, "CudnnBatchNormBac
 
 def _broadcast(site: Site, factor: Callable[[], Tensor | float]) -> Capture:
     """A parameter that is spread over the examples and then shifts or scales them."""
-    shape, target = output_shape(site.node), site.operand.shape
+    shape, target, n = output_shape(site.node), site.operand.shape, site.batch_size
     aligned: tuple[int, ...] = (1,) * (len(shape) - len(target)) + target
-    layout, name, n = site.layout, site.operand.name, site.batch_size
-    stacked = len(shape) > 1 and shape[0] != n and (len(shape) == 2 or shape[1] != n) and shape[0] % n == 0
-    axis = 0 if stacked else layout.axis(shape, site.node, name)
-    if aligned[axis : axis + 1] != (1,):
+    lead = _leading(shape, aligned, n)
+    if lead is None:
         site.refuse(f"a parameter of shape {target} has an axis of its own for the examples of {shape}")
-    rows = layout.split_rows(shape[0], site.node, name) if stacked else None
-    summed = [i for i, size in enumerate(aligned) if size == 1 and i != axis]
+    time_first = aligned[0] != 1
+    split = None if time_first else site.layout.split(shape[:lead], site.node, site.operand.name)
+    summed = [axis for axis, size in enumerate(aligned) if size == 1 and axis >= lead]
 
     def capture(gradient: Tensor) -> Use:
-        values = working(gradient * factor())
+        scale = factor()
+        values = working(gradient) * (working(scale) if isinstance(scale, Tensor) else scale)
         values = values.sum(summed, keepdim=True) if summed else values
-        values = rows(values).sum(1) if rows else values.movedim(axis, 0)
+        values = values.movedim(1, 0) if split is None else split(values).sum(1)
         return Rows(values.reshape(n, *target))
 
     return capture
+
+
+def _leading(shape: tuple[int, ...], aligned: tuple[int, ...], n: int) -> int | None:
+    """How many leading axes hold examples and positions; where a parameter has an axis of its own they do not."""
+    if aligned[:1] != (1,):
+        return 2 if shape[1:2] == (n,) and aligned[1] == 1 else None
+    ones = next((axis for axis, size in enumerate(aligned) if size != 1), None)
+    if ones is not None:
+        return ones
+    return 2 if len(shape) > 2 or (len(shape) == 2 and shape[1] == n != shape[0]) else 1  # a scalar
 
 
 @rule("AddBackward0", "SubBackward0")

@@ -76,11 +76,12 @@ def _sample(module: nn.Module, loss: Tensor, batch_size: int | None, gram: bool)
     if batch_size is None:
         batch_size = infer_batch_size(loss)
     tap = GradientTap(module.named_parameters(), batch_size, gram=gram, norms=not gram)
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     tap.attach(loss)
     try:
-        for gradient in torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True):
-            tap.compare_with(gradient)  # nothing is accumulated here, so the tap's own hook does not see it
+        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            tap.compare_with(name, gradient)  # nothing is accumulated here, so the tap's own hook does not see it
         return tap.finish()
     finally:
         tap.detach()

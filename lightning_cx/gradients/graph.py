@@ -141,7 +141,8 @@ def _is_table(graph: Graph, node: Node, batch_size: int) -> bool:
         return False
     shape = output_shape(node)
     if len(shape) < 2 or shape[0] != batch_size:
-        return True
+        time_first = len(shape) > 2 and shape[0] > 1 and shape[1] == batch_size
+        return not time_first
     # One index per example and one per position look alike when both are N long: a table is broadcast.
     return any(
         len(output_shape(parent)) > len(shape) and parent.name() in ("AddBackward0", "MulBackward0")
@@ -167,18 +168,35 @@ _OF_ONE_TENSOR = frozenset(
 
 
 def is_penalty(graph: Graph, node: Node) -> bool:
-    """Whether a node leads from one parameter to a number without meeting data, like a weight penalty."""
+    """Whether a node leads from one parameter to a summand of the loss without meeting data, like a weight penalty."""
     while node.name() in _OF_ONE_TENSOR:
         inputs = {child for child, _ in node.next_functions}
         if len(inputs) != 1 or None in inputs:
             return False
         if output_shape(node) == ():
-            return True
+            return _is_summand(graph, node)
         parents = {parent for parent, _, _ in graph.parents.get(node, [])}
         if len(parents) != 1:
             return False
         node = parents.pop()
     return False
+
+
+def _is_summand(graph: Graph, node: Node) -> bool:
+    """Whether a number is only scaled and added on its way to the loss: one that scales data is no penalty."""
+    waiting = [(node, False)]
+    while waiting:
+        node, joined = waiting.pop()  # once the data's loss has joined, only constant factors leave the sum a sum
+        for parent, _, _ in graph.parents.get(node, []):
+            children = [child for child, _ in parent.next_functions]
+            single = len({child for child in children if child is not None}) == 1
+            factor = parent.name() in ("MulBackward0", "DivBackward0") and single and (None in children or not joined)
+            function = parent.name() in _OF_ONE_TENSOR and single and not joined
+            summed = parent.name() in ("AddBackward0", "SubBackward0", "NegBackward0")
+            if output_shape(parent) != () or not (factor or function or summed):
+                return False
+            waiting.append((parent, joined or not single))
+    return True
 
 
 def hides_parameters(graph: Graph) -> str | None:

@@ -19,79 +19,87 @@ class Layout:
     Args:
         graph: The graph that the nodes belong to.
         batch_size: Number of examples N.
-        batch_first: Answer where the first two axes are both N long: True or False, or one answer for each
-            parameter name; None refuses such a parameter by name.
+        batch_first: Answer where shapes leave more than one reading, such as two axes that are both N long: True
+            (examples lead) or False, or one answer for each parameter name; None refuses such a parameter by name.
     """
 
     def __init__(self, graph: Graph, batch_size: int, batch_first: bool | Mapping[str, bool] | None) -> None:
         self.graph = graph
         self.batch_size = batch_size
         self.batch_first = batch_first
-        self.ambiguous: set[str] = set()
 
-    def axis(self, shape: tuple[int, ...], node: Node, name: str) -> int:
-        """Return 0 or 1, the axis of `shape` that holds the examples."""
+    def split(self, lead: tuple[int, ...], node: Node, name: str) -> Split:
+        """Return a function that brings tensors [*lead, ...] of a node's output to [N, T, ...]."""
         n = self.batch_size
-        first = len(shape) > 0 and shape[0] == n
-        second = len(shape) > 2 and shape[1] == n
-        if first and second and n > 1:
-            return self._ask(node, name)
-        if first or second:
-            return 0 if first else 1
-        raise UnsupportedGradientError(f"{node.name()} of {name}", f"no axis of {shape} has the batch size {n}")
-
-    def split_leading(self, shape: tuple[int, ...], keep: int, node: Node, name: str) -> Split:
-        """Return a function that brings tensors laid out like `shape`, but for its last `keep` axes, to [N, T, ...]."""
-        n, lead = self.batch_size, shape[: len(shape) - keep]
-        if len(lead) == 1 and lead[0] != n:
-            return self.split_rows(lead[0], node, name)
-        if self.axis(shape, node, name) == 0:
-            return lambda t: t.reshape(n, prod(lead) // n, *t.shape[len(lead) :])
-        return lambda t: t.transpose(0, 1).reshape(n, prod(lead) // n, *t.shape[len(lead) :])
-
-    def split_rows(self, rows: int, node: Node, name: str) -> Split:
-        """Return a function that brings a tensor [rows, ...] of stacked positions to [N, T, ...]."""
-        n = self.batch_size
-        if rows == n:
-            return lambda t: t.unsqueeze(1)
-        if rows % n or not rows:
+        if n == 1:
+            return lambda t: t.reshape(1, prod(lead), *t.shape[len(lead) :])
+        places = [axis for axis, size in enumerate(lead) if size == n]
+        if 0 not in places and lead and lead[0] and lead[0] % n == 0:
+            unstacked = self._unstacked(node, lead[0])
+            if unstacked is not None:  # the first axis holds the examples and something else
+                split = self.split((*unstacked, *lead[1:]), node, name)
+                return lambda t: split(t.reshape(*unstacked, *t.shape[1:]))
+            if not places:
+                return self._split_rows(lead, node, name)
+        if not places:
             raise UnsupportedGradientError(
-                f"{node.name()} of {name}", f"{rows} rows are no multiple of the batch size {n}"
+                f"{node.name()} of {name}",
+                f"{lead[0]} rows are no multiple of the batch size {n}"
+                if len(lead) == 1
+                else f"no axis of {lead} has the batch size {n}",
             )
-        positions = rows // n
-        shape = self._unstacked(node, rows)
-        # Without any view beside the node, rows are stacked as PyTorch stacks a [N, T, ...] tensor.
-        if shape is None or self.axis(shape, node, name) == 0:
-            return lambda t: t.reshape(n, positions, *t.shape[1:])
-        return lambda t: t.reshape(positions, n, *t.shape[1:]).transpose(0, 1)
+        axis = places[0]
+        if len(places) > 1 and not self._ask(f"more than one axis of {lead} may hold the {n} examples", node, name):
+            axis = places[1]
+        return lambda t: t.movedim(axis, 0).reshape(n, prod(lead) // n, *t.shape[len(lead) :])
+
+    def _split_rows(self, lead: tuple[int, ...], node: Node, name: str) -> Split:
+        n, rows = self.batch_size, lead[0]
+        if self._ask(f"{rows} rows may be stacked example by example or position by position", node, name):
+            return lambda t: t.reshape(n, prod(lead) // n, *t.shape[len(lead) :])
+        return lambda t: t.reshape(rows // n, n, *t.shape[1:]).movedim(1, 0).reshape(n, -1, *t.shape[len(lead) :])
 
     def _unstacked(self, node: Node, rows: int) -> tuple[int, ...] | None:
-        """Shape of the tensor whose leading axes were stacked into `rows`, seen in the nearest view."""
+        """The leading axes that were stacked into `rows`, seen in the nearest view."""
         queue, seen = [node], {node}
         while queue:
             here = queue.pop(0)
             neighbours = [parent for parent, _, _ in self.graph.parents.get(here, [])]
             neighbours += [child for child, _ in here.next_functions if child is not None]
             for near in neighbours:
-                shape = output_shape(near) if hasattr(near, "_input_metadata") and near._input_metadata else ()
+                if hasattr(near, "variable"):  # a parameter with as many rows has nothing to do with the batch
+                    continue
+                shape = output_shape(near) if near._input_metadata else ()
                 touches_view = near.name() in VIEWS or here.name() in VIEWS
-                if touches_view and len(shape) > 2 and shape[0] * shape[1] == rows:
-                    return shape
+                lead = _stacked_to(shape, rows) if touches_view else None
+                if lead is not None:
+                    return lead
                 if near not in seen and len(shape) > 0 and shape[0] == rows:
                     seen.add(near)
                     queue.append(near)
         return None
 
-    def _ask(self, node: Node, name: str) -> int:
-        self.ambiguous.add(name)
+    def _ask(self, why: str, node: Node, name: str) -> bool:
+        """Return the caller's word on whether examples lead.
+
+        Raises:
+            AmbiguousLayoutError: If the caller said nothing about this parameter.
+        """
         answer = self.batch_first.get(name) if isinstance(self.batch_first, Mapping) else self.batch_first
         if answer is None:
             raise AmbiguousLayoutError(
                 f"{node.name()} of {name}",
-                f"its first two axes are both {self.batch_size} long, so the axis of the examples is ambiguous: "
-                "pass batch_first=True or False, or use a batch of another size",
+                f"{why}, so the axis of the examples is ambiguous: pass batch_first=True or False to GradientTap, "
+                "or use a batch of another size",
             )
-        return 0 if answer else 1
+        return answer
+
+
+def _stacked_to(shape: tuple[int, ...], rows: int) -> tuple[int, ...] | None:
+    """The leading axes, two or more, whose product is `rows`."""
+    return next(
+        (shape[:k] for k in range(2, len(shape) + 1) if prod(shape[:k]) == rows and rows not in shape[:k]), None
+    )
 
 
 def infer_batch_size(loss: Tensor) -> int:

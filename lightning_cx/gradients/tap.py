@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from lightning_cx.gradients.accumulate import Accumulator, Request
 from lightning_cx.gradients.contractions import COUPLING, Capture, Site, plan
 from lightning_cx.gradients.errors import UnsupportedGradientError
+from lightning_cx.gradients.flow import Flow
 from lightning_cx.gradients.graph import (
     Graph,
     Node,
@@ -23,9 +27,12 @@ from lightning_cx.gradients.graph import (
 )
 from lightning_cx.gradients.layout import Layout
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample, LayerGradients
+from lightning_cx.gradients.uses import working
 
 # The batch gradient is summed in the training's precision and the Gram matrix in ours: they agree to rounding.
 SUM_CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
+# Gradients that cancel exactly, as those of a key's bias in attention, leave rounding of other layers' size.
+ROUNDING = 64
 
 
 class GradientTap:
@@ -104,8 +111,11 @@ class GradientTap:
     def _forget(self) -> None:
         self._totals = Accumulator(self._request, self._parameters)
         self._failure: str | None = None
-        self._squared_batch: Tensor | None = None
-        self._status, self._notes, self._checkable = EXACT, (), False
+        self._duties: list[Callable[[Tensor | None], None]] = []
+        self._hidden: list[Node] = []
+        self._squared_batch: dict[str, Tensor] = {}
+        self._unchecked: frozenset[str] = frozenset()
+        self._status, self._notes = EXACT, ()
 
     @contextmanager
     def __call__(self, loss: Tensor) -> Iterator[GradientTap]:
@@ -132,9 +142,32 @@ class GradientTap:
         captures = self._plan(graph)
         self.seconds = 0.0
         for node, work in captures.items():
-            self._handles.append(node.register_prehook(self._hook(node, work)))
-        for leaf in graph.leaves.values():
-            self._handles.append(leaf.register_prehook(lambda gradients: self.compare_with(gradients[0])))
+            names = ", ".join(operand.name for operand, _ in work)
+            self._watch(node, f"{node.name()} of {names}", partial(self._see, work))
+        for name, parameter in self._parameters.items():
+            if name in graph.leaves:
+                self._watch(graph.leaves[name], f"the gradient of {name}", partial(self.compare_with, name))
+            elif parameter.is_leaf:
+                self._hidden.append(get_gradient_edge(parameter).node)
+                self._watch(self._hidden[-1], f"the gradient of {name}", partial(self._surprise, name))
+
+    def _watch(self, node: Node, what: str, duty: Callable[[Tensor | None], None]) -> None:
+        """Call `duty` with the gradient that arrives at a node."""
+        tap, number = ref(self), len(self._duties)  # a graph that kept the tap, which keeps the graph, would never go
+        self._duties.append(duty)
+
+        def hook(gradients: tuple[Tensor | None, ...]) -> None:
+            here = tap()
+            if here is None or here._failure is not None:
+                return
+            start = perf_counter()
+            try:
+                here._duties[number](gradients[0])
+            except Exception as error:  # an observer must not break the user's backward; `finish` reports it
+                here._failure = f"{what} failed with {type(error).__name__}: {error}"
+            here.seconds += perf_counter() - start
+
+        self._handles.append(node.register_prehook(hook))
 
     def detach(self) -> None:
         """Remove every hook and forget what was read."""
@@ -166,11 +199,15 @@ class GradientTap:
         hidden = hides_parameters(graph)
         if hidden is not None:
             raise UnsupportedGradientError(hidden, "parameters inside it cannot be seen before the backward")
-        layout = Layout(graph, self.batch_size, self._batch_first)
+        for name in (name for name, parameter in self._parameters.items() if parameter.is_complex()):
+            raise UnsupportedGradientError(f"{name} is complex", "only gradients of real parameters are read")
+        if not graph.leaves:
+            raise UnsupportedGradientError("the loss reaches none of the parameters")
+        layout, flow = Layout(graph, self.batch_size, self._batch_first), Flow(graph, self.batch_size)
         totals = Accumulator(self._request, self._parameters)
         captures: dict[Node, list[tuple[Operand, Capture]]] = {}
         penalised: set[str] = set()
-        coupled = False
+        contrasted = False
         for node, operands in graph.consumers.items():
             if is_penalty(graph, node):
                 penalised.update(operand.name for operand in operands)
@@ -179,49 +216,45 @@ class GradientTap:
                 where = f"{node.name()} of {operands[0].name}"
                 raise UnsupportedGradientError(where, "activation checkpointing holds its saved tensors")
             captures[node] = [(operand, plan(Site(node, operand, layout))) for operand in operands]
-            coupled |= node.name() in COUPLING and COUPLING[node.name()](node)
+            objection = flow.objection(node)
+            if objection is not None:
+                raise UnsupportedGradientError(f"{node.name()} of {operands[0].name}", objection)
+            contrasted |= flow.meets_other_examples(node)
             for operand in operands:
                 totals.expect(operand.name, node.name())
-        self._totals, self._status = totals, CONTRIBUTION if coupled else EXACT
-        self._checkable = self._request.gram and not penalised
+        coupled = self.batch_size > 1 and any(
+            node.name() in COUPLING and COUPLING[node.name()](node) for node in graph.parents
+        )
+        self._totals, self._status = totals, CONTRIBUTION if coupled or contrasted else EXACT
+        self._unchecked = frozenset(penalised)
         unused = [name for name in self._parameters if name not in graph.leaves]
         notes = {
             "not used by this loss": unused,
             "penalty on parameters alone, left out": sorted(penalised),
             "rows are contributions, since BatchNorm in training mode couples the examples": [""] * coupled,
+            "rows are contributions, since a matrix product compares the examples": [""] * contrasted,
         }
         self._notes = tuple(f"{text}: {', '.join(names)}".rstrip(": ") for text, names in notes.items() if names)
         return captures
 
     # During the backward: nothing raises.
 
-    def _hook(self, node: Node, work: list[tuple[Operand, Capture]]) -> Callable[[tuple[Tensor | None, ...]], None]:
-        def hook(gradients: tuple[Tensor | None, ...]) -> None:
-            start = perf_counter()
-            if self._failure is None:
-                try:
-                    self._see(gradients[0], work)
-                except Exception as error:  # an observer must not break the user's backward; `finish` reports it
-                    names = ", ".join(operand.name for operand, _ in work)
-                    self._failure = f"{node.name()} of {names} failed with {type(error).__name__}: {error}"
-            self.seconds += perf_counter() - start
-
-        return hook
-
-    def _see(self, gradient: Tensor | None, work: list[tuple[Operand, Capture]]) -> None:
+    def _see(self, work: list[tuple[Operand, Capture]], gradient: Tensor | None) -> None:
         device = "cpu" if gradient is None else gradient.device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             for operand, capture in work:
                 self._totals.see(operand, capture, gradient)
 
-    def compare_with(self, gradient: Tensor | None) -> None:
-        """Add one parameter's batch gradient to the other side of the sum check."""
-        start = perf_counter()
+    def compare_with(self, name: str, gradient: Tensor | None) -> None:
+        """Put one parameter's batch gradient on the other side of the sum check."""
+        if gradient is None or name in self._unchecked:
+            return
+        values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+        self._squared_batch[name] = torch.linalg.vector_norm(working(values)).double().square()
+
+    def _surprise(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None:
-            values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
-            squared = torch.linalg.vector_norm(values).double().square()
-            self._squared_batch = squared if self._squared_batch is None else self._squared_batch + squared
-        self.seconds += perf_counter() - start
+            self._failure = f"a gradient of {name} came from a place that the graph of the loss does not show"
 
     # After it.
 
@@ -230,7 +263,6 @@ class GradientTap:
         missed = sorted(name for name, left in totals.pending.items() if left)
         if missed:
             raise UnsupportedGradientError(f"the backward never reached {', '.join(missed)}")
-        coverage = self._check_sum()
 
         def scaled(value: Tensor | None, power: int) -> Tensor | None:
             return None if value is None else value * scale**power
@@ -246,25 +278,32 @@ class GradientTap:
             squared_norms=scaled(totals.squared_norms, 2),
             projections=scaled(totals.projections, 1),
             layers=layers,
-            coverage=coverage,
+            coverage=self._check_sum(),
             notes=self._notes,
         )
 
     def _check_sum(self) -> float:
         """Compare 1^T K 1 with the squared norm of the batch gradient: both count every use of every parameter."""
-        if not self._checkable or self._totals.gram is None or self._squared_batch is None:
+        names = [name for name in self._totals.sums if name in self._squared_batch]
+        if not names:
             return float("nan")
-        summed, size, batch = torch.stack(
-            [
-                self._totals.gram.sum(),
-                self._totals.gram.diagonal().sum(),
-                self._squared_batch.to(self._totals.gram),
-            ]
-        ).tolist()
-        tolerance = max(SUM_CHECK_TOLERANCE.get(dtype, 0.2) for dtype in self._totals.dtypes)
+        sums = torch.stack([self._totals.sums[name] for name in names]).double()
+        checks = torch.cat([sums, torch.stack([self._squared_batch[name] for name in names]).to(sums)[:, None]], 1)
+        total = checks.sum(0)
+        dtypes = self._totals.dtypes
+        tolerance = max(SUM_CHECK_TOLERANCE.get(dtype, 0.2) for dtype in dtypes)
+        rounding = max(ROUNDING * torch.finfo(dtype).eps for dtype in dtypes) ** 2
         # Examples that cancel leave a small sum of large terms, known no better than the terms are.
-        if abs(summed - batch) > tolerance * (batch + size):
+        allowed = tolerance * (checks[:, 2] + checks[:, 1]) + rounding * total[1]
+        wrong = (checks[:, 0] - checks[:, 2]).abs() > allowed
+        summed, _, batch, any_wrong = [*total.tolist(), bool(wrong.any())]
+        if any_wrong:
+            name, (of_rows, _, of_batch) = next(
+                (name, row) for name, row, bad in zip(names, checks.tolist(), wrong.tolist(), strict=True) if bad
+            )
             raise UnsupportedGradientError(
-                f"a use of a parameter that the graph does not show: the sum check reads {summed / batch:.3g}, not 1"
+                f"{name} gets a gradient that the graph does not show: "
+                f"the sum check reads {of_rows / of_batch if of_batch else float('inf'):.3g}, not 1",
+                "a hook changes the gradient" * bool(self._parameters[name]._backward_hooks),
             )
         return summed / batch if batch > 0 else float("nan")

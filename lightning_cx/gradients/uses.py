@@ -22,6 +22,8 @@ GHOST_COST = 0.8  # a ghost contraction is two plain matrix products and costs l
 
 def working(tensor: Tensor) -> Tensor:
     """Return the tensor in the precision that contractions run in: float64 stays, all else becomes float32."""
+    if tensor.is_complex():
+        raise TypeError("complex tensors are not read")
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
