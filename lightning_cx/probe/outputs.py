@@ -1,21 +1,21 @@
-"""Find, without asking, which tensor of a training step is the model's output."""
+"""Find, without asking, which tensors of a training step are the model's output."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_cx.gradients.graph import is_penalty, read_graph
+from lightning_cx.probe.slopes import partial_slopes, reachable
 
 
 @dataclass(frozen=True)
 class ModuleOutput:
-    """Floating-point tensors that one call of one submodule returned."""
+    """Floating-point tensors that one call of a submodule returned, or several of them."""
 
     name: str
     tensors: tuple[Tensor, ...]
@@ -25,10 +25,11 @@ class ModuleOutput:
 def recorded_outputs(module: nn.Module) -> Iterator[list[ModuleOutput]]:
     """Record what `module` and its submodules return while the block runs, in the order in which they return.
 
-    Only modules that hold parameters count: a loss module or an activation is not what the model predicts.
+    Only modules that hold trainable parameters count: a loss, an activation or the frozen network of a perceptual
+    loss is not what the model predicts.
     """
     names = {part: name or "the module itself" for name, part in module.named_modules()}
-    names = {part: name for part, name in names.items() if next(part.parameters(), None) is not None}
+    names = {part: name for part, name in names.items() if any(p.requires_grad for p in part.parameters())}
     records: list[ModuleOutput] = []
 
     def record(part: nn.Module, _: object, output: object) -> None:
@@ -46,56 +47,88 @@ def recorded_outputs(module: nn.Module) -> Iterator[list[ModuleOutput]]:
 
 def find_output(
     records: Sequence[ModuleOutput], loss: Tensor, parameters: Mapping[str, Tensor], examples: int
-) -> ModuleOutput | None:
-    """Return the recorded output nearest to the loss through which alone the parameters act on it.
+) -> tuple[ModuleOutput, tuple[Tensor, ...]]:
+    """Find the recorded outputs nearest to the loss through which alone the parameters act on it.
+
+    An output in which the loss is linear is a loss itself (one for each example) or a bare score; its slope holds
+    nothing of the target, so what lies behind it is taken instead.
 
     Args:
         records: What `recorded_outputs` collected.
-        loss: The loss that was computed from it.
+        loss: The loss that was computed from it, a scalar.
         parameters: Trainable parameters by name.
         examples: Number of examples n; an output has it as its first axis.
 
     Returns:
-        The output, with those of its tensors that the loss depends on; None if no recorded output separates all
-        parameters from the loss (penalties on parameters alone do not count).
+        The outputs and, for each of their tensors, the derivative of the loss with respect to it.
+
+    Raises:
+        ValueError: If no recorded outputs separate all parameters from the loss. Penalties on parameters alone do
+            not count, nor do parameters of a single number such as a temperature.
     """
-    for record in reversed(records):
-        tensors = [t for t in record.tensors if t.dim() > 0 and t.shape[0] == examples and t.grad_fn is not None]
-        if not tensors:
-            continue
-        walked, reached, outside = _without(loss, {t.grad_fn for t in tensors}, parameters)
-        kept = tuple(t for t in tensors if t.grad_fn in reached)
-        if kept and (not outside or _only_penalised(loss, outside, walked, examples)):
-            return ModuleOutput(record.name, kept)
-    return None
+    names: dict[Tensor, str] = {}
+    for record in records:
+        for t in record.tensors:
+            if t.dim() > 0 and t.shape[0] == examples and t.grad_fn is not None:
+                names[t] = record.name
+    linear: list[str] = []
+    while True:
+        cut = {t.grad_fn for t in names}
+        walked = reachable(loss.grad_fn, cut)
+        tensors = tuple(t for t in names if t.grad_fn in walked)
+        outside = [p for p in parameters.values() if p.numel() > 1]
+        if not tensors or not _separable(walked, cut, {id(p) for p in outside}):
+            raise ValueError(_refusal(linear))
+        slopes, flat = partial_slopes(loss, tensors)
+        if not flat:
+            return ModuleOutput(" and ".join(dict.fromkeys(names[t] for t in tensors)), tensors), slopes
+        linear += [names.pop(t) for t in flat]
 
 
-def _without(
-    loss: Tensor, cut: set[Any], parameters: Mapping[str, Tensor]
-) -> tuple[set[Any], set[Any], dict[str, Tensor]]:
-    """Walk from the loss and stop at the cut: nodes walked, cut nodes met, parameters met all the same."""
-    names = {id(p): name for name, p in parameters.items()}
-    waiting, walked = [loss.grad_fn], {loss.grad_fn}
-    reached: set[Any] = set()
-    outside: dict[str, Tensor] = {}
+def _refusal(linear: list[str]) -> str:
+    seen = f" (the loss is linear in the output of {linear[0]}, so its slope is no residual)" if linear else ""
+    return (
+        "no output of a submodule with the examples along its first axis carries the whole loss"
+        f"{seen}, so residuals cannot be found: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] "
+        "that calls the module, or a submodule that returns the prediction, on the batch"
+    )
+
+
+def _separable(walked: Mapping[Any, list[Any]], cut: set[Any], parameters: set[int]) -> bool:
+    """Whether parameters met on the way to the cut only add a number of their own to the loss, as penalties do.
+
+    Args:
+        walked: Nodes between the loss and the cut, with their children.
+        cut: Nodes of the outputs.
+        parameters: Identities of the parameters that count.
+    """
+    leaves = {node for node in walked if id(getattr(node, "variable", None)) in parameters and node not in cut}
+    if not leaves:
+        return True
+    from_output, from_parameter = _above(walked, cut), _above(walked, leaves)
+    for node in from_output & from_parameter:
+        kinds = {(child in from_output, child in from_parameter) for child in walked[node]} - {(False, False)}
+        if len(kinds) > 1 and not (
+            node.name() in ("AddBackward0", "SubBackward0") and tuple(node._input_metadata[0].shape) == ()
+        ):
+            return False
+    return True
+
+
+def _above(walked: Mapping[Any, list[Any]], start: set[Any]) -> set[Any]:
+    """Nodes whose value depends on one of `start`, those included."""
+    parents: dict[Any, list[Any]] = {}
+    for node, children in walked.items():
+        for child in children:
+            parents.setdefault(child, []).append(node)
+    waiting = [node for node in start if node in walked]
+    above = set(waiting)
     while waiting:
-        node = waiting.pop()
-        if node in cut:
-            reached.add(node)
-            continue
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in names:
-            outside[names[id(variable)]] = variable
-        for child, _ in node.next_functions if node is not None else ():
-            if child is not None and child not in walked:
-                walked.add(child)
-                waiting.append(child)
-    return walked, reached, outside
-
-
-def _only_penalised(loss: Tensor, parameters: Mapping[str, Tensor], walked: set[Any], examples: int) -> bool:
-    graph = read_graph(loss, parameters, examples)
-    return all(is_penalty(graph, node) for node in graph.consumers if node in walked)
+        for parent in parents.get(waiting.pop(), []):
+            if parent not in above:
+                above.add(parent)
+                waiting.append(parent)
+    return above
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -107,11 +140,6 @@ def _tensors(value: object) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
-
-
-def residual_rows(output: ModuleOutput, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and minus the derivative of `loss` with respect to them, both [n, C] float64."""
-    slopes = torch.autograd.grad(loss, output.tensors, allow_unused=True)
-    pairs = [(t, torch.zeros_like(t) if g is None else g) for t, g in zip(output.tensors, slopes, strict=True)]
-    values = torch.cat([t.detach().double().reshape(len(t), -1) for t, _ in pairs], 1)
-    return values, -torch.cat([g.double().reshape(len(g), -1) for _, g in pairs], 1)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))

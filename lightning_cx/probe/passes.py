@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.probe.batches import padded_cat
+from lightning_cx.probe.columns import Columns
 from lightning_cx.probe.isolation import isolated
-from lightning_cx.probe.outputs import ModuleOutput, find_output, recorded_outputs, residual_rows
+from lightning_cx.probe.outputs import find_output, recorded_outputs
 
 LossOf = Callable[[Any], Tensor]
 
-MAX_OUTPUTS = 1024  # wider outputs are folded to this width: energies keep their mean, with relative sd sqrt(2/1024)
 AGREEMENT = 0.02  # relative; half precision agrees to .01, class weights and in-batch losses differ by far more
 
 
@@ -29,7 +29,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Reduction:
-    """How the training loss adds up its examples, found by comparing an example in company with it alone.
+    """How the training loss adds up its examples, found by comparing examples in company with them alone.
 
     Attributes:
         mean: Whether the loss is a mean (else a sum) over examples.
@@ -40,51 +40,76 @@ class Reduction:
     coupled: bool = False
 
 
-def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> tuple[ModuleOutput, Tensor, Tensor]:
-    """Run one chunk and return the model output, its values and minus the slope of the loss there, [n, C].
+@dataclass(frozen=True)
+class ChunkReading:
+    """What one chunk showed: tensors [n, ...] of the model output and minus the slope of the chunk's loss there."""
+
+    source: str
+    outputs: tuple[Tensor, ...]
+    residuals: tuple[Tensor, ...]
+    per_example: bool
+
+
+def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReading:
+    """Run one chunk and return the model output and minus the slope of the loss there.
 
     Raises:
         ValueError: If the loss has no graph, or no module output carries all of it.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    with torch.enable_grad(), recorded_outputs(module) as records:
+    # Compiled parts run as they were written: compiled code calls no hook of ours, and keeps its cache this way.
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"), recorded_outputs(module) as records:
         loss = loss_of(chunk.batch)
     if not isinstance(loss, Tensor) or loss.grad_fn is None:
         raise ValueError("the loss of the probe has no autograd graph, so it has no residual")
-    if loss.dim() > 0 and loss.shape != (chunk.examples,):
+    if loss.numel() != 1 and loss.shape != (chunk.examples,):
         raise ValueError(
             f"the loss has shape {tuple(loss.shape)}; a scalar or one loss for each of {chunk.examples} examples is "
             "needed: return one from loss_fn(module, batch)"
         )
-    output = find_output(records, loss, parameters, chunk.examples)
-    if output is None:
-        raise ValueError(
-            "no output of a submodule with the examples along its first axis carries the whole loss, so residuals "
-            "cannot be found: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] that calls the "
-            "module on the batch"
-        )
-    values, residuals = residual_rows(output, loss.sum())
-    return output, values, residuals
+    with torch.enable_grad():
+        output, slopes = find_output(records, loss.sum(), parameters, chunk.examples)
+    residuals = tuple(-slope for slope in slopes)
+    return ChunkReading(output.name, tuple(t.detach() for t in output.tensors), residuals, loss.numel() > 1)
 
 
-def find_reduction(module: nn.Module, chunk: Chunk, alone: Chunk, loss_of: LossOf) -> Reduction:
-    """Compare the first example's residual in its chunk with its residual alone."""
-    with isolated(module):
-        _, _, together = residuals_of(module, chunk, loss_of)
+def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss_of: LossOf) -> Reduction:
+    """Compare the residuals of the first examples in their chunk with their residuals alone.
+
+    Args:
+        module: The model.
+        chunk: Several examples.
+        alone: The first of them, each in a chunk of its own. More than one, since one may have an average class
+            weight or a residual of zero.
+        loss_of: Loss of a batch.
+    """
+    seen, truth = Columns(), Columns()
+    with isolated(module, guard=True):
+        together = residuals_of(module, chunk, loss_of)
         try:
-            _, _, single = residuals_of(module, alone, loss_of)
+            singles = [residuals_of(module, one, loss_of).residuals for one in alone]
         except Exception:  # a loss that one example cannot have, as contrastive ones, is coupled by definition
-            return Reduction(coupled=True)
-    width = min(together.shape[1], single.shape[1])  # a padded sequence is longer in company
-    seen, truth = together[0, :width], single[0, :width]
-    for mean, scale in ((True, chunk.examples), (False, 1)):
-        if (seen * scale - truth).norm() <= AGREEMENT * truth.norm():
-            return Reduction(mean=mean)
-    return Reduction(coupled=True)
+            return Reduction(mean=not together.per_example, coupled=True)
+    for i, single in enumerate(singles):
+        # Alone, a padded sequence is shorter; what it has is compared.
+        same_rank = all(t.dim() == s.dim() for t, s in zip(together.residuals, single, strict=True))
+        cuts = [tuple(map(slice, s.shape[1:])) if same_rank else () for s in single]
+        seen.add([t[i : i + 1][(slice(None), *cut)] for t, cut in zip(together.residuals, cuts, strict=True)])
+        truth.add(list(single))
+    return _compare(seen.rows(), truth.rows(), chunk.examples, together.per_example)
+
+
+def _compare(seen: Tensor, truth: Tensor, examples: int, per_example: bool) -> Reduction:
+    sizes = seen.norm() + torch.finfo(torch.float64).tiny, truth.norm() + torch.finfo(torch.float64).tiny
+    ratio = math.log(float(sizes[0] / sizes[1])) if truth.isfinite().all() and seen.isfinite().all() else -math.inf
+    # A mean over n examples shows each of them with 1/n of its residual, a sum with all of it.
+    mean = not per_example and ratio < -0.5 * math.log(max(examples, 2))
+    agree = (seen * (examples if mean else 1) - truth).norm(dim=1) <= AGREEMENT * truth.norm(dim=1)
+    return Reduction(mean=mean, coupled=not bool(agree.all()))
 
 
 def read_chunks(
-    module: nn.Module, chunks: Sequence[Callable[[], Chunk]], loss_of: LossOf, reduction: Reduction | None
+    module: nn.Module, chunks: Sequence[Callable[[], Chunk]], loss_of: LossOf, reduction: Reduction
 ) -> tuple[Tensor, Tensor, str]:
     """Outputs and residuals of all chunks, [n, C] float64 on the host, and the name of the output.
 
@@ -92,30 +117,15 @@ def read_chunks(
         module: The model; run in eval mode and in isolation.
         chunks: Functions that put a chunk on the device, called one after another.
         loss_of: Loss of a batch: a scalar, or one loss for each example.
-        reduction: How a scalar loss adds up; None where `loss_of` gives one loss for each example.
+        reduction: How the loss adds up.
     """
-    outputs, residuals = [], []
-    name, fold = "", _Fold()
+    outputs, residuals = Columns(), Columns()
+    source = ""
     with isolated(module, guard=True):
         for make in chunks:
             chunk = make()
-            output, values, rows = residuals_of(module, chunk, loss_of)
-            name = output.name
-            scale = chunk.examples if reduction is not None and reduction.mean else 1
-            outputs.append(fold(values).cpu())
-            residuals.append(fold(rows * scale).cpu())
-    return padded_cat(outputs), padded_cat(residuals), name
-
-
-class _Fold:
-    """Fold wide rows to `MAX_OUTPUTS` by random signs and places, the same every time: inner products survive."""
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        width = rows.shape[1]
-        if width <= MAX_OUTPUTS:
-            return rows
-        generator = torch.Generator().manual_seed(0)
-        # Drawn in one order for any width, so that a shorter padded chunk shares places with a longer one.
-        drawn = torch.randint(2 * MAX_OUTPUTS, (width,), generator=generator).to(rows.device)
-        signs = (drawn % 2 * 2 - 1).to(rows.dtype)
-        return rows.new_zeros(len(rows), MAX_OUTPUTS).index_add_(1, drawn // 2, rows * signs)
+            reading = residuals_of(module, chunk, loss_of)
+            source = source or reading.source
+            outputs.add(reading.outputs)
+            residuals.add(reading.residuals, scale=chunk.examples if reduction.mean else 1)
+    return outputs.rows(), residuals.rows(), source

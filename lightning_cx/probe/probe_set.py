@@ -14,6 +14,7 @@ from lightning_cx.probe.isolation import isolated_rng
 from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction, read_chunks
 from lightning_cx.probe.reading import ProbeReading
 
+ALONE = 3  # examples that are also run alone, to learn how the loss adds up
 MIN_EXAMPLES = 128  # fewer leave the upper octaves too short to tell noise from target (THEORY section 5)
 
 
@@ -64,7 +65,8 @@ class ProbeSet:
     def forget(self) -> None:
         """Let go of the examples, so that they are drawn anew; chosen indices stay."""
         self._chunks: list[tuple[Any, int]] = []  # batches in host memory
-        self._alone: tuple[Any, int] | None = None
+        self._alone: list[Any] = []  # the first examples, of a chunk, each as a batch of its own
+        self._company = 0  # the number of that chunk
         self._wanted = self.size
         self._feature_matrix: Tensor | None = None
         self._reduction: Reduction | None = None
@@ -114,8 +116,9 @@ class ProbeSet:
             many = getattr(dataset, "__getitems__", None)  # the loader's own way to fetch several at once
             items = [dataset[index] for index in some] if many is None else many(some)
             self._chunks.append((collate(items), len(items)))
-            if self._alone is None:
-                self._alone = (collate(items[:1]), 1)
+            if len(self._alone) < min(ALONE, len(items)):
+                self._alone = [collate(items[i : i + 1]) for i in range(min(ALONE, len(items)))]
+                self._company = len(self._chunks) - 1
 
     def keep(self, batch: Any, examples: int) -> None:
         """Keep a batch of a stream that comes by, cut to what is still missing."""
@@ -124,8 +127,9 @@ class ProbeSet:
             return
         count = min(missing, examples)
         self._chunks.append((to_cpu(take(batch, 0, count, examples) if count < examples else batch), count))
-        if self._alone is None:
-            self._alone = (to_cpu(take(batch, 0, 1, examples)), 1)
+        if len(self._alone) < min(ALONE, count):
+            self._alone = [to_cpu(take(batch, i, i + 1, examples)) for i in range(min(ALONE, count))]
+            self._company = len(self._chunks) - 1
 
     def features_of(self, batch: Any, examples: int) -> Tensor:
         """Features of any batch by the probe's rule, [examples, d] float64.
@@ -180,12 +184,12 @@ class ProbeSet:
             return lambda: Chunk(place(held[0]), held[1])
 
         features = self.feature_matrix()
-        if loss_fn is None and self._reduction is None and self._alone is not None:
-            self._reduction = find_reduction(module, chunk(self._chunks[0])(), chunk(self._alone)(), loss_of)
-        reduction = None if loss_fn is not None else self._reduction
-        outputs, residuals, source = read_chunks(module, [chunk(held) for held in self._chunks], loss_of, reduction)
-        coupled = reduction is not None and reduction.coupled
-        return ProbeReading(outputs, residuals, features, coupled, f"output of {source}")
+        if self._reduction is None:
+            alone = [chunk((batch, 1))() for batch in self._alone]
+            self._reduction = find_reduction(module, chunk(self._chunks[self._company])(), alone, loss_of)
+        chunks = [chunk(held) for held in self._chunks]
+        outputs, residuals, source = read_chunks(module, chunks, loss_of, self._reduction)
+        return ProbeReading(outputs, residuals, features, self._reduction.coupled, f"output of {source}")
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen indices, so that a resumed run measures on the same examples."""
