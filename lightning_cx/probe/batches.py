@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,31 +18,65 @@ NOT_INPUTS = frozenset(
 )
 
 
-def map_batch(batch: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to every leaf of nested lists, tuples, mappings and dataclasses."""
+def map_batch(batch: Any, function: Callable[[Any], Any], whole: Callable[[Any], bool] = lambda part: False) -> Any:
+    """Apply a function to every leaf of nested lists, tuples, mappings and dataclasses, and to `whole` parts."""
+
+    def mapped(part: Any) -> Any:
+        return map_batch(part, function, whole)
+
+    if whole(batch):
+        return function(batch)
     if isinstance(batch, Mapping):
-        mapped = {key: map_batch(value, function) for key, value in batch.items()}
-        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]
+        return _same_mapping(batch, {key: mapped(value) for key, value in batch.items()})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_batch(value, function) for value in batch))
+        return type(batch)(*map(mapped, batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(map_batch(value, function) for value in batch)
+        return type(batch)(map(mapped, batch))
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changes = {f.name: map_batch(getattr(batch, f.name), function) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **changes)
+        changed = copy.copy(batch)  # not replace(): fields that the constructor does not take are mapped as well
+        for field in dataclasses.fields(batch):
+            object.__setattr__(changed, field.name, mapped(getattr(batch, field.name)))
+        return changed
     return function(batch)
 
 
+def _same_mapping(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
+    if type(batch) is dict or not isinstance(batch, MutableMapping):
+        return values
+    changed = copy.copy(batch)  # its constructor may take anything, as that of defaultdict does
+    for key, value in values.items():
+        changed[key] = value
+    return changed
+
+
 def take(batch: Any, start: int, stop: int, examples: int) -> Any:
-    """Cut examples [start, stop) out of a batch of `examples`; leaves that are not per example stay whole."""
+    """Cut examples [start, stop) out of a batch of `examples`; leaves that are not per example stay whole.
 
-    def cut(leaf: Any) -> Any:
-        per_example = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
-        return leaf[start:stop] if per_example else leaf
+    A list as long as the batch that holds no per-example tensor is itself per example: texts, images of all sizes.
 
-    if not any(isinstance(leaf, Tensor) for _, leaf in leaves(batch)):
+    Raises:
+        TypeError: If nothing in the batch is per example.
+    """
+
+    def per_example(part: Any) -> bool:
+        if isinstance(part, Tensor | np.ndarray):
+            return part.ndim > 0 and part.shape[0] == examples
+        if not isinstance(part, list | tuple) or hasattr(part, "_fields") or len(part) != examples:
+            return False
+        return not any(isinstance(leaf, Tensor | np.ndarray) and per_example(leaf) for _, leaf in leaves(part))
+
+    found = []
+
+    def cut(part: Any) -> Any:
+        if not per_example(part):
+            return part
+        found.append(part)
+        return part[start:stop]
+
+    taken = map_batch(batch, cut, per_example)
+    if not found:
         raise TypeError(f"cannot take single examples out of a batch of type {type(batch).__name__}")
-    return map_batch(batch, cut)
+    return taken
 
 
 def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:

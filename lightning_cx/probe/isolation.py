@@ -47,6 +47,17 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
             undo()
 
 
+@contextmanager
+def isolated_streams(holder: object) -> Iterator[None]:
+    """Keep the generators that an object holds (a data set and its transforms) where they are."""
+    snapshot = Snapshot()
+    snapshot.take_streams(holder)
+    try:
+        yield
+    finally:
+        snapshot.restore()
+
+
 def _device_streams(seed: int | None) -> list[Callable[[], None]]:
     """Seed the accelerators that are in use; returns what puts their streams back."""
     undo: list[Callable[[], None]] = []

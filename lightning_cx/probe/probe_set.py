@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_cx.functional.features import as_matrix, default_features
 from lightning_cx.probe.batches import inputs_of, padded_cat, take, to_cpu
-from lightning_cx.probe.isolation import isolated_rng
+from lightning_cx.probe.isolation import isolated_rng, isolated_streams
 from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction, read_chunks
 from lightning_cx.probe.reading import ProbeReading
 
@@ -97,7 +97,7 @@ class ProbeSet:
                 f"ProbeSet needs at least {MIN_EXAMPLES} examples to tell noise from target, got a training set of "
                 f"{examples}: what is measured on the probe is left out."
             )
-        if self.indices is None or max(self.indices) >= examples:
+        if not self.indices or max(self.indices) >= examples:
             generator = torch.Generator().manual_seed(self.seed)
             chosen = torch.randperm(examples, generator=generator)[: self.size]
             self.indices = sorted(chosen.tolist())
@@ -107,18 +107,23 @@ class ProbeSet:
     def draw(self, dataset: Any, collate: Callable[[list[Any]], Any], count: int) -> None:
         """Fetch the next `count` chosen examples as one chunk; call until `complete`.
 
-        Random augmentations inside the data set run on random streams of the probe's own.
+        Random augmentations inside the data set run on random streams of the probe's own, one for each example, and
+        generators that the data set holds are put back.
         """
         assert self.indices is not None, "choose() comes first"
         start = self.examples
         some = self.indices[start : start + count]
-        with isolated_rng(self.seed + start):
-            many = getattr(dataset, "__getitems__", None)  # the loader's own way to fetch several at once
-            items = [dataset[index] for index in some] if many is None else many(some)
+        many = getattr(dataset, "__getitems__", None)  # the loader's own way to fetch several at once
+        with isolated_streams(dataset), isolated_rng(self.seed + start):
+            items = [self._fetch(dataset, index) for index in some] if not many else many(some)
             self._chunks.append((collate(items), len(items)))
             if len(self._alone) < min(ALONE, len(items)):
                 self._alone = [collate(items[i : i + 1]) for i in range(min(ALONE, len(items)))]
                 self._company = len(self._chunks) - 1
+
+    def _fetch(self, dataset: Any, index: int) -> Any:
+        with isolated_rng(self.seed + index):  # so an example is augmented alike whatever the batch size
+            return dataset[index]
 
     def keep(self, batch: Any, examples: int) -> None:
         """Keep a batch of a stream that comes by, cut to what is still missing."""
@@ -170,7 +175,7 @@ class ProbeSet:
             place: Puts a batch on the model's device.
 
         Raises:
-            ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found.
+            ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found or are not finite.
         """
         loss_fn = self.loss_fn
         loss_of = replay if loss_fn is None else lambda batch: loss_fn(module, batch)
@@ -189,6 +194,12 @@ class ProbeSet:
             self._reduction = find_reduction(module, chunk(self._chunks[self._company])(), alone, loss_of)
         chunks = [chunk(held) for held in self._chunks]
         outputs, residuals, source = read_chunks(module, chunks, loss_of, self._reduction)
+        bad = ~(outputs.isfinite().all(1) & residuals.isfinite().all(1))
+        if bool(bad.any()):
+            raise ValueError(
+                f"{int(bad.sum())} of {len(bad)} examples have outputs or residuals that are NaN or infinite (the first "
+                f"is example {int(bad.nonzero()[0])} of the probe): its inputs are not finite, or training has diverged"
+            )
         return ProbeReading(outputs, residuals, features, self._reduction.coupled, f"output of {source}")
 
     def state_dict(self) -> dict[str, Any]:

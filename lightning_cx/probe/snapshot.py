@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 LOG_LENGTH = 10_000  # a longer list is a log: only its last elements are looked into, the others are shared
 
+FEW_OBJECTS, FEW_ITEMS = 10_000, 100  # how far a data set is searched for generators; long lists are its data
+
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, slice})
 _OPAQUE = (type, ModuleType, FunctionType, MethodType, MappingProxyType, enum.Enum, BaseException)
 # Objects of these packages run threads, hold files, data sets or whole trainers: none of our business.
@@ -47,6 +49,19 @@ class Snapshot:
         self._stand_in(value)
         while self._waiting:
             self._remember(self._waiting.pop())
+
+    def take_streams(self, value: Any) -> None:
+        """Remember only where the random generators that `value` holds stand, as those of a data set's transforms."""
+        waiting, seen = [value], {id(value): value}
+        while waiting and len(seen) < FEW_OBJECTS:
+            one = waiting.pop()
+            self._stream(one)
+            held = one if isinstance(one, list | tuple | dict) else getattr(one, "__dict__", ())
+            held = held.values() if isinstance(held, dict) else held
+            for item in held if len(held) <= FEW_ITEMS else ():
+                if id(item) not in seen and type(item) not in _ATOMS and not isinstance(item, (*_OPAQUE, Tensor)):
+                    seen[id(item)] = item
+                    waiting.append(item)
 
     def restore(self) -> None:
         """Put everything back as it was when it was taken."""
