@@ -197,8 +197,8 @@ class ProbeSet:
         bad = ~(outputs.isfinite().all(1) & residuals.isfinite().all(1))
         if bool(bad.any()):
             raise ValueError(
-                f"{int(bad.sum())} of {len(bad)} examples have outputs or residuals that are NaN or infinite (the first "
-                f"is example {int(bad.nonzero()[0])} of the probe): its inputs are not finite, or training has diverged"
+                f"{int(bad.sum())} of {len(bad)} examples have outputs or residuals that are NaN or infinite (the "
+                f"first is example {int(bad.nonzero()[0])} of the probe): inputs are not finite, or training diverged"
             )
         return ProbeReading(outputs, residuals, features, self._reduction.coupled, f"output of {source}")
 
