@@ -12,6 +12,7 @@ from lightning_cx.gradients.contractions import Capture
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Operand
 from lightning_cx.gradients.sample import LayerGradients
+from lightning_cx.gradients.sum_check import SumCheck
 from lightning_cx.gradients.uses import Products, Rows, Use, add_up
 
 _PLAIN = frozenset({"TBackward0", "ToCopyBackward0", "AliasBackward0"})
@@ -41,7 +42,7 @@ class Accumulator:
     nodes: dict[str, list[str]] = field(default_factory=dict)
     layers: dict[str, LayerGradients] = field(default_factory=dict)
     dtypes: set[torch.dtype] = field(default_factory=set)
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of each Gram matrix: all entries, diagonal
+    check: SumCheck = field(default_factory=SumCheck)
     gram: Tensor | None = None
     squared_norms: Tensor | None = None
     projections: Tensor | None = None
@@ -64,6 +65,20 @@ class Accumulator:
         if self.pending[name] == 0 and name in self._uses:
             self._contract(name, add_up(self._uses.pop(name)))
 
+    def fill(self, n: int) -> None:
+        """Put zeros where no gradient came by at all."""
+        request, like = self.request, next(iter(self.parameters.values()))
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=like.device)
+
+        if request.gram and self.gram is None:
+            self.gram = zeros(n, n)
+        if request.norms and self.squared_norms is None:
+            self.squared_norms = zeros(n)
+        if request.projections and self.projections is None:
+            self.projections = zeros(n, request.projections)
+
     def _on_parameter(self, operand: Operand, use: Use) -> Use:
         """Bring the use of a rearranged parameter back to the parameter, where that makes a difference."""
         names = [step.node.name() for step in operand.path]
@@ -81,7 +96,7 @@ class Accumulator:
         request = self.request
         gram = use.gram().double() if request.gram else None
         if gram is not None:
-            self.sums[name] = torch.stack([gram.sum(), gram.diagonal().sum()])
+            self.check.sums[name] = torch.stack([gram.sum(), gram.diagonal().sum()])
         norms = None
         if request.norms:
             norms = use.squared_norms().double() if gram is None else gram.diagonal()

@@ -123,7 +123,7 @@ def _convolution(site: Site) -> Capture:
         inputs, outputs = working(node._saved_input), working(gradient)
         if axes == 1:
             inputs, outputs = inputs.unsqueeze(2), outputs.unsqueeze(2)
-        return Patches(inputs, outputs, (kernel[0], kernel[1], kernel[2], kernel[3]), geometry)
+        return Patches(inputs, outputs, (kernel[0], kernel[1], kernel[2], kernel[3]), geometry, axes)
 
     return capture
 
@@ -172,7 +172,7 @@ def _group_norm(site: Site) -> Capture:
     node = site.node
     site.require_batch_first(output_shape(node))
     if site.operand.index == 2:
-        return lambda gradient: Rows(working(gradient).flatten(2).sum(2))
+        return lambda gradient: Rows(_per_channel(gradient, gradient)[0])
 
     def capture(gradient: Tensor) -> Use:
         n, channels, groups = site.batch_size, node._saved_C, node._saved_group
@@ -253,6 +253,14 @@ def _shift(site: Site) -> Capture:
 def _scale(site: Site) -> Capture:
     node = site.node
     return _broadcast(site, lambda: node._saved_other if site.operand.index == 0 else node._saved_self)
+
+
+@rule("DivBackward0")
+def _divide(site: Site) -> Capture:
+    node = site.node
+    if site.operand.index == 0:
+        site.refuse("the parameter stands over the fraction line")
+    return _broadcast(site, lambda: -working(node._saved_self) / working(node._saved_other).square())
 
 
 @rule("ExpandBackward0")

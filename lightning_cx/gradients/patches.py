@@ -36,10 +36,11 @@ class Patches(Use):
     outputs: Tensor
     kernel: tuple[int, int, int, int]
     geometry: Geometry
+    axes: int = 2  # 1: a convolution over one axis, held as two of which the first is 1 long
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.inputs.shape[0], *self.kernel)
+        return (self.inputs.shape[0], *self.kernel[:2], *self.kernel[4 - self.axes :])
 
     @property
     def _positions(self) -> int:
@@ -47,9 +48,9 @@ class Patches(Use):
 
     def slab(self, start: int, stop: int) -> Tensor:
         if self.geometry.groups > 1:
-            return self._grouped()[:, start:stop]
+            return self._grouped()[:, start:stop].reshape(-1, stop - start, *self.shape[2:])
         flat = self.outputs[:, start:stop].flatten(2)
-        return torch.bmm(flat, self._unfolded()).view(len(flat), stop - start, *self.kernel[1:])
+        return torch.bmm(flat, self._unfolded()).view(len(flat), stop - start, *self.shape[2:])
 
     def blocks(self) -> Iterator[Tensor]:
         small = self.kernel[0] * self.kernel[1] <= GROUPED_MAX_CHANNELS

@@ -27,12 +27,6 @@ from lightning_cx.gradients.graph import (
 )
 from lightning_cx.gradients.layout import Layout
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample, LayerGradients
-from lightning_cx.gradients.uses import working
-
-# The batch gradient is summed in the training's precision and the Gram matrix in ours: they agree to rounding.
-SUM_CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
-# Gradients that cancel exactly, as those of a key's bias in attention, leave rounding of other layers' size.
-ROUNDING = 64
 
 
 class GradientTap:
@@ -113,7 +107,6 @@ class GradientTap:
         self._failure: str | None = None
         self._duties: list[Callable[[Tensor | None], None]] = []
         self._hidden: list[Node] = []
-        self._squared_batch: dict[str, Tensor] = {}
         self._unchecked: frozenset[str] = frozenset()
         self._status, self._notes = EXACT, ()
 
@@ -247,10 +240,8 @@ class GradientTap:
 
     def compare_with(self, name: str, gradient: Tensor | None) -> None:
         """Put one parameter's batch gradient on the other side of the sum check."""
-        if gradient is None or name in self._unchecked:
-            return
-        values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
-        self._squared_batch[name] = torch.linalg.vector_norm(working(values)).double().square()
+        if gradient is not None and name not in self._unchecked:
+            self._totals.check.see_batch(name, gradient)
 
     def _surprise(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None:
@@ -263,6 +254,7 @@ class GradientTap:
         missed = sorted(name for name, left in totals.pending.items() if left)
         if missed:
             raise UnsupportedGradientError(f"the backward never reached {', '.join(missed)}")
+        totals.fill(self.batch_size)
 
         def scaled(value: Tensor | None, power: int) -> Tensor | None:
             return None if value is None else value * scale**power
@@ -278,32 +270,6 @@ class GradientTap:
             squared_norms=scaled(totals.squared_norms, 2),
             projections=scaled(totals.projections, 1),
             layers=layers,
-            coverage=self._check_sum(),
+            coverage=totals.check.coverage(totals.dtypes, self._parameters),
             notes=self._notes,
         )
-
-    def _check_sum(self) -> float:
-        """Compare 1^T K 1 with the squared norm of the batch gradient: both count every use of every parameter."""
-        names = [name for name in self._totals.sums if name in self._squared_batch]
-        if not names:
-            return float("nan")
-        sums = torch.stack([self._totals.sums[name] for name in names]).double()
-        checks = torch.cat([sums, torch.stack([self._squared_batch[name] for name in names]).to(sums)[:, None]], 1)
-        total = checks.sum(0)
-        dtypes = self._totals.dtypes
-        tolerance = max(SUM_CHECK_TOLERANCE.get(dtype, 0.2) for dtype in dtypes)
-        rounding = max(ROUNDING * torch.finfo(dtype).eps for dtype in dtypes) ** 2
-        # Examples that cancel leave a small sum of large terms, known no better than the terms are.
-        allowed = tolerance * (checks[:, 2] + checks[:, 1]) + rounding * total[1]
-        wrong = (checks[:, 0] - checks[:, 2]).abs() > allowed
-        summed, _, batch, any_wrong = [*total.tolist(), bool(wrong.any())]
-        if any_wrong:
-            name, (of_rows, _, of_batch) = next(
-                (name, row) for name, row, bad in zip(names, checks.tolist(), wrong.tolist(), strict=True) if bad
-            )
-            raise UnsupportedGradientError(
-                f"{name} gets a gradient that the graph does not show: "
-                f"the sum check reads {of_rows / of_batch if of_batch else float('inf'):.3g}, not 1",
-                "a hook changes the gradient" * bool(self._parameters[name]._backward_hooks),
-            )
-        return summed / batch if batch > 0 else float("nan")
