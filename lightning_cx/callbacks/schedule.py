@@ -73,12 +73,12 @@ class Ledger:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the block as spent without naming what it was."""
-        start = self.clock()
+        """Count the block as spent; what is booked by name inside it is not counted twice."""
+        start, booked = self.clock(), self.spent
         try:
             yield
         finally:
-            self.other += self.clock() - start
+            self.other += self.clock() - start - (self.spent - booked)
 
 
 class Schedule(ABC):

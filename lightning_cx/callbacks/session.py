@@ -34,7 +34,7 @@ GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds o
 
 WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
 STEP_TIMES = 16  # recent plain steps whose median is the step time
-GRADIENT_STEPS = 1.5  # first guess: a sampled step takes so many plain steps longer,
+GRADIENT_STEPS = 3.0  # first guess: a sampled step takes so many plain steps longer (1.2 to 4.9 were measured),
 GRADIENT_SECONDS = 0.02  # and this on top: calibration and the first graph of a small convnet took 15 to 50 ms
 SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over
 PICTURE_SECONDS = 0.3  # first guess for both pictures; .25 was measured, fonts included
@@ -92,15 +92,16 @@ class Session:
     def begin_step(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Before a batch: decide whether to sample it."""
         self._step_started, self._step_cost = perf_counter(), 0.0
-        self.sampling = False
-        self.sampler.drop()
-        if self.reader.streaming and self._wanted(PROBE):
-            with self._timed(), self.failures.guard(PROBE, last=False):
-                self.probe.keep(batch, batch_size_of(batch))
-        # At most one sample for each optimizer step, however many batches it accumulates.
-        if log_step(trainer) != self._last_step and (self._owed or self._due(GRADIENTS, trainer)):
-            with self._timed(), self.failures.guard(GRADIENTS, last=False):
-                self._begin_sample(trainer, module, batch, batch_idx)
+        with self._timed():
+            self.sampling = False
+            self.sampler.drop()
+            if self.reader.streaming and self._wanted(PROBE):
+                with self.failures.guard(PROBE, last=False):
+                    self.probe.keep(batch, batch_size_of(batch))
+            # At most one sample for each optimizer step, however many batches it accumulates.
+            if log_step(trainer) != self._last_step and (self._owed or self._due(GRADIENTS, trainer)):
+                with self.failures.guard(GRADIENTS, last=False):
+                    self._begin_sample(trainer, module, batch, batch_idx)
 
     def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._examples = batch_size_of(batch)
@@ -123,24 +124,31 @@ class Session:
 
     def end_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """After a batch: measure what was sampled, read the probe if it is due, and publish."""
-        step = self._step = log_step(trainer)
         self._batches += 1
+        self._step = log_step(trainer)
+        self._settle(batch)
+        with self.ledger.timed():
+            if self._due(PROBE, trainer) and not self.reader.streaming:
+                self._read_probe(trainer, module)
+            if self._readings:
+                self.publisher.publish(trainer, self._readings, self._step, {tags.OVERHEAD: self.ledger.share})
+                self._readings = []
+                if self._due(PICTURES, trainer):
+                    self._draw(trainer)
+
+    def _settle(self, batch: Any) -> None:
+        """Measure a sampled step and book what it cost, or learn the time of a plain one."""
+        ended = perf_counter()
         if self.sampling:
             with self._timed():
-                self._measure_gradients(step, batch)
+                self._measure_gradients(batch)
             self.ledger.book(GRADIENTS, self._step_cost, one_off=self.sampler.one_off_seconds)
             self.sampler.drop()
         else:
-            self._watch_plain_step()
+            self.ledger.other += self._step_cost
+            if self._batches > WARM_UP_BATCHES:
+                self._step_times.append(ended - self._step_started - self._step_cost)
         self.sampling = False
-        if self._due(PROBE, trainer) and not self.reader.streaming:
-            self._read_probe(trainer, module, step)
-        if self._readings:
-            with self.ledger.timed():
-                self.publisher.publish(trainer, self._readings, step, {tags.OVERHEAD: self.ledger.share})
-            self._readings = []
-            if self._due(PICTURES, trainer):
-                self._draw(trainer)
 
     def end(self, trainer: Trainer) -> None:
         """At the end of the fit: draw the last pictures if they can be afforded, and say what all of it cost."""
@@ -200,11 +208,6 @@ class Session:
         finally:
             self._step_cost += perf_counter() - start
 
-    def _watch_plain_step(self) -> None:
-        self.ledger.other += self._step_cost
-        if self._batches > WARM_UP_BATCHES:
-            self._step_times.append(perf_counter() - self._step_started - self._step_cost)
-
     @contextmanager
     def _refusing_probe(self) -> Iterator[None]:
         """What a probe says it cannot do on this data or model will not change: tell it once and leave it."""
@@ -216,7 +219,7 @@ class Session:
             self._probe_refused = True
             self.failures.tell(f"the probe is off: {refusal}")
 
-    def _measure_gradients(self, step: int, batch: Any) -> None:
+    def _measure_gradients(self, batch: Any) -> None:
         sample = self.sampler.sample
         if sample is None:
             return
@@ -226,9 +229,9 @@ class Session:
                 features = self.probe.features_of(batch, self._examples)
             except ValueError as refusal:
                 self.failures.tell(f"the examples of a batch cannot be ordered by their inputs: {refusal}")
-        self._measure(Observation(step, gradients=sample, features=features), lambda needs: needs.gram)
+        self._measure(Observation(self._step, gradients=sample, features=features), lambda needs: needs.gram)
 
-    def _read_probe(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+    def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:
         start = perf_counter()
         one_off = 0.0
         with self.failures.guard(PROBE), self._refusing_probe():
@@ -236,7 +239,7 @@ class Session:
             one_off = perf_counter() - start
             reading = self.reader.read(trainer, module)
             measuring = perf_counter()
-            self._measure(Observation(step, probe=reading), lambda needs: needs.probe)
+            self._measure(Observation(self._step, probe=reading), lambda needs: needs.probe)
             if self.reader.read_count == 1:
                 one_off += perf_counter() - measuring  # the first reading builds the basis
         self.ledger.book(PROBE, perf_counter() - start, one_off)

@@ -61,7 +61,8 @@ class SpectralBias(Instrument):
         band_tags = [tags.residual_band(number) for number in range(len(names))]
         summary = (tags.RESIDUAL_ENERGY, tags.RESIDUAL_MEDIAN, tags.SPECTRAL_BIAS_INDEX)
         if not bool(energy.isfinite().all()):
-            why = "the residual on the probe is not finite: the weights or the probe's data hold NaN or inf"
+            bad = int((~probe.residuals.isfinite().all(1)).sum())
+            why = f"{bad} of {len(probe.residuals)} residuals are NaN or infinite: inputs are, or training diverged"
             return Reading(dict.fromkeys((*summary, *band_tags), torch.nan), refusals=dict.fromkeys(summary, why))
         varying = energy[1:] if complexity[0] == 0 else energy
         self._follow(varying)

@@ -175,7 +175,7 @@ class ProbeSet:
             place: Puts a batch on the model's device.
 
         Raises:
-            ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found or are not finite.
+            ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found.
         """
         loss_fn = self.loss_fn
         loss_of = replay if loss_fn is None else lambda batch: loss_fn(module, batch)
@@ -194,12 +194,6 @@ class ProbeSet:
             self._reduction = find_reduction(module, chunk(self._chunks[self._company])(), alone, loss_of)
         chunks = [chunk(held) for held in self._chunks]
         outputs, residuals, source = read_chunks(module, chunks, loss_of, self._reduction)
-        bad = ~(outputs.isfinite().all(1) & residuals.isfinite().all(1))
-        if bool(bad.any()):
-            raise ValueError(
-                f"{int(bad.sum())} of {len(bad)} examples have outputs or residuals that are NaN or infinite (the "
-                f"first is example {int(bad.nonzero()[0])} of the probe): inputs are not finite, or training diverged"
-            )
         return ProbeReading(outputs, residuals, features, self._reduction.coupled, f"output of {source}")
 
     def state_dict(self) -> dict[str, Any]:

@@ -323,6 +323,25 @@ def test_nan_in_a_batch_is_refused_and_the_next_batch_is_measured(tmp_path: Path
     assert math.isfinite(trainer.callback_metrics["gradient/norm"])
 
 
+def test_weights_that_diverge_do_not_switch_the_probe_off_for_good(tmp_path: Path) -> None:
+    class Recovering(Classifier):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.calls == 1:
+                self.kept = self.net[2][0].weight.detach().clone()
+                self.net[2][0].weight.data.fill_(torch.nan)
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if self.calls == 3:
+                for p in self.parameters():
+                    p.data.normal_(0, 0.1)
+
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            self.zero_grad()
+
+    trainer = completes(tmp_path, Recovering(), "residuals are NaN or infinite: inputs are, or training diverged")
+    assert math.isfinite(trainer.callback_metrics["complexity/residual_energy"])
+
+
 def test_a_batch_of_one_shows_no_spread(tmp_path: Path) -> None:
     trainer = completes(
         tmp_path, Classifier(), "a batch of one example shows no spread", data=loader(160, batch_size=1), max_steps=3
