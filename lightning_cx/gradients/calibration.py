@@ -64,6 +64,8 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
         return Calibration(CONTRIBUTION, note=f"one example alone has no loss ({error}): rows are contributions")
     assert alone is not None
     seen = tapped[: len(alone), : len(alone)]
+    if not (seen.isfinite().all() and alone.isfinite().all()):
+        return Calibration(CONTRIBUTION, note="gradients of the first examples are not finite: nothing to compare")
     for sums, scale in ((False, 1), (True, company**2)):
         if (seen / scale - alone).norm() <= AGREEMENT * alone.norm():
             note = "the loss is a sum over examples; it was divided out" if sums and company > 1 else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import _Holder
 
 Node = Any  # torch.autograd.graph.Node; saved tensors are attributes that its type does not declare
 
@@ -207,5 +209,9 @@ def hides_parameters(graph: Graph) -> str | None:
 
 def is_checkpointed(node: Node) -> bool:
     """Whether non-reentrant activation checkpointing holds the saved tensors of a node; they unpack only once."""
-    packed = (getattr(node, name, None) for name in dir(node) if name.startswith("_raw_saved_"))
-    return any(type(getattr(saved, "data", None)).__name__ == "_Holder" for saved in packed)
+    names = [name for name in dir(node) if name.startswith("_raw_saved_")]
+    packed = [saved for saved in (getattr(node, name, None) for name in names) if saved is not None]
+    if any(type(getattr(saved, "data", None)) is _Holder for saved in packed):
+        return True
+    # Before SavedTensor.data there was no looking inside one: then any checkpoint that is alive counts.
+    return bool(packed) and not hasattr(packed[0], "data") and any(type(o) is _Holder for o in gc.get_objects())

@@ -43,8 +43,10 @@ def replay_gradients(
         not touched.
 
     Raises:
-        ValueError: If no parameter is trainable.
+        ValueError: If no parameter is trainable, or no example is asked for.
     """
+    if examples < 1:
+        raise ValueError(f"replay_gradients needs at least one example, got examples={examples}.")
     parameters = {name: p for name, p in named_parameters if p.requires_grad}
     if not parameters:
         raise ValueError("replay_gradients got no trainable parameter: there is no gradient to read.")
@@ -54,7 +56,7 @@ def replay_gradients(
             loss = loss_of(i)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-            rows[name].append(torch.zeros_like(parameter) if gradient is None else gradient.detach())
+            rows[name].append(torch.zeros_like(parameter) if gradient is None else gradient.detach().to_dense())
     gram = next(iter(parameters.values())).new_zeros(examples, examples, dtype=torch.float64)
     projected = gram.new_zeros(examples, projections)
     layers: dict[str, LayerGradients] = {}
