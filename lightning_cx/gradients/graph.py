@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import SavedTensor
 from torch.utils.checkpoint import _Holder
 
 Node = Any  # torch.autograd.graph.Node; saved tensors are attributes that its type does not declare
@@ -204,14 +205,18 @@ def _is_summand(graph: Graph, node: Node) -> bool:
 def hides_parameters(graph: Graph) -> str | None:
     """Name of a node behind which parameters cannot be seen, if the graph has one."""
     names = {node.name() for node in graph.parents}
-    return next((name for name in ("CheckpointFunctionBackward", "CompiledFunctionBackward") if name in names), None)
+    found = next((name for name in ("CheckpointFunctionBackward", "CompiledFunctionBackward") if name in names), None)
+    if (
+        found is None
+        and not hasattr(SavedTensor, "data")
+        and any(type(o) is _Holder for o in gc.get_referrers(_Holder))
+    ):
+        # Before torch had SavedTensor.data, nothing told whose it was: any checkpoint that is alive counts.
+        found = "torch.utils.checkpoint without reentry"
+    return found
 
 
 def is_checkpointed(node: Node) -> bool:
     """Whether non-reentrant activation checkpointing holds the saved tensors of a node; they unpack only once."""
-    names = [name for name in dir(node) if name.startswith("_raw_saved_")]
-    packed = [saved for saved in (getattr(node, name, None) for name in names) if saved is not None]
-    if any(type(getattr(saved, "data", None)) is _Holder for saved in packed):
-        return True
-    # Before SavedTensor.data there was no looking inside one: then any checkpoint that is alive counts.
-    return bool(packed) and not hasattr(packed[0], "data") and any(type(o) is _Holder for o in gc.get_objects())
+    packed = (getattr(node, name, None) for name in dir(node) if name.startswith("_raw_saved_"))
+    return any(type(getattr(saved, "data", None)) is _Holder for saved in packed)
