@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, gradient_scale, replayable, replayed_loss
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.functional.linalg import one_thread
 from lightning_cx.gradients import (
     AmbiguousLayoutError,
     Calibration,
@@ -132,7 +133,7 @@ class GradientSampler:
 
         parameters = dict(module.named_parameters())
         try:
-            with isolated(module, guard=True):
+            with isolated(module, guard=True), one_thread():  # a handful of examples
                 if self._ambiguous:
                     self._layout = find_layout(parameters, loss_of, self._examples)
                 self._calibration = calibrate(parameters, loss_of, self._examples)

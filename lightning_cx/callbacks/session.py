@@ -36,6 +36,7 @@ WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell not
 STEP_TIMES = 16  # recent plain steps whose median is the step time
 GRADIENT_STEPS = 3.0  # first guess: a sampled step takes so many plain steps longer (1.2 to 4.9 were measured),
 GRADIENT_SECONDS = 0.02  # and this on top: calibration and the first graph of a small convnet took 15 to 50 ms
+ASK_AGAIN = 0.05  # seconds for which a "not yet" of the budget is taken for granted: to ask takes 50 microseconds
 SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over
 PICTURE_SECONDS = 0.3  # first guess for both pictures; .25 was measured, fonts included
 PICTURE_PAUSE = 30.0  # seconds between pictures; the last come at the end of the run
@@ -71,6 +72,7 @@ class Session:
         self._owed = False
         self._batches = 0
         self._last_step: int | None = None
+        self._ask_again = {GRADIENTS: -math.inf, PROBE: -math.inf, PICTURES: -math.inf}
         self._step_started = 0.0
         self._step_cost = 0.0  # seconds that this step has taken of ours
         self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
@@ -91,17 +93,17 @@ class Session:
 
     def begin_step(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Before a batch: decide whether to sample it."""
-        self._step_started, self._step_cost = perf_counter(), 0.0
-        with self._timed():
-            self.sampling = False
-            self.sampler.drop()
-            if self.reader.streaming and self._wanted(PROBE):
-                with self.failures.guard(PROBE, last=False):
-                    self.probe.keep(batch, batch_size_of(batch))
-            # At most one sample for each optimizer step, however many batches it accumulates.
-            if log_step(trainer) != self._last_step and (self._owed or self._due(GRADIENTS, trainer)):
-                with self.failures.guard(GRADIENTS, last=False):
-                    self._begin_sample(trainer, module, batch, batch_idx)
+        self._step_started = perf_counter()
+        self.sampling = False
+        self.sampler.drop()
+        if self.reader.streaming and self._wanted(PROBE):
+            with self.failures.guard(PROBE, last=False):
+                self.probe.keep(batch, batch_size_of(batch))
+        # At most one sample for each optimizer step, however many batches it accumulates.
+        if (self._owed or self._due(GRADIENTS, trainer)) and log_step(trainer) != self._last_step:
+            with self.failures.guard(GRADIENTS, last=False):
+                self._begin_sample(trainer, module, batch, batch_idx)
+        self._step_cost = perf_counter() - self._step_started
 
     def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._examples = batch_size_of(batch)
@@ -124,35 +126,42 @@ class Session:
 
     def end_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """After a batch: measure what was sampled, read the probe if it is due, and publish."""
+        ended = perf_counter()
         self._batches += 1
         self._step = log_step(trainer)
-        self._settle(batch)
-        with self.ledger.timed():
-            if self._due(PROBE, trainer) and not self.reader.streaming:
-                self._read_probe(trainer, module)
-            if self._readings:
-                self.publisher.publish(trainer, self._readings, self._step, {tags.OVERHEAD: self.ledger.share})
-                self._readings = []
-                if self._due(PICTURES, trainer):
-                    self._draw(trainer)
+        if self.sampling:
+            self._settle(batch)
+        elif self._batches > WARM_UP_BATCHES:
+            self._step_times.append(ended - self._step_started - self._step_cost)
+        if self._readings or self._due(PROBE, trainer):
+            with self.ledger.timed():
+                self._read_and_publish(trainer, module)
+        else:
+            self._step_cost += perf_counter() - ended
+        self.ledger.other += self._step_cost
+        self._step_cost = 0.0
 
     def _settle(self, batch: Any) -> None:
-        """Measure a sampled step and book what it cost, or learn the time of a plain one."""
-        ended = perf_counter()
-        if self.sampling:
-            with self._timed():
-                self._measure_gradients(batch)
-            self.ledger.book(GRADIENTS, self._step_cost, one_off=self.sampler.one_off_seconds)
-            self.sampler.drop()
-        else:
-            self.ledger.other += self._step_cost
-            if self._batches > WARM_UP_BATCHES:
-                self._step_times.append(ended - self._step_started - self._step_cost)
+        """Measure a sampled step and book what it cost."""
+        with self._timed():
+            self._measure_gradients(batch)
+        self.ledger.book(GRADIENTS, self._step_cost, one_off=self.sampler.one_off_seconds)
+        self._step_cost = 0.0
+        self.sampler.drop()
         self.sampling = False
+
+    def _read_and_publish(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._due(PROBE, trainer) and not self.reader.streaming:
+            self._read_probe(trainer, module)
+        if self._readings:
+            self.publisher.publish(trainer, self._readings, self._step, {tags.OVERHEAD: self.ledger.share})
+            self._readings = []
+            if self._due(PICTURES, trainer):
+                self._draw(trainer)
 
     def end(self, trainer: Trainer) -> None:
         """At the end of the fit: draw the last pictures if they can be afforded, and say what all of it cost."""
-        self._pictures_drawn = -math.inf
+        self._pictures_drawn = self._ask_again[PICTURES] = -math.inf
         if self._due(PICTURES, trainer):
             self._draw(trainer)
         self.publisher.publish(trainer, [], self._step, {tags.OVERHEAD: self.ledger.share})
@@ -171,22 +180,28 @@ class Session:
         if self.failures.off(work):
             return False
         if work == PICTURES:
-            return self._board
+            return self._board and self.publisher.has_pictures
         live = [i.needs for i in self.instruments if not self.failures.off(type(i).__name__)]
         if work == GRADIENTS:
             return not self.sampler.off and any(needs.gram for needs in live)
         return not self._probe_refused and any(needs.probe for needs in live)
 
     def _due(self, work: str, trainer: Trainer) -> bool:
-        if not self._wanted(work) or (work == PICTURES and not self.publisher.has_pictures):
-            return False
-        if work == PICTURES and perf_counter() - self._pictures_drawn < PICTURE_PAUSE:
-            return False
         if isinstance(self.schedule, EveryNSteps):
-            if work == PICTURES:
-                return True
-            return self.schedule.due(work, total_batches(trainer), {}, 0.0, self.ledger)
-        if not self._step_times:
+            at_period = self.schedule.due(work, total_batches(trainer), {}, 0.0, self.ledger)
+            if work == PICTURES:  # nobody looks at every sample
+                at_period = perf_counter() - self._pictures_drawn > PICTURE_PAUSE
+            return at_period and self._wanted(work)
+        now = perf_counter()
+        if now < self._ask_again[work] or not self._step_times:
+            return False
+        due = self._wanted(work) and self._affordable(work, trainer)
+        if not due and len(self._step_times) == STEP_TIMES:
+            self._ask_again[work] = now + ASK_AGAIN
+        return due
+
+    def _affordable(self, work: str, trainer: Trainer) -> bool:
+        if work == PICTURES and perf_counter() - self._pictures_drawn < PICTURE_PAUSE:
             return False
         step = median(self._step_times)
         guesses = {

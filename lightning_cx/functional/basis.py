@@ -17,6 +17,7 @@ from lightning_cx.functional.levels import (
     level_index,
     mean_by_level,
 )
+from lightning_cx.functional.linalg import eigh
 
 MIN_COSINE_PIVOT = 1e-8
 """Cosines that the earlier ones already span on these points, up to this share, are left out (THEORY 1)."""
@@ -202,7 +203,7 @@ def kernel_basis(gram: Tensor) -> Basis:
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
     gram = as_matrix(gram)
-    _, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    _, vectors = eigh((gram + gram.T) / 2)
     rank = torch.arange(gram.shape[0], dtype=torch.float64, device=gram.device)
     return Basis(vectors.flip(1), rank)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cx.functional.linalg import eigh
+
 LOCAL_SCALE_NEIGHBOR = 7
 """Which neighbour's distance sets an example's length scale (Zelnik-Manor & Perona 2004, section 2.1)."""
 
@@ -130,6 +132,6 @@ def eigh_with_constant_first(laplacian: Tensor) -> tuple[Tensor, Tensor]:
         return matrix - 2 * mirror @ (mirror.T @ matrix)
 
     inner = reflect(reflect(laplacian).T)[1:, 1:]
-    eigenvalues, rotation = torch.linalg.eigh((inner + inner.T) / 2)
+    eigenvalues, rotation = eigh((inner + inner.T) / 2)
     others = reflect(torch.cat([rotation.new_zeros(1, n - 1), rotation]))
     return torch.cat([eigenvalues.new_zeros(1), eigenvalues]), torch.cat([constant, others], dim=1)

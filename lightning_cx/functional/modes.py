@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_cx.functional.basis import Basis
 from lightning_cx.functional.kernel import participation_ratio
 from lightning_cx.functional.levels import sum_by_level
+from lightning_cx.functional.linalg import eigh
 from lightning_cx.functional.spectrum import interpolate_at, low_weights, median_index
 
 MIN_EIGENVALUE = 1e-8
@@ -145,7 +146,7 @@ def _principal_modes(gram: Tensor) -> tuple[Tensor, Tensor]:
     centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
     if not bool(centred.isfinite().all()):  # eigh raises on these
         return gram.new_zeros(0), gram.new_zeros(n, 0)
-    eigenvalues, modes = torch.linalg.eigh((centred + centred.T) / 2)
+    eigenvalues, modes = eigh((centred + centred.T) / 2)
     # Eigenvalues of rounding, in the dtype the Gram matrix came in, are no modes; where all gradients are alike
     # nothing else is left, and only the size of what was centred tells.
     rounding = n * resolution * gram.abs().max()
