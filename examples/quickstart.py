@@ -48,9 +48,9 @@ class DigitClassifier(pl.LightningModule):
 
 def noisy_digits(share_flipped: float = 0.2) -> TensorDataset:
     """Real scans of handwritten digits, 8 x 8 pixels, with some labels replaced by random ones."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(digits.target)
+    pixels, target = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    labels = torch.tensor(target)
     flipped = torch.rand(len(labels)) < share_flipped
     labels[flipped] = torch.randint(10, (int(flipped.sum()),))
     return TensorDataset(images, labels)

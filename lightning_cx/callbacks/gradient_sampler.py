@@ -100,9 +100,10 @@ class GradientSampler:
             return
         self.sample = self._as_calibrated(sample)
         nodes = frozenset(layer.node for layer in sample.layers.values())
-        if self._nodes and nodes != self._nodes:
-            self._calibration = None  # another graph may mean other rows: look again at the next sampled step
+        another_graph = bool(self._nodes) and nodes != self._nodes  # it may mean other rows
         self._nodes = nodes
+        if another_graph or (self._calibration is not None and not self._calibration.conclusive):
+            self._calibration = None  # look again at the next sampled step
 
     def _as_calibrated(self, sample: GradientSample) -> GradientSample:
         if self._calibration is None or not self._calibration.note:
@@ -140,7 +141,7 @@ class GradientSampler:
         except UnsupportedGradientError as refusal:
             self._fall_back(module, refusal)
             return
-        if self._calibration.status == CONTRIBUTION or self._calibration.sums:
+        if self._calibration.note and self._calibration.conclusive:
             self.failures.tell(f"per-example gradients: {self._calibration.note}")
 
     def _replayed(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> GradientSample:
@@ -155,8 +156,9 @@ class GradientSampler:
     def _fall_back(self, module: LightningModule, refusal: UnsupportedGradientError) -> None:
         """The tap cannot read this model: replay it example by example, or say why that is no way out either."""
         reason = replayable(module)
-        coupled = [name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-        if reason is None and coupled and module.training:
+        norms = [(n, part) for n, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        coupled = [name for name, part in norms if part.training]
+        if reason is None and coupled:
             reason = f"{coupled[0]} is a BatchNorm, which needs company in training mode"
         if reason is not None:
             self._refuse(f"per-example gradients are off: {refusal}; and replay is no way out, {reason}")

@@ -29,12 +29,14 @@ class Calibration:
         sums: Whether the loss is a sum over examples instead of a mean.
         batch_first: For parameters whose axis of examples shapes cannot tell, whether it is the first.
         note: What was seen, in words; empty where nothing is remarkable.
+        conclusive: Whether the examples showed anything at all; another batch may.
     """
 
     status: str = EXACT
     sums: bool = False
     batch_first: Mapping[str, bool] = field(default_factory=dict)
     note: str = ""
+    conclusive: bool = True
 
 
 def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> Calibration:
@@ -65,7 +67,8 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
     assert alone is not None
     seen = tapped[: len(alone), : len(alone)]
     if not (seen.isfinite().all() and alone.isfinite().all()):
-        return Calibration(CONTRIBUTION, note="gradients of the first examples are not finite: nothing to compare")
+        note = "gradients of the first examples are not finite: nothing to compare"
+        return Calibration(CONTRIBUTION, note=note, conclusive=False)
     for sums, scale in ((False, 1), (True, company**2)):
         if (seen / scale - alone).norm() <= AGREEMENT * alone.norm():
             note = "the loss is a sum over examples; it was divided out" if sums and company > 1 else ""

@@ -14,7 +14,7 @@ from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16  # one batch rarely tells signal from noise; 16 narrow the interval fourfold and stay local in time
 
-TAGS = (
+TAGS: tuple[str, ...] = (
     tags.GRADIENT_NORM,
     tags.NOISE_SCALE,
     tags.NOISE_SCALE_LOW,

@@ -12,7 +12,7 @@ from lightning_cx.tensorboard import tags
 
 MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all with all and orders nothing
 
-TAGS = (tags.GRADIENT_MEDIAN, tags.GRADIENT_MEDIAN_CHANCE_LOW, tags.PARTICIPATION_RATIO)
+TAGS: tuple[str, ...] = (tags.GRADIENT_MEDIAN, tags.GRADIENT_MEDIAN_CHANCE_LOW, tags.PARTICIPATION_RATIO)
 
 
 @final

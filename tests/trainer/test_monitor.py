@@ -275,7 +275,7 @@ def test_wrong_configuration_says_what_to_do(options: dict, error: type[Exceptio
 def completes(tmp_path: Path, module: pl.LightningModule, message: str, **options: Any) -> pl.Trainer:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = fit(module, [monitor()], tmp_path, **options)
+        trainer = fit(module, options.pop("callbacks", None) or [monitor()], tmp_path, **options)
     ours = [str(w.message) for w in caught if str(w.message).startswith("lightning_cx")]
     assert len(ours) == len(set(ours))  # once each
     assert any(re.search(message, text) for text in ours), ours
@@ -321,6 +321,28 @@ def test_nan_in_a_batch_is_refused_and_the_next_batch_is_measured(tmp_path: Path
     data = DataLoader(TensorDataset(x, y), batch_size=32)
     trainer = completes(tmp_path, Skipping(), "gradients of this batch are not finite", data=data, max_epochs=1)
     assert math.isfinite(trainer.callback_metrics["gradient/norm"])
+
+
+def test_a_first_batch_that_tells_nothing_does_not_decide_what_the_rows_mean(tmp_path: Path) -> None:
+    x, y = images(160).tensors
+    x = x.clone()
+    x[:2] = float("nan")
+
+    class Skipping(Classifier):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            self.zero_grad()
+
+    watch = Watch()
+    completes(
+        tmp_path,
+        Skipping(),
+        "features are NaN or infinite",
+        data=DataLoader(TensorDataset(x, y), batch_size=32),
+        max_epochs=1,
+        callbacks=[monitor(instruments=[watch])],
+    )
+    seen = [o.gradients for o in watch.seen if o.gradients is not None]
+    assert [sample.status for sample in seen] == ["contribution", "exact", "exact", "exact", "exact"]
 
 
 def test_weights_that_diverge_do_not_switch_the_probe_off_for_good(tmp_path: Path) -> None:
