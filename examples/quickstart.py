@@ -63,7 +63,7 @@ def main(logdir: str = "runs/quickstart", epochs: int = 40) -> ComplexityMonitor
     pl.seed_everything(0, verbose=False)
     # A fixed period, so that every run of this example shows the same. `ComplexityMonitor()` alone keeps to 2% of the
     # wall time, which suits runs of minutes and more.
-    monitor = ComplexityMonitor(every_n_steps=10)
+    monitor = ComplexityMonitor(every_n_steps=20)
     logger = TensorBoardLogger(logdir, name=None)
     trainer = pl.Trainer(
         max_epochs=epochs,
