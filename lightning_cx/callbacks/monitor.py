@@ -119,6 +119,11 @@ class ComplexityMonitor(Callback):
         if self._session is not None and batch is not None:
             self._session.end_step(trainer, pl_module, batch)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del trainer, pl_module
+        if self._session is not None:
+            self._session.end_epoch()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
         if self._session is None:

@@ -154,17 +154,27 @@ class Session:
         if self._due(PROBE, trainer) and not self.reader.streaming:
             self._read_probe(trainer, module)
         if self._readings:
-            self.publisher.publish(trainer, self._readings, self._step, {tags.OVERHEAD: self.ledger.share})
-            self._readings = []
+            self._publish(trainer)
             if self._due(PICTURES, trainer):
                 self._draw(trainer)
+
+    def end_epoch(self) -> None:
+        """After an epoch: a stream that is over has shown all its examples."""
+        if self.reader.streaming and self._wanted(PROBE):
+            with self._refusing_probe():
+                self.probe.close()
 
     def end(self, trainer: Trainer) -> None:
         """At the end of the fit: draw the last pictures if they can be afforded, and say what all of it cost."""
         self._pictures_drawn = self._ask_again[PICTURES] = -math.inf
         if self._due(PICTURES, trainer):
             self._draw(trainer)
-        self.publisher.publish(trainer, [], self._step, {tags.OVERHEAD: self.ledger.share})
+        self._publish(trainer)
+
+    def _publish(self, trainer: Trainer) -> None:
+        readings, self._readings = self._readings, []
+        with self.failures.guard("logging"):
+            self.publisher.publish(trainer, readings, self._step, {tags.OVERHEAD: self.ledger.share})
 
     def _draw(self, trainer: Trainer) -> None:
         start = self._pictures_drawn = perf_counter()

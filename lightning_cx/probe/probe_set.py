@@ -136,6 +136,19 @@ class ProbeSet:
             self._alone = [to_cpu(take(batch, i, i + 1, examples)) for i in range(min(ALONE, count))]
             self._company = len(self._chunks) - 1
 
+    def close(self) -> None:
+        """Take what a stream has shown for all there is: from here on its examples come by again.
+
+        Raises:
+            ValueError: If these are fewer than 128.
+        """
+        if self.examples < MIN_EXAMPLES:
+            raise ValueError(
+                f"ProbeSet needs at least {MIN_EXAMPLES} examples to tell noise from target, and one epoch of the "
+                f"stream showed {self.examples}: what is measured on the probe is left out."
+            )
+        self._wanted = min(self._wanted, self.examples)
+
     def features_of(self, batch: Any, examples: int) -> Tensor:
         """Features of any batch by the probe's rule, [examples, d] float64.
 

@@ -189,6 +189,26 @@ def test_a_stream_gives_its_first_examples_to_the_probe(tmp_path: Path) -> None:
     torch.testing.assert_close(probes[0].features, probes[-1].features)
 
 
+def test_a_stream_that_ends_gives_all_its_examples_once(tmp_path: Path) -> None:
+    watch = Watch()
+    stream = DataLoader(Stream(144), batch_size=32)
+    fit(Classifier(), [monitor(instruments=[watch], probe=ProbeSet(size=512), strict=True)], tmp_path, data=stream)
+    probes = [o.probe for o in watch.seen if o.probe is not None]
+    assert {len(probe.residuals) for probe in probes} == {144}
+    assert len(probes) == 5  # from the second epoch on
+    completes(tmp_path, Classifier(), "one epoch of the stream showed 96", data=DataLoader(Stream(96), batch_size=32))
+
+
+def test_a_logger_that_fails_is_named_and_does_not_end_the_training(tmp_path: Path) -> None:
+    class Full(CSVLogger):
+        def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+            if any("/" in tag for tag in metrics):
+                raise OSError("disk full")
+            super().log_metrics(metrics, step)
+
+    completes(tmp_path, Classifier(), "logging failed, training goes on: OSError: disk full", logger=Full(tmp_path))
+
+
 def test_checkpoint_and_early_stopping_can_monitor_our_values(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, monitor="complexity/residual_energy", mode="min")
     stopping = EarlyStopping("gradient/norm", mode="max", patience=1, check_on_train_epoch_end=True)
