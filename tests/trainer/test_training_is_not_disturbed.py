@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from _lightning import Classifier, Stream, fingerprint, fit
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_cx import ComplexityMonitor, ProbeSet
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """As users train; small problems of ours switch to one thread and back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
