@@ -27,10 +27,11 @@ class Failures:
         """Whether a part failed so often that it is left out from now on."""
         return self._in_a_row[part] >= PATIENCE
 
-    def tell(self, message: str) -> None:
-        """Warn, but only once for each message."""
-        if message not in self._told:
-            self._told.add(message)
+    def tell(self, message: str, topic: str | None = None) -> None:
+        """Warn, but only once for each topic: the message itself, unless its details differ from time to time."""
+        topic = message if topic is None else topic
+        if topic not in self._told:
+            self._told.add(topic)
             rank_zero_warn(f"lightning_cx: {message}")
 
     @contextmanager
@@ -47,7 +48,7 @@ class Failures:
             if self.strict:
                 raise
             self._in_a_row[part] += 1
-            self.tell(f"{part} failed, training goes on: {type(error).__name__}: {error}")
+            self.tell(f"{part} failed, training goes on: {type(error).__name__}: {error}", part + type(error).__name__)
             if self.off(part):
                 self.tell(f"{part} is switched off after {PATIENCE} failures in a row (strict=True raises instead)")
         else:

@@ -99,6 +99,8 @@ class GradientSampler:
             self._fall_back(module, refusal)
             return
         self.sample = self._as_calibrated(sample)
+        for note in sample.notes:
+            self.failures.tell(f"per-example gradients: {note}")
         nodes = frozenset(layer.node for layer in sample.layers.values())
         another_graph = bool(self._nodes) and nodes != self._nodes  # it may mean other rows
         self._nodes = nodes

@@ -75,7 +75,12 @@ class ComplexityMonitor(Callback):
     @property
     def state_key(self) -> str:
         names = [type(i).__name__ for i in self.instruments]
-        return self._generate_state_key(instruments=names, every_n_steps=self.every_n_steps)
+        return self._generate_state_key(
+            instruments=names,
+            every_n_steps=self.every_n_steps,
+            overhead_budget=self.overhead_budget,
+            probe=(self.probe.size, self.probe.seed),
+        )
 
     @property
     def overhead(self) -> float:

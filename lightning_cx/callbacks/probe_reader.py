@@ -34,16 +34,22 @@ class ProbeReader:
         self.read_count = 0
         self._chunk_seconds = 0.0
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Trainer) -> bool:
         """Look at the training data: choose indices where there are any.
+
+        Returns:
+            Whether indices of a checkpoint had to be given up.
 
         Raises:
             ValueError: If the data set has fewer than 128 examples.
         """
         self._data = training_data(trainer)
         if self._data is not None:
-            self.probe.choose(len(self._data[0]))
+            before = self.probe.indices
+            chosen = self.probe.choose(len(self._data[0]))
             self._draw_chunk()  # one batch, to learn what fetching costs
+            return before is not None and chosen != before
+        return False
 
     def _draw_chunk(self) -> None:
         if self._data is not None and not self.probe.complete:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lightning_cx.callbacks._trainer import Trainer, publish, tensorboard_experiments
@@ -37,7 +38,7 @@ class Publisher:
             self._pictures.update(reading.pictures)
             for why in sorted(set(reading.refusals.values())):
                 names = [tag for tag, reason in reading.refusals.items() if reason == why]
-                self.failures.tell(f"{', '.join(names)}: nan, {why}")
+                self.failures.tell(f"{', '.join(names)}: nan, {why}", re.sub(r"\d+", "#", f"{names} {why}"))
         self._step = step
         publish(trainer, scalars, step)
         for experiment in tensorboard_experiments(trainer):

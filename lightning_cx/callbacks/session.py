@@ -89,7 +89,11 @@ class Session:
         with self.ledger.timed():
             if self._wanted(PROBE):
                 with self._refusing_probe():
-                    self.reader.start(trainer)
+                    if self.reader.start(trainer):
+                        self.failures.tell(
+                            "the checkpoint's probe does not fit this data set: other examples are drawn, and "
+                            "residual spectra start afresh"
+                        )
 
     def begin_step(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Before a batch: decide whether to sample it."""
@@ -184,7 +188,10 @@ class Session:
 
     def never_done(self) -> list[str]:
         """Kinds of work that were wanted and never done, because the run was too short for the budget."""
-        return [w for w in (GRADIENTS, PROBE) if self._wanted(w) and w not in self.ledger.accounts]
+        if isinstance(self.schedule, EveryNSteps):
+            return []
+        works = [GRADIENTS] if self.reader.streaming else [GRADIENTS, PROBE]
+        return [work for work in works if self._wanted(work) and work not in self.ledger.accounts]
 
     def _wanted(self, work: str) -> bool:
         if self.failures.off(work):
@@ -203,10 +210,10 @@ class Session:
                 at_period = perf_counter() - self._pictures_drawn > PICTURE_PAUSE
             return at_period and self._wanted(work)
         now = perf_counter()
-        if now < self._ask_again[work] or not self._step_times:
+        if now < self._ask_again[work] or len(self._step_times) < STEP_TIMES:
             return False
         due = self._wanted(work) and self._affordable(work, trainer)
-        if not due and len(self._step_times) == STEP_TIMES:
+        if not due:
             self._ask_again[work] = now + ASK_AGAIN
         return due
 
@@ -220,9 +227,8 @@ class Session:
             PICTURES: PICTURE_SECONDS,
         }
         estimates = {name: guess for name, guess in guesses.items() if self._wanted(name)}
-        # Wall time per batch counts loading and validation too, but takes a while to forget the first batches.
-        per_batch = self.ledger.elapsed / self._batches if self._batches > STEP_TIMES else step
-        planned = per_batch * planned_batches(trainer)
+        # The first batches are slow; what is left is counted in plain steps, and loading comes in as it passes.
+        planned = self.ledger.elapsed + step * max(0.0, planned_batches(trainer) - self._batches)
         return self.schedule.due(work, total_batches(trainer), estimates, planned, self.ledger)
 
     @contextmanager
@@ -242,7 +248,7 @@ class Session:
             if self.failures.strict:
                 raise
             self._probe_refused = True
-            self.failures.tell(f"the probe is off: {refusal}")
+            self.failures.tell(f"the probe is off: {refusal}", PROBE)
 
     def _measure_gradients(self, batch: Any) -> None:
         sample = self.sampler.sample
@@ -253,7 +259,7 @@ class Session:
             try:
                 features = self.probe.features_of(batch, self._examples)
             except ValueError as refusal:
-                self.failures.tell(f"the examples of a batch cannot be ordered by their inputs: {refusal}")
+                self.failures.tell(f"the examples of a batch cannot be ordered by their inputs: {refusal}", "features")
         self._measure(Observation(self._step, gradients=sample, features=features), lambda needs: needs.gram)
 
     def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:

@@ -70,5 +70,8 @@ class GradientNoise(Instrument):
             values = (float(scale.value), float(scale.low), float(scale.high))
         else:
             values = (torch.nan,) * 3
+        if self._recent and values[0] != values[0]:
+            why = "the signal cannot be told from zero in these batches; the lower end of the interval holds"
+            refusals = {tags.NOISE_SCALE: why}
         scalars.update(zip(TAGS[1:4], values, strict=True))
         return Reading(scalars, histograms={tags.EXAMPLE_NORMS: norms.cpu()}, refusals=refusals)

@@ -95,7 +95,8 @@ class ProbeSet:
         if examples < MIN_EXAMPLES:
             raise ValueError(
                 f"ProbeSet needs at least {MIN_EXAMPLES} examples to tell noise from target, got a training set of "
-                f"{examples}: what is measured on the probe is left out."
+                f"{examples}: what is measured on the probe is left out; train on more examples, or choose instruments "
+                "that need no probe."
             )
         if not self.indices or max(self.indices) >= examples:
             generator = torch.Generator().manual_seed(self.seed)
@@ -214,6 +215,6 @@ class ProbeSet:
         return {"indices": self.indices, "seed": self.seed, "size": self.size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the indices of a checkpoint."""
+        """Take up the indices of a checkpoint; they stand above `size` and `seed`, to be comparable."""
         indices: Sequence[int] | None = state.get("indices")
         self.indices = None if indices is None else list(indices)
