@@ -87,7 +87,8 @@ def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, example
     alone = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, examples))
     errors: dict[bool, dict[str, float]] = {}
     for first in (True, False):
-        sample = _tapped(named_parameters, loss_of(0, examples), examples, batch_first=first)
+        answers = dict.fromkeys(named_parameters, first)
+        sample = _tapped(named_parameters, loss_of(0, examples), examples, batch_first=answers)
         errors[first] = {}
         for name, layer in sample.layers.items():
             truth = alone.layers[name].squared_norms
@@ -101,7 +102,7 @@ def _tapped(
     parameters: Mapping[str, Tensor],
     loss: Tensor,
     examples: int,
-    batch_first: bool | Mapping[str, bool] | None = None,
+    batch_first: Mapping[str, bool] | None = None,
 ) -> GradientSample:
     tap = GradientTap(parameters.items(), examples, per_layer=True, batch_first=batch_first)
     trainable = [p for p in parameters.values() if p.requires_grad]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,12 @@ from lightning_cx.gradients.sample import GradientSample
 from lightning_cx.gradients.tap import GradientTap
 
 
-def per_example_gram(module: nn.Module, loss: Tensor, batch_size: int | None = None) -> Tensor:
+def per_example_gram(
+    module: nn.Module,
+    loss: Tensor,
+    batch_size: int | None = None,
+    batch_first: bool | Mapping[str, bool] | None = None,
+) -> Tensor:
     """Inner products of the gradients of single examples: who agrees with whom on where the weights should go.
 
     K_ij = <g_i, g_j>, g_i the gradient of example i's loss over all trainable parameters of `module`.
@@ -19,7 +26,9 @@ def per_example_gram(module: nn.Module, loss: Tensor, batch_size: int | None = N
         module: The model; parameters that the loss does not reach count as zero.
         loss: Mean of the examples' losses, a scalar with a graph, or the losses themselves, [N]. The graph is
             kept, so that `loss.backward()` still works afterwards; no `.grad` is touched.
-        batch_size: Number of examples N; read off the graph if None.
+        batch_size: Number of examples N; None reads the first axis of what the loss averages over. Pass it where
+            time leads there.
+        batch_first: Whether examples lead where two axes are equally long; as in `GradientTap`.
 
     Returns:
         The Gram matrix, [N, N] float64.
@@ -37,18 +46,24 @@ def per_example_gram(module: nn.Module, loss: Tensor, batch_size: int | None = N
         tensor([[1., 0.],
                 [0., 4.]], dtype=torch.float64)
     """
-    gram = _sample(module, loss, batch_size, gram=True).gram
+    gram = _sample(module, loss, batch_size, batch_first, gram=True).gram
     assert gram is not None
     return gram
 
 
-def per_example_norms(module: nn.Module, loss: Tensor, batch_size: int | None = None) -> Tensor:
+def per_example_norms(
+    module: nn.Module,
+    loss: Tensor,
+    batch_size: int | None = None,
+    batch_first: bool | Mapping[str, bool] | None = None,
+) -> Tensor:
     """Norms of the gradients of single examples: which examples pull hardest on the weights.
 
     Args:
         module: The model.
         loss: Mean of the examples' losses, or the losses themselves, [N]; as in `per_example_gram`.
-        batch_size: Number of examples N; read off the graph if None.
+        batch_size: Number of examples N; as in `per_example_gram`.
+        batch_first: Whether examples lead where two axes are equally long; as in `GradientTap`.
 
     Returns:
         |g_i|, [N] float64, at less cost than the Gram matrix.
@@ -64,18 +79,24 @@ def per_example_norms(module: nn.Module, loss: Tensor, batch_size: int | None = 
         >>> per_example_norms(net, net(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).sum(1).mean())
         tensor([1., 2.], dtype=torch.float64)
     """
-    squared_norms = _sample(module, loss, batch_size, gram=False).squared_norms
+    squared_norms = _sample(module, loss, batch_size, batch_first, gram=False).squared_norms
     assert squared_norms is not None
     return squared_norms.clamp_min(0).sqrt()
 
 
-def _sample(module: nn.Module, loss: Tensor, batch_size: int | None, gram: bool) -> GradientSample:
+def _sample(
+    module: nn.Module,
+    loss: Tensor,
+    batch_size: int | None,
+    batch_first: bool | Mapping[str, bool] | None,
+    gram: bool,
+) -> GradientSample:
     if loss.dim() == 1:
         batch_size = len(loss) if batch_size is None else batch_size
         loss = loss.mean()
     if batch_size is None:
         batch_size = infer_batch_size(loss)
-    tap = GradientTap(module.named_parameters(), batch_size, gram=gram, norms=not gram)
+    tap = GradientTap(module.named_parameters(), batch_size, gram=gram, norms=not gram, batch_first=batch_first)
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     tap.attach(loss)
     try:

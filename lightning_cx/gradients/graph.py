@@ -153,7 +153,7 @@ def _is_table(graph: Graph, node: Node, batch_size: int) -> bool:
     )
 
 
-_OF_ONE_TENSOR = frozenset(
+OF_ONE_TENSOR = frozenset(
     {
         "AbsBackward0",
         "LinalgVectorNormBackward0",
@@ -172,7 +172,7 @@ _OF_ONE_TENSOR = frozenset(
 
 def is_penalty(graph: Graph, node: Node) -> bool:
     """Whether a node leads from one parameter to a summand of the loss without meeting data, like a weight penalty."""
-    while node.name() in _OF_ONE_TENSOR:
+    while node.name() in OF_ONE_TENSOR:
         inputs = {child for child, _ in node.next_functions}
         if len(inputs) != 1 or None in inputs:
             return False
@@ -194,7 +194,7 @@ def _is_summand(graph: Graph, node: Node) -> bool:
             children = [child for child, _ in parent.next_functions]
             single = len({child for child in children if child is not None}) == 1
             factor = parent.name() in ("MulBackward0", "DivBackward0") and single and (None in children or not joined)
-            function = parent.name() in _OF_ONE_TENSOR and single and not joined
+            function = parent.name() in OF_ONE_TENSOR and single and not joined
             summed = parent.name() in ("AddBackward0", "SubBackward0", "NegBackward0")
             if output_shape(parent) != () or not (factor or function or summed):
                 return False

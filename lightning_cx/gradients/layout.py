@@ -8,7 +8,7 @@ from math import prod
 from torch import Tensor
 
 from lightning_cx.gradients.errors import AmbiguousLayoutError, UnsupportedGradientError
-from lightning_cx.gradients.graph import VIEWS, Graph, Node, output_shape
+from lightning_cx.gradients.graph import OF_ONE_TENSOR, VIEWS, Graph, Node, output_shape
 
 Split = Callable[[Tensor], Tensor]  # any leading axes -> [N, T, ...]
 
@@ -85,14 +85,23 @@ class Layout:
         Raises:
             AmbiguousLayoutError: If the caller said nothing about this parameter.
         """
-        answer = self.batch_first.get(name) if isinstance(self.batch_first, Mapping) else self.batch_first
+        if isinstance(self.batch_first, Mapping):
+            answer = self.batch_first.get(name)
+        else:
+            answer = None if self._turns_axes() else self.batch_first
         if answer is None:
             raise AmbiguousLayoutError(
                 f"{node.name()} of {name}",
-                f"{why}, so the axis of the examples is ambiguous: pass batch_first=True or False to GradientTap, "
-                "or use a batch of another size",
+                f"{why}, so the axis of the examples is ambiguous: use a batch of another size, or pass "
+                "batch_first={parameter name: True or False} to GradientTap, which "
+                "lightning_cx.gradients.find_layout finds out",
             )
         return answer
+
+    def _turns_axes(self) -> bool:
+        """Whether first and second axis change places somewhere, so that one answer does not fit all parameters."""
+        turns = (node for node in self.graph.parents if node.name() == "TransposeBackward0")
+        return any(len(output_shape(node)) > 2 and {node._saved_dim0, node._saved_dim1} == {0, 1} for node in turns)
 
 
 def _stacked_to(shape: tuple[int, ...], rows: int) -> tuple[int, ...] | None:
@@ -105,10 +114,14 @@ def _stacked_to(shape: tuple[int, ...], rows: int) -> tuple[int, ...] | None:
 def infer_batch_size(loss: Tensor) -> int:
     """Read the number of examples off the graph of a scalar loss: the first axis of what it averages over.
 
+    Examples have to lead there: of a loss over [T, N, C] the number of positions is read, unless an embedding shows
+    that its indices are [N, T].
+
     Raises:
         ValueError: If the branches of the loss disagree or show no axis; pass `batch_size` then.
     """
     sizes: set[int] = set()
+    tables: list[tuple[int, ...]] = []
     waiting, seen = [loss.grad_fn], set()
     while waiting:
         node = waiting.pop()
@@ -118,11 +131,37 @@ def infer_batch_size(loss: Tensor) -> int:
         shape = output_shape(node)
         if len(shape) == 0:
             waiting.extend(child for child, _ in node.next_functions)
-        else:
+        elif not _is_of_parameters(node):
             sizes.add(_unflattened(node, shape[0]))
+            tables += _looked_up(node)
+    if len(sizes) == 1 and any(next(iter(sizes)) == shape[1] != shape[0] > 1 for shape in tables):
+        sizes.update(shape[0] for shape in tables)
     if len(sizes) != 1:
         raise ValueError(f"the batch size cannot be read off the loss (candidates {sorted(sizes)}): pass batch_size=")
     return sizes.pop()
+
+
+def _is_of_parameters(node: Node) -> bool:
+    """Whether a node is made of one parameter alone, as the inside of a penalty is."""
+    while not hasattr(node, "variable"):
+        children = {child for child, _ in node.next_functions}
+        if len(children) != 1 or None in children or node.name() not in OF_ONE_TENSOR:
+            return False
+        node = children.pop()
+    return True
+
+
+def _looked_up(node: Node) -> list[tuple[int, ...]]:
+    """Shapes of the indices of all embeddings below a node that look up more than one axis of them."""
+    waiting, seen, shapes = [node], {node}, []
+    while waiting:
+        here = waiting.pop()
+        if here.name() == "EmbeddingBackward0" and here._saved_indices.dim() > 1:
+            shapes.append(tuple(here._saved_indices.shape))
+        fresh = {child for child, _ in here.next_functions if child is not None} - seen
+        seen |= fresh
+        waiting += fresh
+    return shapes
 
 
 def _unflattened(node: Node, rows: int) -> int:

@@ -35,7 +35,8 @@ class GradientSample:
 
     Attributes:
         batch_size: Number of examples N.
-        status: `"exact"` or `"contribution"`; says what the numbers mean.
+        status: `"exact"` or `"contribution"`; says what the numbers mean. A tap alone takes the loss for the mean of
+            the examples' own losses; where that is not known, `calibrate` compares.
         gram: Inner products <g_i, g_j>, [N, N] float64.
         squared_norms: |g_i|^2, [N] float64.
         projections: Inner products with fixed random directions, [N, k] float64; the same directions for the

@@ -46,9 +46,9 @@ class GradientTap:
         per_layer: Whether to keep the Gram matrix and norms of every parameter apart as well.
         loss_scale: The loss is this multiple of the mean over examples: 1 for a mean, N for a sum, 1/k with k
             accumulated batches, the scaler's factor under fp16. It is divided out.
-        batch_first: Whether examples lead where shapes leave two readings, as a layer sees its own output:
-            nn.MultiheadAttention turns time first inside, so give one answer for each parameter there, as
-            `find_layout` does. None refuses to guess.
+        batch_first: Whether examples lead where shapes leave two readings, as a layer sees its own output. One answer
+            for all is taken only where no first and second axis change places; nn.MultiheadAttention turns time
+            first inside, so give one answer for each parameter there, as `find_layout` does. None refuses to guess.
         seed: Seed of the projection directions.
 
     Attributes:

@@ -11,7 +11,14 @@ from _models import Computing, mean_square, naive_rows, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cx.gradients import AmbiguousLayoutError, GradientSample, GradientTap, UnsupportedGradientError
+from lightning_cx.gradients import (
+    AmbiguousLayoutError,
+    GradientSample,
+    GradientTap,
+    UnsupportedGradientError,
+    find_layout,
+    per_example_gram,
+)
 
 N = 6
 Model = Callable[[], tuple[nn.Module, Tensor]]
@@ -161,9 +168,11 @@ def test_where_shapes_cannot_tell_the_tap_asks_and_an_answer_helps(case: str) ->
     torch.manual_seed(len(case))
     make, examples_lead = AMBIGUOUS[case]
     module, x = make()
-    with pytest.raises(AmbiguousLayoutError, match="ambiguous: pass batch_first=True or False"):
+    with pytest.raises(AmbiguousLayoutError, match="ambiguous: use a batch of another size"):
         tapped(module, x)
-    assert_reads_the_truth(module, x, batch_first=examples_lead)
+    # Name by name, since several of these swap their first two axes.
+    answers = {name: examples_lead for name, _ in module.named_parameters()}
+    assert_reads_the_truth(module, x, batch_first=answers)
 
 
 def permuted(m: Any, x: Tensor) -> Tensor:
@@ -326,3 +335,42 @@ def test_a_loss_of_another_model_is_refused() -> None:
     loss = nn.Linear(5, 2)(torch.randn(N, 5)).mean()
     with pytest.raises(UnsupportedGradientError, match="the loss reaches none of the parameters"):
         GradientTap(nn.Linear(2, 2).named_parameters(), N).attach(loss)
+
+
+def encoder_and_data() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+    return layer, torch.randn(6, 6, 8).double(), torch.randn(6, 6, 8).double()
+
+
+def test_one_answer_for_all_is_refused_where_attention_turns_time_first_and_find_layout_answers() -> None:
+    layer, x, y = encoder_and_data()
+
+    def loss_of(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (module(x) - y).pow(2).mean()
+
+    for answer in (True, False):
+        with pytest.raises(AmbiguousLayoutError, match="find_layout"):
+            per_example_gram(layer, loss_of(layer, x, y), batch_size=6, batch_first=answer)
+    layout = find_layout(dict(layer.named_parameters()), lambda i, j: loss_of(layer, x[i:j], y[i:j]), 6)
+    truth = naive_rows(layer, loss_of, x, y)
+    gram = per_example_gram(layer, loss_of(layer, x, y), batch_size=6, batch_first=layout)
+    assert relative_error(gram, truth @ truth.T) < 1e-10
+
+
+def test_a_batch_size_is_not_read_off_a_loss_in_which_time_leads() -> None:
+    torch.manual_seed(0)
+    table, head = nn.Embedding(9, 4), nn.Linear(4, 9)
+    ids = torch.randint(9, (10, 7))
+    scores = head(table(ids).transpose(0, 1))  # [T, N, C]
+    loss = nn.functional.cross_entropy(scores.reshape(-1, 9), ids.T.reshape(-1))
+    both = nn.ModuleList([table, head])
+    with pytest.raises(ValueError, match=r"candidates \[7, 10\]"):
+        per_example_gram(both, loss)
+    assert per_example_gram(both, loss, batch_size=10).shape == (10, 10)
+
+
+def test_a_penalty_does_not_hide_the_batch_size() -> None:
+    net, x = nn.Linear(5, 3), torch.randn(8, 5)
+    loss = net(x).square().mean() + 0.1 * net.weight.square().sum()
+    assert per_example_gram(net, loss).shape == (8, 8)

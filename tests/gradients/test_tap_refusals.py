@@ -43,7 +43,7 @@ def test_equal_axes_are_refused_unless_told_and_then_right_both_ways() -> None:
 
     module = Block()
     loss = loss_of(module, x, y)
-    with pytest.raises(UnsupportedGradientError, match="ambiguous: pass batch_first"):
+    with pytest.raises(UnsupportedGradientError, match="ambiguous: use a batch of another size"):
         GradientTap(module.named_parameters(), 6).attach(loss)
     truth = naive_rows(module, loss_of, x, y)
     told = GradientTap(module.named_parameters(), 6, batch_first=True)
