@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_cx.functional.features import as_matrix
 from lightning_cx.functional.graph import doubly_stochastic_graph, eigh_with_constant_first
+from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.levels import (
     EXACT_TOLERANCE,
     GRAPH_TOLERANCE,
@@ -103,14 +104,14 @@ def cosine_basis(x: int | Tensor) -> Basis:
         >>> print(cosine_basis(torch.tensor([0., .1, .3, .35, .6, 1.])))
         Basis of 3 functions on 6 examples, 3 levels of complexity up to 1
     """
-    if not isinstance(x, Tensor):
+    if isinstance(x, int):
         return _dct_basis(torch.arange(_checked_size(x)))
+    x = as_tensor(x)
     if x.ndim != 1:
         raise ValueError(f"points on a line form a tensor of shape [n], got {list(x.shape)}.")
     points = as_matrix(x)[:, 0]
     position = points.argsort().argsort()
-    resolution = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
-    if _is_regular(points.sort().values, resolution):
+    if _is_regular(points.sort().values):
         return _dct_basis(position)
     return _orthogonal_cosines(points)
 
@@ -174,6 +175,7 @@ def laplacian_basis(features: Tensor, n_neighbors: int = 10) -> Basis:
         >>> laplacian_basis(two_far_pairs, n_neighbors=1).complexity.round(decimals=3).tolist()
         [0.0, 0.0, 1.0, 1.0]
     """
+    features = as_tensor(features)
     if n_neighbors < 1:
         raise ValueError(f"each example needs at least one neighbour, got n_neighbors={n_neighbors}.")
     graph = doubly_stochastic_graph(as_matrix(features), n_neighbors)
@@ -200,6 +202,7 @@ def kernel_basis(gram: Tensor) -> Basis:
         >>> kernel_basis(torch.diag(torch.tensor([1., 3., 2.]))).vectors.abs().argmax(0).tolist()
         [1, 2, 0]
     """
+    gram = as_tensor(gram)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
     gram = as_matrix(gram)
@@ -214,15 +217,15 @@ def _checked_size(n: int) -> int:
     return n
 
 
-def _is_regular(ascending: Tensor, resolution: float) -> bool:
-    """Tell equally spaced points, allowing each the rounding of the dtype it came in."""
+def _is_regular(ascending: Tensor) -> bool:
+    """Tell equally spaced points, allowing each the rounding of single precision, in which grids are often made."""
     n = ascending.numel()
     if n == 1:
         return True
     spacing = (ascending[-1] - ascending[0]) / (n - 1)
     steps = torch.arange(n, dtype=torch.float64, device=ascending.device)
     deviation = (ascending - ascending[0] - spacing * steps).abs().max()
-    allowed = 4 * resolution * ascending.abs().max() + EXACT_TOLERANCE * spacing
+    allowed = 4 * torch.finfo(torch.float32).eps * ascending.abs().max() + EXACT_TOLERANCE * spacing
     # Rounding as large as the spacing would let any points pass.
     return bool((deviation <= allowed) & (allowed < spacing / 4))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cx.functional.inputs import as_tensor
+
 CONSTANT_FEATURE = 1e-12
 """A column whose spread is below this share of its size varies by rounding only."""
 
@@ -36,6 +38,7 @@ def default_features(values: Tensor) -> Tensor:
         >>> default_features(torch.tensor([[7, 9, 9], [7, 7, 7]])).tolist()
         [[1.0, 2.0], [3.0, 0.0]]
     """
+    values = as_tensor(values)
     if _holds_ids(values) and values.ndim < 2:
         raise ValueError(
             f"a tensor of {str(values.dtype).removeprefix('torch.')} of shape {list(values.shape)} looks like one "
@@ -53,6 +56,7 @@ def as_matrix(values: Tensor) -> Tensor:
     Raises:
         ValueError: If there is no example, or a value is complex, NaN or infinite.
     """
+    values = as_tensor(values)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(f"expected at least one example along the first dimension, got shape {list(values.shape)}.")
     if values.is_complex():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cx.functional.inputs import as_tensor
+
 
 def participation_ratio(eigenvalues: Tensor) -> Tensor:
     """Count the directions that share the variance: ``(sum lambda)^2 / sum lambda^2``.
@@ -63,6 +65,7 @@ def gram_participation_ratio(gram: Tensor) -> Tensor:
         >>> float(gram_participation_ratio(torch.eye(3)))
         3.0
     """
+    gram = as_tensor(gram)
     gram = gram.double()
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     share = gram / trace[..., None, None]  # before squaring: squares of 1e200 would overflow
@@ -72,6 +75,7 @@ def gram_participation_ratio(gram: Tensor) -> Tensor:
 
 def _shares(eigenvalues: Tensor) -> Tensor:
     """Divide by the sum, by way of the maximum, whose sum cannot overflow; 0 / 0 and inf / inf are nan."""
+    eigenvalues = as_tensor(eigenvalues)
     eigenvalues = eigenvalues.double()
     if eigenvalues.shape[-1] == 0:
         return eigenvalues.new_full((*eigenvalues.shape[:-1], 1), torch.nan)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cx.functional.inputs import as_tensor
+
 EXACT_TOLERANCE = 1e-9
 """Complexities closer than this share of the largest are one level: rounding of a closed formula."""
 
@@ -35,6 +37,7 @@ def merge_levels(energy: Tensor, complexity: Tensor, tol: float = EXACT_TOLERANC
         >>> energy.tolist(), complexity.tolist()
         ([1.0, 5.0], [0.0, 1.0])
     """
+    energy, complexity = as_tensor(energy), as_tensor(complexity)
     if complexity.ndim != 1 or energy.shape[-1:] != complexity.shape:
         raise ValueError(
             f"each energy needs one complexity: the last dimension of energy {tuple(energy.shape)} must be "
@@ -124,6 +127,7 @@ def band_energies(energy: Tensor, bands: list[tuple[int, int]]) -> Tensor:
         >>> band_energies(torch.ones(7), octave_bands(7)).tolist()
         [1.0, 1.0, 2.0, 3.0]
     """
+    energy = as_tensor(energy)
     levels = energy.shape[-1]
     outside = [band for band in bands if not 0 <= band[0] <= band[1] <= levels]
     if outside:

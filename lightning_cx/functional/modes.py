@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional.basis import Basis
+from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.kernel import participation_ratio
 from lightning_cx.functional.levels import sum_by_level
 from lightning_cx.functional.linalg import eigh
@@ -91,6 +92,7 @@ def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
         >>> print(gradient_spectrum(slow_wave[:, None] * slow_wave, basis))
         gradient median at 0.000 of the complexity range (chance 0.464 +- 0.183); 1.0 of 1 modes share the energy
     """
+    gram = as_tensor(gram)
     n = basis.vectors.shape[0]
     if gram.shape != (n, n):
         raise ValueError(f"the basis lives on {n} examples, but the Gram matrix has shape {list(gram.shape)}.")

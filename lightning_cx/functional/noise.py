@@ -9,6 +9,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from lightning_cx.functional.inputs import as_tensor
+
 CONFIDENCE = 0.95
 """Level of the two-sided intervals."""
 
@@ -175,6 +177,7 @@ def gradient_diversity(gram: Tensor) -> Tensor:
 
 
 def _square(gram: Tensor) -> Tensor:
+    gram = as_tensor(gram)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
     gram = gram.detach().double()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional.basis import Basis
+from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.levels import EXACT_TOLERANCE, merge_levels
 
 BORDER = 1e-12
@@ -32,6 +33,7 @@ def energy_spectrum(basis: Basis, values: Tensor) -> Tensor:
         >>> energy_spectrum(cosine_basis(3), torch.ones(3)).round(decimals=9).tolist()
         [3.0, 0.0, 0.0]
     """
+    values = as_tensor(values)
     n = basis.vectors.shape[0]
     if values.ndim == 0 or values.shape[0] != n:
         raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
@@ -86,6 +88,7 @@ def median_index(energy: Tensor) -> Tensor:
         >>> median_index(torch.tensor([[1., 1., 1.], [2., 1., 1.], [0., 0., 0.]])).tolist()
         [1.0, 0.5, nan]
     """
+    energy = as_tensor(energy)
     if energy.shape[-1] == 0:
         return energy.new_full(energy.shape[:-1], torch.nan, dtype=torch.float64)
     share, total = _shares(energy)
@@ -112,6 +115,7 @@ def low_weights(energy: Tensor) -> Tensor:
         >>> low_weights(torch.tensor([1., 2., 1.])).tolist()
         [1.0, 0.5, 0.0]
     """
+    energy = as_tensor(energy)
     if energy.shape[-1] == 0:
         return energy.double()
     share, total = _shares(energy)

@@ -27,6 +27,7 @@ _SHARED_INPUTS = {
     "NativeGroupNormBackward0": (1, 2),
     "NativeLayerNormBackward0": (1, 2),
 }
+_MEAN = 1  # as ATen numbers the reductions of a loss
 _PRODUCTS = frozenset({"AddmmBackward0", "MmBackward0"})
 _REORDERING = frozenset(
     {
@@ -181,3 +182,14 @@ def _keeps_examples(node: Node, n: int) -> bool:
     if not indices or indices[0] is None:
         return True
     return any(i is not None and i.dim() == 1 and len(i) == n and i.tolist() == list(range(n)) for i in indices)
+
+
+def shares_are_uneven(graph: Graph, batch_size: int) -> bool:
+    """Whether a cross entropy divides by class weights, or by how many examples were not ignored, instead of by N."""
+    nodes = {parent for uses in graph.parents.values() for parent, _, _ in uses}
+    for node in nodes:
+        if node.name() in ("NllLossBackward0", "NllLoss2DBackward0") and node._saved_reduction == _MEAN:
+            ignored = node._saved_target.numel() == batch_size != float(node._saved_total_weight)
+            if node._saved_weight is not None or ignored:
+                return True
+    return False

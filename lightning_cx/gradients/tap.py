@@ -15,7 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from lightning_cx.gradients.accumulate import Accumulator, Request
 from lightning_cx.gradients.contractions import COUPLING, Capture, Site, plan
 from lightning_cx.gradients.errors import UnsupportedGradientError
-from lightning_cx.gradients.flow import Flow
+from lightning_cx.gradients.flow import Flow, shares_are_uneven
 from lightning_cx.gradients.graph import (
     Graph,
     Node,
@@ -220,7 +220,8 @@ class GradientTap:
         coupled = self.batch_size > 1 and any(
             node.name() in COUPLING and COUPLING[node.name()](node) for node in graph.parents
         )
-        self._totals, self._status = totals, CONTRIBUTION if coupled or contrasted else EXACT
+        uneven = self.batch_size > 1 and shares_are_uneven(graph, self.batch_size)
+        self._totals, self._status = totals, CONTRIBUTION if coupled or contrasted or uneven else EXACT
         self._unchecked = frozenset(penalised)
         unused = [name for name in self._parameters if name not in graph.leaves]
         notes = {
@@ -228,6 +229,7 @@ class GradientTap:
             "penalty on parameters alone, left out": sorted(penalised),
             "rows are contributions, since BatchNorm in training mode couples the examples": [""] * coupled,
             "rows are contributions, since a matrix product compares the examples": [""] * contrasted,
+            "rows are contributions, since the loss divides by class weights or by what was not ignored": [""] * uneven,
         }
         self._notes = tuple(f"{text}: {', '.join(names)}".rstrip(": ") for text, names in notes.items() if names)
         return captures

@@ -271,3 +271,19 @@ def test_the_backward_is_bitwise_the_same_with_a_tap() -> None:
     assert torch.equal(state, torch.get_rng_state())
     for p, q in zip(module.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("how", ["class weights", "an ignored example"])
+def test_a_cross_entropy_that_does_not_divide_by_the_number_of_examples_gives_contributions(how: str) -> None:
+    torch.manual_seed(0)
+    module, x, y = Mlp(), torch.randn(8, 20), torch.randint(5, (8,))
+    if how == "class weights":
+        loss = F.cross_entropy(module(x), y, weight=torch.tensor([1.0, 2, 3, 4, 5]))
+    else:
+        loss = F.cross_entropy(module(x), y.index_fill(0, torch.tensor([3]), -100))
+    tap = GradientTap(module.named_parameters(), 8)
+    with tap(loss):
+        loss.backward()
+    assert tap.sample is not None
+    assert tap.sample.status == "contribution"
+    assert any("class weights" in note for note in tap.sample.notes)
