@@ -34,7 +34,7 @@ GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds o
 
 WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
 STEP_TIMES = 16  # recent plain steps whose median is the step time
-GRADIENT_STEPS = 3.0  # first guess: a sampled step takes so many plain steps longer (1.2 to 4.9 were measured),
+GRADIENT_STEPS = 2.0  # first guess: a sampled step takes so many plain steps longer (.2 to 3.9 were measured),
 GRADIENT_SECONDS = 0.05  # and this on top: calibration and first use of kernels took a small convnet 15 to 75 ms
 ASK_AGAIN = 0.25  # seconds for which a "not yet" of the budget is taken for granted: to ask takes 100 microseconds
 SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over

@@ -129,6 +129,7 @@ def test_a_sum_over_examples_is_recognised_and_divided_out(tmp_path: Path) -> No
     assert 0 < residuals[0].square().sum(1).mean() < 2
 
 
+@pytest.mark.filterwarnings("ignore:lightning_cx. per-example gradients. rows are contributions")
 def test_class_weights_couple_the_examples_and_are_named(tmp_path: Path) -> None:
     class Weighted(Classifier):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
