@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_cx.gradients.contractions import Capture
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Operand
+from lightning_cx.gradients.rules import Capture
 from lightning_cx.gradients.sample import LayerGradients
 from lightning_cx.gradients.sum_check import SumCheck
 from lightning_cx.gradients.uses import Products, Rows, Use, add_up

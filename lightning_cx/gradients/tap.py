@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from lightning_cx.gradients.accumulate import Accumulator, Request
-from lightning_cx.gradients.contractions import COUPLING, Capture, Site, plan
 from lightning_cx.gradients.errors import UnsupportedGradientError
 from lightning_cx.gradients.flow import Flow, shares_are_uneven
 from lightning_cx.gradients.graph import (
@@ -26,6 +25,7 @@ from lightning_cx.gradients.graph import (
     read_graph,
 )
 from lightning_cx.gradients.layout import Layout
+from lightning_cx.gradients.rules import COUPLING, Capture, Site, plan
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample, LayerGradients
 
 

@@ -1,6 +1,6 @@
 """What one use of a parameter contributes to each example's gradient, without forming it.
 
-A rule of `contractions` turns an autograd node into a `Use`; a use answers four questions: its Gram matrix, its
+A rule of `rules` turns an autograd node into a `Use`; a use answers four questions: its Gram matrix, its
 squared norms, its projections and, for parameters that are used more than once, its rows a slab at a time.
 """
 

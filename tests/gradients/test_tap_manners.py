@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from lightning_cx.gradients import (
     GradientTap,
     UnsupportedGradientError,
-    contractions,
     per_example_gram,
     per_example_norms,
+    rules,
 )
 from lightning_cx.gradients.accumulate import Accumulator
 
@@ -256,13 +256,13 @@ def test_a_dropped_use_is_caught_in_a_small_parameter_too(monkeypatch: pytest.Mo
 def test_the_sum_check_catches_a_rule_that_is_off_by_a_tenth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module, ids = TinyGpt(), torch.randint(11, (5, 8))
-    honest = contractions.RULES[name]
+    honest = rules.RULES[name]
 
-    def off(site: contractions.Site) -> contractions.Capture:
+    def off(site: rules.Site) -> rules.Capture:
         capture = honest(site)
         return lambda gradient: capture(gradient * 1.1)
 
-    monkeypatch.setitem(contractions.RULES, name, off)
+    monkeypatch.setitem(rules.RULES, name, off)
     loss = nn.functional.cross_entropy(module(ids).flatten(0, 1), ids.flatten())
     with pytest.raises(UnsupportedGradientError, match="the sum check reads"):
         per_example_gram(module, loss)
@@ -345,8 +345,8 @@ def test_a_size_that_scales_the_data_is_no_penalty() -> None:
 
 def test_a_use_that_is_missed_is_caught_beside_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, y = batch()
-    honest = contractions.RULES["AddmmBackward0"]
-    monkeypatch.setitem(contractions.RULES, "AddmmBackward0", lambda site: lambda g: honest(site)(g * 0.5))
+    honest = rules.RULES["AddmmBackward0"]
+    monkeypatch.setitem(rules.RULES, "AddmmBackward0", lambda site: lambda g: honest(site)(g * 0.5))
     loss = cross_entropy(module, x, y) + module[1].weight.norm()
     with pytest.raises(UnsupportedGradientError, match="the sum check reads"):
         per_example_gram(module, loss, 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 import torch
 from _models import BagOfWords, Block, Mlp, TinyGpt, cross_entropy, naive_rows, relative_error
@@ -12,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from lightning_cx.gradients import (
     GradientTap,
     UnsupportedGradientError,
-    contractions,
     per_example_gram,
     per_example_norms,
+    rules,
 )
 
 
@@ -114,13 +116,13 @@ def test_unused_and_frozen_parameters_are_named_or_skipped() -> None:
 
 
 def test_a_failing_rule_leaves_the_backward_alone_and_says_so_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(site: contractions.Site) -> contractions.Capture:
-        def capture(gradient: torch.Tensor) -> contractions.Use:
+    def explode(site: rules.Site) -> rules.Capture:
+        def capture(gradient: torch.Tensor) -> NoReturn:
             raise ZeroDivisionError("on purpose")
 
         return capture
 
-    monkeypatch.setitem(contractions.RULES, "AddmmBackward0", explode)
+    monkeypatch.setitem(rules.RULES, "AddmmBackward0", explode)
     module = Mlp()
     loss = cross_entropy(module, torch.randn(6, 20), torch.randint(5, (6,)))
     tap = GradientTap(module.named_parameters(), 6)
@@ -152,13 +154,13 @@ def test_two_backwards_under_one_attachment_are_noticed() -> None:
 
 
 def test_the_sum_check_catches_a_rule_that_misses_part_of_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = contractions.RULES["AddmmBackward0"]
+    honest = rules.RULES["AddmmBackward0"]
 
-    def half(site: contractions.Site) -> contractions.Capture:
+    def half(site: rules.Site) -> rules.Capture:
         capture = honest(site)
         return lambda gradient: capture(gradient * 0.5)
 
-    monkeypatch.setitem(contractions.RULES, "AddmmBackward0", half)
+    monkeypatch.setitem(rules.RULES, "AddmmBackward0", half)
     module = Mlp()
     loss = cross_entropy(module, torch.randn(6, 20), torch.randint(5, (6,)))
     with pytest.raises(UnsupportedGradientError, match=r"sum check reads 0\.25"):
