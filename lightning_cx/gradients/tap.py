@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from time import perf_counter
 from weakref import ref
 
@@ -25,7 +25,7 @@ from lightning_cx.gradients.graph import (
     read_graph,
 )
 from lightning_cx.gradients.layout import Layout
-from lightning_cx.gradients.rules import COUPLING, Capture, Site, plan
+from lightning_cx.gradients.rules import COUPLING, Capture, Joint, Site, plan
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample, LayerGradients
 
 
@@ -107,7 +107,7 @@ class GradientTap:
     def _forget(self) -> None:
         self._totals = Accumulator(self._request, self._parameters)
         self._failure: str | None = None
-        self._duties: list[Callable[[Tensor | None], None]] = []
+        self._duties: list[Callable[..., None]] = []
         self._hidden: list[Node] = []
         self._unchecked: frozenset[str] = frozenset()
         self._status, self._notes = EXACT, ()
@@ -138,7 +138,7 @@ class GradientTap:
         self.seconds = 0.0
         for node, work in captures.items():
             names = ", ".join(operand.name for operand, _ in work)
-            self._watch(node, f"{node.name()} of {names}", partial(self._see, work))
+            self._watch(node, f"{node.name()} of {names}", partial(self._see, node, work))
         for name, parameter in self._parameters.items():
             if name in graph.leaves:
                 self._watch(graph.leaves[name], f"the gradient of {name}", partial(self.compare_with, name))
@@ -146,8 +146,8 @@ class GradientTap:
                 self._hidden.append(get_gradient_edge(parameter).node)
                 self._watch(self._hidden[-1], f"the gradient of {name}", partial(self._surprise, name))
 
-    def _watch(self, node: Node, what: str, duty: Callable[[Tensor | None], None]) -> None:
-        """Call `duty` with the gradient that arrives at a node."""
+    def _watch(self, node: Node, what: str, duty: Callable[..., None]) -> None:
+        """Call `duty` with the gradients that arrive at a node, one for each of its outputs."""
         tap, number = ref(self), len(self._duties)  # a graph that kept the tap, which keeps the graph, would never go
         self._duties.append(duty)
 
@@ -157,7 +157,7 @@ class GradientTap:
                 return
             start = perf_counter()
             try:
-                here._duties[number](gradients[0])
+                here._duties[number](*gradients)
             except Exception as error:  # an observer must not break the user's backward; `finish` reports it
                 here._failure = f"{what} failed with {type(error).__name__}: {error}"
             here.seconds += perf_counter() - start
@@ -190,7 +190,7 @@ class GradientTap:
 
     # Attaching: everything that can be refused is refused here.
 
-    def _plan(self, graph: Graph) -> dict[Node, list[tuple[Operand, Capture]]]:
+    def _plan(self, graph: Graph) -> dict[Node, list[tuple[Operand, Capture | Joint]]]:
         hidden = hides_parameters(graph)
         if hidden is not None:
             raise UnsupportedGradientError(hidden, "parameters inside it cannot be seen before the backward")
@@ -200,7 +200,7 @@ class GradientTap:
             raise UnsupportedGradientError("the loss reaches none of the parameters")
         layout, flow = Layout(graph, self.batch_size, self._batch_first), Flow(graph, self.batch_size)
         totals = Accumulator(self._request, self._parameters)
-        captures: dict[Node, list[tuple[Operand, Capture]]] = {}
+        captures: dict[Node, list[tuple[Operand, Capture | Joint]]] = {}
         penalised: set[str] = set()
         contrasted = False
         for node, operands in graph.consumers.items():
@@ -236,11 +236,16 @@ class GradientTap:
 
     # During the backward: nothing raises.
 
-    def _see(self, work: list[tuple[Operand, Capture]], gradient: Tensor | None) -> None:
-        device = "cpu" if gradient is None else gradient.device.type
+    def _see(self, node: Node, work: list[tuple[Operand, Capture | Joint]], *gradients: Tensor | None) -> None:
+        arrived = next((gradient for gradient in gradients if gradient is not None), None)
+        device = "cpu" if arrived is None else arrived.device.type
+        once = cache(lambda prepare: prepare(node, gradients))  # as short-lived as this call: it may be large
         with torch.no_grad(), torch.autocast(device, enabled=False):
             for operand, capture in work:
-                self._totals.see(operand, capture, gradient)
+                if isinstance(capture, Joint):
+                    self._totals.see(operand, capture.given(once), arrived)
+                else:
+                    self._totals.see(operand, capture, gradients[0])
 
     def compare_with(self, name: str, gradient: Tensor | None) -> None:
         """Put one parameter's batch gradient on the other side of the sum check."""

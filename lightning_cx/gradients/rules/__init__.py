@@ -5,13 +5,14 @@ and returns a capture; when the backward reaches the node, the capture turns the
 a `Use`. To teach the tap a new node, write one rule in the module of its kind and decorate it with the node's name.
 """
 
-from lightning_cx.gradients.rules import convolution, elementwise, embedding, linear, normalisation
-from lightning_cx.gradients.rules.registry import COUPLING, RULES, Capture, Rule, Site, plan, rule
+from lightning_cx.gradients.rules import convolution, elementwise, embedding, linear, normalisation, recurrent
+from lightning_cx.gradients.rules.registry import COUPLING, RULES, Capture, Joint, Rule, Site, plan, rule
 
 __all__ = [
     "COUPLING",
     "RULES",
     "Capture",
+    "Joint",
     "Rule",
     "Site",
     "convolution",
@@ -20,5 +21,6 @@ __all__ = [
     "linear",
     "normalisation",
     "plan",
+    "recurrent",
     "rule",
 ]

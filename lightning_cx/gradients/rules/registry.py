@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -14,6 +14,24 @@ from lightning_cx.gradients.layout import Layout
 from lightning_cx.gradients.uses import Use, working
 
 Capture = Callable[[Tensor], Use]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A capture whose node has several outputs and whose operands share costly work, as recurrent layers do.
+
+    Attributes:
+        prepare: What all operands of the node need, from the node and the gradients of all its outputs (None: zero);
+            run once a backward.
+        use: The use of the operand at hand, from what was prepared.
+    """
+
+    prepare: Callable[[Node, Sequence[Tensor | None]], Any]
+    use: Callable[[Any], Use]
+
+    def given(self, once: Callable[[Callable[..., Any]], Any]) -> Capture:
+        """The plain capture, where `once` runs a preparation or remembers what it gave."""
+        return lambda _: self.use(once(self.prepare))
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,7 @@ class Site:
             self.refuse(f"the first axis of {shape} is not the batch size {self.batch_size}")
 
 
-Rule = Callable[[Site], Capture]
+Rule = Callable[[Site], Capture | Joint]
 RULES: dict[str, Rule] = {}
 COUPLING: dict[str, Callable[[Node], bool]] = {}  # nodes that mix examples, with the test for when they do
 
@@ -59,7 +77,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def plan(site: Site) -> Capture:
+def plan(site: Site) -> Capture | Joint:
     """Return the capture of one use of one parameter.
 
     Raises:

@@ -1,0 +1,167 @@
+"""Rules of fused recurrent layers.
+
+A layer that autograd spells out step by step is a row of matrix products, read by the rules of `linear`. A fused
+layer is one node for the whole sequence that keeps the gradients of its gates to itself. They are derived again
+from what it saved: hidden states tell every gate, all steps in one matrix product; only the cell and the gradient
+of the state have to walk through time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_cx.gradients.graph import Node, output_shape
+from lightning_cx.gradients.rules.registry import Capture, Joint, Site, rule
+from lightning_cx.gradients.uses import Products, Rows, working
+
+_LSTM = 2  # as ATen numbers the modes of recurrent layers
+_INPUT, _WEIGHT_IH, _WEIGHT_HH, _BIAS_IH, _BIAS_HH, _STATE, _CELL = range(7)
+_INPUT_GATE, _FORGET_GATE, _CANDIDATE, _OUTPUT_GATE = range(4)  # how the weights stack them
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """One layer in one direction, examples first.
+
+    Attributes:
+        inputs: What entered at each step, [N, T, input size].
+        states: The hidden state before each step, [N, T, H].
+        gates: Gradients of the gates before their activation, [N, T, 4 H].
+        first_state: Gradient of the initial hidden state, [N, H].
+        first_cell: Gradient of the initial cell, [N, H].
+    """
+
+    inputs: Tensor
+    states: Tensor
+    gates: Tensor
+    first_state: Tensor
+    first_cell: Tensor
+
+    @cached_property
+    def biases(self) -> Tensor:
+        """Gradients of either bias, [N, 4 H]."""
+        return self.gates.sum(1)
+
+
+@rule("MkldnnRnnLayerBackward0")
+def _fused_lstm(site: Site) -> Joint:
+    node, operand, shape = site.node, site.operand, output_shape(site.node)
+    if node._saved_mode != _LSTM or node._saved_batch_sizes:
+        site.refuse("of fused layers only an LSTM on sequences of one length is read")
+    if shape[1] != site.batch_size:
+        site.refuse(f"the second axis of {shape} is not the batch size {site.batch_size}")
+    index = operand.index
+    if index in (_WEIGHT_IH, _WEIGHT_HH):
+        own = "inputs" if index == _WEIGHT_IH else "states"
+        return Joint(_unroll_lstm, lambda layer: Products(layer.gates, getattr(layer, own)))
+    if index in (_BIAS_IH, _BIAS_HH):
+        return Joint(_unroll_lstm, lambda layer: Rows(layer.biases))
+    if index in (_STATE, _CELL) and site.batch_size == 1:  # with more examples it is expanded, and read there
+        first = "first_state" if index == _STATE else "first_cell"
+        return Joint(_unroll_lstm, lambda layer: Rows(getattr(layer, first).reshape(1, *operand.shape)))
+    site.refuse("the parameter has an axis of its own for the examples")
+
+
+@rule("CudnnRnnBackward0", "MiopenRnnBackward0")
+def _opaque(site: Site) -> Capture:
+    site.refuse(
+        "this kernel keeps all its layers to itself: run the sampled steps inside "
+        "torch.backends.cudnn.flags(enabled=False), or replay examples with replay_gradients"
+    )
+
+
+def _unroll_lstm(node: Node, gradients: Sequence[Tensor | None]) -> Unrolled:
+    """Derive the gradients of all gates from what a fused LSTM layer saved and from those of its three outputs."""
+    inputs, outputs = working(node._saved_input), working(node._saved_result0)
+    steps, n, size = outputs.shape
+    reverse = node._saved_reverse
+    first_state = working(node._saved_hx_).reshape(1, n, size)
+    first_cell = working(node._saved_cx_).reshape(1, n, size)
+    states = torch.cat([outputs[1:], first_state] if reverse else [first_state, outputs[:-1]])
+    recurrent = working(node._saved_weight1)
+
+    gates = inputs.reshape(steps * n, -1) @ working(node._saved_weight0).T
+    gates.addmm_(states.view(steps * n, size), recurrent.T)
+    if node._saved_has_biases:
+        gates += working(node._saved_weight2) + working(node._saved_weight3)
+    gates = gates.view(steps, n, 4, size)
+    gates[:, :, _INPUT_GATE : _FORGET_GATE + 1].sigmoid_()
+    gates[:, :, _CANDIDATE].tanh_()
+    gates[:, :, _OUTPUT_GATE].sigmoid_()
+
+    forget = gates[:, :, _FORGET_GATE].clone()
+    exposed = _into_slopes(gates, _cells(gates, first_cell, reverse), reverse)
+    ends = _back_through_time(gates, exposed, forget, recurrent, gradients, reverse)
+    return Unrolled(inputs.transpose(0, 1), states.transpose(0, 1), gates.flatten(2).transpose(0, 1), *ends)
+
+
+def _cells(gates: Tensor, first: Tensor, reverse: bool) -> Tensor:
+    """The cell before the first and after every step in order of time, [T + 1, N, H]."""
+    written = gates[:, :, _INPUT_GATE] * gates[:, :, _CANDIDATE]
+    cells = torch.cat([written, first] if reverse else [first, written])
+    time = list(cells.unbind())
+    forget = list(gates[:, :, _FORGET_GATE].unbind())
+    if reverse:
+        time.reverse()
+        forget.reverse()
+    for before, after, kept in zip(time, time[1:], forget, strict=False):
+        after.addcmul_(kept, before)
+    return cells
+
+
+def _into_slopes(gates: Tensor, cells: Tensor, reverse: bool) -> Tensor:
+    """Replace each gate by its slope: the derivative of the cell (last gate: of the state) by the gate's argument.
+
+    Returns:
+        The derivative of the state by the cell, [T, N, H].
+    """
+    before, after = (cells[1:], cells[:-1]) if reverse else (cells[:-1], cells[1:])
+    input_gate, forget, candidate, output_gate = gates.unbind(2)
+    squashed = after.tanh()
+    exposed = torch.ops.aten.tanh_backward(output_gate, squashed)
+    _sigmoid_slope(squashed, output_gate)
+    _sigmoid_slope(before, forget)
+    slope = torch.ops.aten.tanh_backward(input_gate, candidate)
+    _sigmoid_slope(candidate, input_gate)
+    candidate.copy_(slope)
+    return exposed
+
+
+def _sigmoid_slope(factor: Tensor, gate: Tensor) -> None:
+    torch.ops.aten.sigmoid_backward.grad_input(factor, gate, grad_input=gate)
+
+
+def _back_through_time(
+    slopes: Tensor,
+    exposed: Tensor,
+    forget: Tensor,
+    recurrent: Tensor,
+    gradients: Sequence[Tensor | None],
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Turn slopes [T, N, 4, H] into gradients of the gates, in place.
+
+    Returns:
+        The gradients of the initial hidden state and of the initial cell, [N, H].
+    """
+    of_outputs, of_state, of_cell = gradients
+    state, cell = (
+        forget.new_zeros(forget.shape[1:]) if end is None else working(end).reshape(forget.shape[1:]).clone()
+        for end in (of_state, of_cell)
+    )
+    arriving = [None] * len(slopes) if of_outputs is None else list(working(of_outputs).unbind())
+    time = list(zip(slopes.unbind(), exposed.unbind(), forget.unbind(), arriving, strict=True))
+    for slope, shown, kept, output in time if reverse else reversed(time):
+        if output is not None:
+            state += output
+        cell.addcmul_(state, shown)
+        slope[:, :_OUTPUT_GATE].mul_(cell.unsqueeze(1))
+        slope[:, _OUTPUT_GATE].mul_(state)
+        cell *= kept
+        torch.mm(slope.flatten(1), recurrent, out=state)
+    return state, cell
