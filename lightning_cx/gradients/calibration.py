@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,14 +27,12 @@ class Calibration:
     Attributes:
         status: `"exact"` where a row is the derivative of the example's own loss, else `"contribution"`.
         sums: Whether the loss is a sum over examples instead of a mean.
-        batch_first: For parameters whose axis of examples shapes cannot tell, whether it is the first.
         note: What was seen, in words; empty where nothing is remarkable.
         conclusive: Whether the examples showed anything at all; another batch may.
     """
 
     status: str = EXACT
     sums: bool = False
-    batch_first: Mapping[str, bool] = field(default_factory=dict)
     note: str = ""
     conclusive: bool = True
 
@@ -78,31 +76,25 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
     )
 
 
-def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> dict[str, bool]:
-    """Tell for each parameter whether its first axis holds the examples, where both axes are equally long.
+def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> bool:
+    """Tell whether the examples lead in what the loss averages over, where nothing in the graph tells two axes apart.
 
-    Taps the whole batch both ways and keeps, for each parameter, the way whose norms agree with two examples
-    replayed alone.
+    Taps the whole batch both ways and takes the one whose norms agree with two examples replayed alone.
     """
-    alone = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, examples))
-    errors: dict[bool, dict[str, float]] = {}
+    truth = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, examples)).squared_norms
+    errors: dict[bool, float] = {}
     for first in (True, False):
-        answers = dict.fromkeys(named_parameters, first)
-        sample = _tapped(named_parameters, loss_of(0, examples), examples, batch_first=answers)
-        errors[first] = {}
-        for name, layer in sample.layers.items():
-            truth = alone.layers[name].squared_norms
-            if truth is not None and layer.squared_norms is not None:
-                seen = layer.squared_norms[: len(truth)]
-                errors[first][name] = min(float((seen / scale - truth).norm()) for scale in (1, examples**2))
-    return {name: errors[True][name] <= errors[False].get(name, torch.inf) for name in errors[True]}
+        norms = _tapped(named_parameters, loss_of(0, examples), examples, batch_first=first).squared_norms
+        if truth is not None and norms is not None:
+            errors[first] = min(float((norms[: len(truth)] / scale - truth).norm()) for scale in (1, examples**2))
+    return errors[True] <= errors[False]
 
 
 def _tapped(
     parameters: Mapping[str, Tensor],
     loss: Tensor,
     examples: int,
-    batch_first: Mapping[str, bool] | None = None,
+    batch_first: bool | None = None,
 ) -> GradientSample:
     tap = GradientTap(parameters.items(), examples, per_layer=True, batch_first=batch_first)
     trainable = [p for p in parameters.values() if p.requires_grad]

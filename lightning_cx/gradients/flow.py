@@ -1,195 +1,256 @@
-"""Object where shapes suggest an axis of examples but the graph around it says otherwise.
+"""Follow the examples through the graph, from the loss down to every node that consumes a parameter.
 
-A table of N positions, a weight computed from N rows and a batch that was reordered half-way all have an axis as
-long as the batch; only what stands around them tells that its entries are not the examples. Gram matrices read
-there would pass the sum check and be wrong.
+Shapes alone cannot tell where the examples lie: a table of N positions, N features, a weight made of N rows and a
+batch that was reordered half-way all have an axis as long as the batch, and Gram matrices read along it pass the sum
+check. What tells is that examples do not act on each other. Each axis of what the loss averages over is supposed to
+hold the examples, in turn, and sent down the graph: a supposition dies where a node mixes its axis (a softmax along
+it, a layer that sums over it, a parameter that has it), and usually one survives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import prod
 
-from lightning_cx.gradients.graph import REARRANGING, Graph, Node, output_shape
+from lightning_cx.gradients import mixing  # noqa: F401  (registers its transfers)
+from lightning_cx.gradients.graph import REARRANGING, Node, output_shape
+from lightning_cx.gradients.places import SHARED, Shape, candidates, locate, stride_at
+from lightning_cx.gradients.transfer import MixedError, Passage, send_down
 
-_TURNING = frozenset({"PermuteBackward0", "TBackward0", "TransposeBackward0"})
-_KEEPING_ORDER = REARRANGING - _TURNING - {"SelectBackward0", "SliceBackward0", "UnbindBackward0"}
-_ELEMENTWISE = frozenset(
-    {"AddBackward0", "DivBackward0", "ExpandBackward0", "MulBackward0", "SubBackward0", "WhereBackward0"}
-)
-# Inputs of these nodes that the whole batch shares: weights, shifts, tables.
-_SHARED_INPUTS = {
-    "AddmmBackward0": (2,),
-    "ConvolutionBackward0": (1, 2),
-    "CudnnBatchNormBackward0": (1, 2),
-    "EmbeddingBackward0": (0,),
-    "MmBackward0": (1,),
-    "NativeBatchNormBackward0": (1, 2),
-    "NativeGroupNormBackward0": (1, 2),
-    "NativeLayerNormBackward0": (1, 2),
-}
-_MEAN = 1  # as ATen numbers the reductions of a loss
-_PRODUCTS = frozenset({"AddmmBackward0", "MmBackward0"})
-_REORDERING = frozenset(
-    {
-        "CatBackward0",
-        "FlipBackward0",
-        "GatherBackward0",
-        "IndexAddBackward0",
-        "IndexBackward0",
-        "IndexCopyBackward0",
-        "IndexPutBackward0",
-        "IndexSelectBackward0",
-        "MaskedSelectBackward0",
-        "RollBackward0",
-        "ScatterAddBackward0",
-        "ScatterBackward0",
-        "SortBackward0",
-        "TakeBackward0",
-        "TopkBackward0",
-    }
-)
+Key = tuple[Node, int]  # one output of one node
+_PRODUCTS = {"MmBackward0": (0, 1), "AddmmBackward0": (1, 2)}
+_ELEMENTWISE = frozenset({"AddBackward0", "DivBackward0", "ExpandBackward0", "MulBackward0", "SubBackward0"})
+
+
+@dataclass
+class Reading:
+    """Where the examples lie under one supposition.
+
+    Attributes:
+        places: The stride of the examples in each output of a node, `SHARED` where all examples share it.
+        lost: Why the place is not known, where it is not.
+        coupled: Nodes in which examples meet: a place of their own and shared by all, or two places.
+        live: Whether a parameter is consumed along the supposed axis.
+        spread: Whether the examples had to be spread over several axes somewhere.
+    """
+
+    places: dict[Key, int] = field(default_factory=dict)
+    lost: dict[Key, str] = field(default_factory=dict)
+    coupled: set[Node] = field(default_factory=set)
+    live: bool = False
+    spread: bool = False
+
+    def update(self, other: Reading) -> None:
+        """Add what another summand of the loss has shown; a place of one's own is kept."""
+        for key, place in other.places.items():
+            self.places[key] = self.places.get(key) or place
+        self.lost.update(other.lost)
+        self.coupled |= other.coupled
 
 
 class Flow:
-    """What happens to the examples' axis between a consumer of parameters and the loss."""
+    """The places of N examples in every tensor of a graph.
 
-    def __init__(self, graph: Graph, batch_size: int) -> None:
-        self._graph, self._n = graph, batch_size
-        if batch_size == 1:  # every axis of one example is its own
-            self._shared, self._weights, self._reordered = {}, {}, {}
-            return
-        self._shared = self._spread_down(self._broadcasts(), _keeps_first_axis)
-        self._weights = self._spread_down(self._shared_inputs(), _keeps_entries)
-        self._reordered = self._spread_up(node for node in graph.parents if self._reorders(node))
+    Args:
+        root: The node of the loss.
+        batch_size: Number of examples N.
+        batch_first: Which supposition to take where several survive: True the one in which the examples lead in what
+            the loss averages over, False the last; None leaves `ambiguous` set.
 
-    def objection(self, node: Node) -> str | None:
-        """Why the rows of a consumer's output are not the examples, or None."""
-        if node in self._shared:
-            return f"its output is shared by all examples: {self._shared[node].name()} broadcasts it over them"
-        if node in self._reordered:
-            return f"{self._reordered[node].name()} picks or reorders rows before it, so rows are not the examples"
-        if node in self._weights and (self._weights[node].name() not in _PRODUCTS or self._of_constants(node)):
-            return f"its output serves as a weight of {self._weights[node].name()}"
-        return None
+    Attributes:
+        reading: What was found.
+        ambiguous: Why more than one reading is possible, or empty.
+        died: Why suppositions died where none survived, or empty.
+    """
 
-    def meets_other_examples(self, node: Node) -> bool:
-        """Whether a consumer's output is the right-hand side of a matrix product, as in contrastive losses."""
-        return node in self._weights
+    def __init__(self, root: Node, batch_size: int, batch_first: bool | None) -> None:
+        self._n = batch_size
+        self.reading = Reading()
+        self.ambiguous = self.died = ""
+        if batch_size > 1:
+            self._read(root, batch_first)
 
-    def _of_constants(self, node: Node) -> bool:
-        if node.name() == "EmbeddingBackward0":  # every entry once and in order is no batch
-            indices = node._saved_indices
-            return indices.dim() == 1 and bool((indices == indices.new_ones(()).expand_as(indices).cumsum(0) - 1).all())
-        children = [child for child, _ in node.next_functions]
-        return node.name() in _ELEMENTWISE and all(child is None or hasattr(child, "variable") for child in children)
+    def shared(self, node: Node) -> bool:
+        """Whether a node computes something that all examples share, such as a weight made of parameters."""
+        return self.reading.places.get((node, 0), -1) == SHARED
 
-    def _broadcasts(self) -> Iterable[tuple[Node, Node]]:
-        """Edges on which a tensor without the axis of the examples meets one that has it."""
-        for node, parents in self._graph.parents.items():
-            for parent, index, output in parents:
-                if parent.name() in _ELEMENTWISE and not hasattr(node, "variable"):
-                    here, out = output_shape(node, output), output_shape(parent)
-                    if self._lacks_examples(here, out) and not _grows(parent, index, out):
-                        yield node, parent
+    def coupled(self, node: Node) -> bool:
+        """Whether examples meet in a node in more places than one."""
+        return node in self.reading.coupled
 
-    def _lacks_examples(self, here: tuple[int, ...], out: tuple[int, ...]) -> bool:
-        n, missing = self._n, len(out) - len(here)
-        if not here or out[0] % n or (missing == 0 and here[0] == out[0]):
-            return False
-        return (missing > 0 or here[0] == 1) and (out[0] == n or not (len(out) > 2 and out[1] == n))
+    # Suppositions
 
-    def _shared_inputs(self) -> Iterable[tuple[Node, Node]]:
-        for node, parents in self._graph.parents.items():
-            for parent, index, output in parents:
-                bias = parent.name() == "AddmmBackward0" and index == 0 and len(output_shape(node, output)) == 1
-                if bias or index in _SHARED_INPUTS.get(parent.name(), ()):
-                    yield node, parent
+    def _read(self, root: Node, batch_first: bool | None) -> None:
+        open_tails = []
+        for tail in _tails(root):
+            survivors = self._survivors(*tail)
+            if len(survivors) == 1:
+                self.reading.update(survivors[0])
+            elif survivors:
+                open_tails.append(tail)
+        for tail in open_tails:  # what the others have settled may decide
+            survivors = self._survivors(*tail)
+            if len(survivors) > 1 and batch_first is None:
+                shape = _shape(tail[0], tail[1])
+                self.ambiguous = (
+                    f"more than one axis of {shape}, which the loss averages, may hold the {self._n} examples"
+                )
+            if survivors:
+                self.reading.update(survivors[0 if batch_first in (True, None) else -1])
+        self._cross()
 
-    def _reorders(self, node: Node) -> bool:
-        if node.name() not in _REORDERING or all(child is None for child, _ in node.next_functions):
-            return False
-        shape, n = output_shape(node), self._n
-        if not shape or shape[0] % n or (shape[0] != n and shape[1:2] == (n,)):
-            return False  # a later layer refuses such rows, or they are steps of time
-        dims = _axes(node, len(shape))
-        return (dims is None or 0 in dims) and not (node.name() == "IndexBackward0" and _keeps_examples(node, n))
+    def _survivors(self, node: Node, output: int, via: Node) -> list[Reading]:
+        """The readings under which one summand of the loss makes sense, outermost axis first."""
+        shape = _shape(node, output)
+        clashing: list[Reading] = []
+        for strides in candidates(shape, self._n):
+            found = []
+            for stride in strides:
+                if via.name().startswith("NllLoss") and _on_axis(shape, stride, 1, self._n):
+                    continue
+                try:
+                    reading, clash = self._send(node, output, stride)
+                except MixedError as mixed:
+                    self.died = self.died or str(mixed)
+                    continue
+                (clashing if clash else found).append(reading)
+            found = [reading for reading in found if reading.live] or found
+            alive = [reading for reading in found if not reading.spread] or found
+            if alive:
+                return alive
+        return clashing[:1]  # two summands read the same tensor along two axes: examples meet in it
 
-    def _spread_down(self, edges: Iterable[tuple[Node, Node]], passes: Callable[[Node, int], bool]) -> dict[Node, Node]:
-        """Mark nodes towards the inputs of flagged edges; each mark is the node that caused it."""
-        marked: dict[Node, Node] = {}
-        waiting = list(edges)
+    def _send(self, node: Node, output: int, stride: int) -> tuple[Reading, bool]:
+        """Send one supposition down the graph; also tell whether it clashes with what is settled.
+
+        Raises:
+            MixedError: If it cannot be.
+        """
+        known, new = self.reading, Reading()
+        clash = False
+        waiting: list[tuple[Key, int | str]] = [((node, output), stride)]
         while waiting:
-            node, cause = waiting.pop()
-            if node in marked or hasattr(node, "variable"):
+            key, place = waiting.pop()
+            here = key[0]
+            if hasattr(here, "variable"):
+                if place != SHARED and isinstance(place, int):
+                    raise MixedError("a parameter has an axis of its own for the examples")
                 continue
-            marked[node] = cause
-            functions = enumerate(node.next_functions)
-            waiting += [(child, cause) for i, (child, _) in functions if child is not None and passes(node, i)]
-        return marked
+            settled = known.places.get(key)
+            before = new.places.get(key, settled)
+            lost = key in new.lost or key in known.lost
+            if isinstance(place, str):
+                if place and before is None and not lost:
+                    new.lost[key] = place
+                    waiting += [(child, place) for child in _children(here)]
+                elif before:
+                    new.coupled.add(here)
+                continue
+            if before == place:
+                new.live = new.live or key not in new.places
+                continue
+            if before is not None or lost:
+                new.coupled.add(here)
+                if before and place:  # two axes: along the paths of one supposition that cannot be
+                    if settled != before:
+                        raise MixedError(f"{here.name()} is reached along two axes")
+                    clash = True
+                    waiting += self._below(new, key, place)
+                    continue
+                if place == SHARED:
+                    continue
+            new.places[key] = place
+            waiting += self._below(new, key, place)
+        return new, clash
 
-    def _spread_up(self, nodes: Iterable[Node]) -> dict[Node, Node]:
-        marked: dict[Node, Node] = {}
-        waiting = [(parent, node) for node in nodes for parent, _, _ in self._graph.parents[node]]
-        while waiting:
-            node, cause = waiting.pop()
-            if node not in marked:
-                marked[node] = cause
-                waiting += [(parent, cause) for parent, _, _ in self._graph.parents.get(node, [])]
-        return marked
+    def _below(self, reading: Reading, key: Key, place: int) -> Iterator[tuple[Key, int | str]]:
+        node, output = key
+        children = node.next_functions
+        if place == SHARED:
+            yield from ((child, SHARED) for child in _children(node))
+            return
+        shapes = [None if child is None else _shape(child, number) for child, number in children]
+        passage = Passage(node, output, _shape(node, output), shapes, place, self._n)
+        reading.spread = reading.spread or passage.axis < 0
+        for (child, number), below in zip(children, send_down(passage), strict=True):
+            if child is not None:
+                reading.live = reading.live or (below == SHARED and _parameter_behind(child))
+                yield (child, number), below
+
+    # Products that compare examples with examples
+
+    def _cross(self) -> None:
+        """Examples on both sides of a matrix product, as in contrastive losses: the far side has its own axis."""
+        for (node, output), place in list(self.reading.places.items()):
+            if place == SHARED or node.name() not in _PRODUCTS:
+                continue
+            found = locate(_shape(node, output), place, self._n)
+            far = _PRODUCTS[node.name()][1 - found[0]] if found is not None else 0
+            child, number = node.next_functions[far]
+            if child is None or self.reading.places.get((child, number)) != SHARED or _of_constants(child):
+                continue
+            shape = _shape(child, number)
+            axis = 1 if far == _PRODUCTS[node.name()][1] else 0
+            if len(shape) == 2 and shape[axis] == self._n:
+                self._send_across(child, number, stride_at(shape, axis))
+
+    def _send_across(self, node: Node, output: int, stride: int) -> None:
+        settled, self.reading = self.reading, Reading()
+        try:
+            crossed, _ = self._send(node, output, stride)
+        except MixedError:
+            self.reading = settled
+            return
+        self.reading = settled
+        for key, place in crossed.places.items():
+            if place != SHARED:
+                settled.places[key] = settled.places.get(key) or place
+                settled.coupled.add(key[0])
 
 
-def _grows(parent: Node, index: int, out: tuple[int, ...]) -> bool:
-    """Whether both sides of a broadcast are spread, as where every example is compared with every other."""
-    others = [(child, output) for i, (child, output) in enumerate(parent.next_functions) if i != index]
-    return any(child is not None and _input_shape(child, output) != out for child, output in others)
+def _tails(root: Node) -> Iterator[tuple[Node, int, Node]]:
+    """Tensors that are summed into the loss, with the node that sums them."""
+    waiting, seen = [root], {root}
+    while waiting:
+        node = waiting.pop()
+        for child, output in node.next_functions:
+            if child is None or hasattr(child, "variable"):
+                continue
+            if prod(_shape(child, output)) > 1:
+                yield child, output, node
+            elif child not in seen:
+                seen.add(child)
+                waiting.append(child)
 
 
-def _input_shape(child: Node, output: int) -> tuple[int, ...]:
-    return tuple(child.variable.shape) if hasattr(child, "variable") else output_shape(child, output)
+def _children(node: Node) -> Iterable[Key]:
+    return [(child, output) for child, output in node.next_functions if child is not None]
 
 
-def _keeps_first_axis(node: Node, index: int) -> bool:
-    """Whether the first axis of a node's output is the first axis of its input `index`, at least in order."""
-    if node.name() in _KEEPING_ORDER:
+def _shape(node: Node, output: int) -> Shape:
+    return tuple(node.variable.shape) if hasattr(node, "variable") else output_shape(node, output)
+
+
+def _on_axis(shape: Shape, stride: int, axis: int, n: int) -> bool:
+    found = locate(shape, stride, n)
+    return found is not None and found[0] == axis
+
+
+def _parameter_behind(node: Node) -> bool:
+    while node.name() in REARRANGING and node.next_functions[0][0] is not None:
+        node = node.next_functions[0][0]
+    return hasattr(node, "variable")
+
+
+def _of_constants(node: Node) -> bool:
+    """Whether a node is made of parameters and constants alone, as far as one can see."""
+    while node.name() in REARRANGING and node.next_functions[0][0] is not None:
+        node = node.next_functions[0][0]
+    if hasattr(node, "variable"):
         return True
-    child, output = node.next_functions[index]
-    here, out = _input_shape(child, output), output_shape(node)
-    return len(here) == len(out) and here[0] == out[0] and index not in _SHARED_INPUTS.get(node.name(), ())
-
-
-def _keeps_entries(node: Node, index: int) -> bool:
-    """Whether a node hands on its input entry by entry: a weight before it is a weight behind it."""
-    child, output = node.next_functions[index]
-    if node.name() in REARRANGING or node.name() in _ELEMENTWISE:
-        return True
-    single = sum(other is not None for other, _ in node.next_functions) == 1
-    return single and node.name() not in _SHARED_INPUTS and _input_shape(child, output) == output_shape(node)
-
-
-def _axes(node: Node, rank: int) -> set[int] | None:
-    """The axes along which a node moves entries; None if it does not say."""
-    for name in ("_saved_dims", "_saved_dim"):
-        if hasattr(node, name):
-            saved = getattr(node, name)
-            saved = saved if isinstance(saved, tuple) else (saved,)
-            return {(axis - (1 << 64) if axis >= 1 << 63 else axis) % rank for axis in saved}
-    return None
-
-
-def _keeps_examples(node: Node, n: int) -> bool:
-    """Whether an index takes one entry of each example in order, as in `x[arange(n), last]`, or leaves them alone."""
-    indices = node._saved_indices
-    if not indices or indices[0] is None:
-        return True
-    return any(i is not None and i.dim() == 1 and len(i) == n and i.tolist() == list(range(n)) for i in indices)
-
-
-def shares_are_uneven(graph: Graph, batch_size: int) -> bool:
-    """Whether a cross entropy divides by class weights, or by how many examples were not ignored, instead of by N."""
-    nodes = {parent for uses in graph.parents.values() for parent, _, _ in uses}
-    for node in nodes:
-        if node.name() in ("NllLossBackward0", "NllLoss2DBackward0") and node._saved_reduction == _MEAN:
-            ignored = node._saved_target.numel() == batch_size != float(node._saved_total_weight)
-            if node._saved_weight is not None or ignored:
-                return True
-    return False
+    if node.name() == "EmbeddingBackward0":  # every entry once and in order is no batch
+        indices = node._saved_indices
+        return indices.dim() == 1 and bool((indices == indices.new_ones(()).expand_as(indices).cumsum(0) - 1).all())
+    children = [child for child, _ in node.next_functions]
+    return node.name() in _ELEMENTWISE and all(child is None or hasattr(child, "variable") for child in children)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.gradients.layout import infer_batch_size
+from lightning_cx.gradients.batch_size import infer_batch_size
 from lightning_cx.gradients.sample import GradientSample
 from lightning_cx.gradients.tap import GradientTap
 
@@ -16,7 +14,7 @@ def per_example_gram(
     module: nn.Module,
     loss: Tensor,
     batch_size: int | None = None,
-    batch_first: bool | Mapping[str, bool] | None = None,
+    batch_first: bool | None = None,
 ) -> Tensor:
     """Inner products of the gradients of single examples: who agrees with whom on where the weights should go.
 
@@ -55,7 +53,7 @@ def per_example_norms(
     module: nn.Module,
     loss: Tensor,
     batch_size: int | None = None,
-    batch_first: bool | Mapping[str, bool] | None = None,
+    batch_first: bool | None = None,
 ) -> Tensor:
     """Norms of the gradients of single examples: which examples pull hardest on the weights.
 
@@ -88,7 +86,7 @@ def _sample(
     module: nn.Module,
     loss: Tensor,
     batch_size: int | None,
-    batch_first: bool | Mapping[str, bool] | None,
+    batch_first: bool | None,
     gram: bool,
 ) -> GradientSample:
     if loss.dim() == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from time import perf_counter
@@ -14,7 +14,6 @@ from torch.autograd.graph import get_gradient_edge
 
 from lightning_cx.gradients.accumulate import Accumulator, Request
 from lightning_cx.gradients.errors import UnsupportedGradientError
-from lightning_cx.gradients.flow import Flow, shares_are_uneven
 from lightning_cx.gradients.graph import (
     Graph,
     Node,
@@ -27,6 +26,7 @@ from lightning_cx.gradients.graph import (
 from lightning_cx.gradients.layout import Layout
 from lightning_cx.gradients.rules import COUPLING, Capture, Joint, Site, plan
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample, LayerGradients
+from lightning_cx.gradients.uneven import shares_are_uneven
 
 
 class GradientTap:
@@ -46,9 +46,8 @@ class GradientTap:
         per_layer: Whether to keep the Gram matrix and norms of every parameter apart as well.
         loss_scale: The loss is this multiple of the mean over examples: 1 for a mean, N for a sum, 1/k with k
             accumulated batches, the scaler's factor under fp16. It is divided out.
-        batch_first: Whether examples lead where shapes leave two readings, as a layer sees its own output. One answer
-            for all is taken only where no first and second axis change places; nn.MultiheadAttention turns time
-            first inside, so give one answer for each parameter there, as `find_layout` does. None refuses to guess.
+        batch_first: Whether the examples lead in what the loss averages over, where the graph leaves two readings
+            because nothing in it tells two axes apart. None refuses to guess.
         seed: Seed of the projection directions.
 
     Attributes:
@@ -83,7 +82,7 @@ class GradientTap:
         projections: int = 0,
         per_layer: bool = False,
         loss_scale: float = 1.0,
-        batch_first: bool | Mapping[str, bool] | None = None,
+        batch_first: bool | None = None,
         seed: int = 0,
     ) -> None:
         self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
@@ -133,8 +132,9 @@ class GradientTap:
         self.detach()
         if loss.grad_fn is None:
             raise ValueError("the loss has no autograd graph: it does not depend on a trainable parameter.")
-        graph = read_graph(loss, self._parameters, self.batch_size)
-        captures = self._plan(graph)
+        layout = Layout(loss.grad_fn, self.batch_size, self._batch_first)
+        graph = read_graph(loss, self._parameters, layout.flow.shared)
+        captures = self._plan(graph, layout)
         self.seconds = 0.0
         for node, work in captures.items():
             names = ", ".join(operand.name for operand, _ in work)
@@ -190,7 +190,7 @@ class GradientTap:
 
     # Attaching: everything that can be refused is refused here.
 
-    def _plan(self, graph: Graph) -> dict[Node, list[tuple[Operand, Capture | Joint]]]:
+    def _plan(self, graph: Graph, layout: Layout) -> dict[Node, list[tuple[Operand, Capture | Joint]]]:
         hidden = hides_parameters(graph)
         if hidden is not None:
             raise UnsupportedGradientError(hidden, "parameters inside it cannot be seen before the backward")
@@ -198,7 +198,6 @@ class GradientTap:
             raise UnsupportedGradientError(f"{name} is complex", "only gradients of real parameters are read")
         if not graph.leaves:
             raise UnsupportedGradientError("the loss reaches none of the parameters")
-        layout, flow = Layout(graph, self.batch_size, self._batch_first), Flow(graph, self.batch_size)
         totals = Accumulator(self._request, self._parameters)
         captures: dict[Node, list[tuple[Operand, Capture | Joint]]] = {}
         penalised: set[str] = set()
@@ -211,10 +210,7 @@ class GradientTap:
                 where = f"{node.name()} of {operands[0].name}"
                 raise UnsupportedGradientError(where, "activation checkpointing holds its saved tensors")
             captures[node] = [(operand, plan(Site(node, operand, layout))) for operand in operands]
-            objection = flow.objection(node)
-            if objection is not None:
-                raise UnsupportedGradientError(f"{node.name()} of {operands[0].name}", objection)
-            contrasted |= flow.meets_other_examples(node)
+            contrasted |= layout.flow.coupled(node) or node in layout.guessed
             for operand in operands:
                 totals.expect(operand.name, node.name())
         coupled = self.batch_size > 1 and any(
@@ -228,7 +224,7 @@ class GradientTap:
             "not used by this loss": unused,
             "penalty on parameters alone, left out": sorted(penalised),
             "rows are contributions, since BatchNorm in training mode couples the examples": [""] * coupled,
-            "rows are contributions, since a matrix product compares the examples": [""] * contrasted,
+            "rows are contributions, since examples meet outside of BatchNorm": [""] * contrasted,
             "rows are contributions, since the loss divides by class weights or by what was not ignored": [""] * uneven,
         }
         self._notes = tuple(f"{text}: {', '.join(names)}".rstrip(": ") for text, names in notes.items() if names)
