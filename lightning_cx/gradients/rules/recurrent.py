@@ -68,11 +68,8 @@ def _fused_lstm(site: Site) -> Joint:
 
 
 @rule("CudnnRnnBackward0", "MiopenRnnBackward0")
-def _opaque(site: Site) -> Capture:
-    site.refuse(
-        "this kernel keeps all its layers to itself: run the sampled steps inside "
-        "torch.backends.cudnn.flags(enabled=False), or replay examples with replay_gradients"
-    )
+def _whole_stack(site: Site) -> Capture:
+    site.refuse("one kernel holds all layers of it and keeps their gates to itself: replay_gradients reads it")
 
 
 def _unroll_lstm(node: Node, gradients: Sequence[Tensor | None]) -> Unrolled:
