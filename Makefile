@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-benchmark
 LOGDIR ?= runs/quickstart
 
-.PHONY: demo test lint types unit format clean
+.PHONY: demo test lint types unit format benchmark clean
 
 demo: $(VENV)/.test-installed
 	$(BIN)/python examples/quickstart.py --logdir $(LOGDIR)
@@ -25,11 +26,22 @@ format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The peers are kept out of $(VENV): what they would pull in (torchvision) can break `import lightning`.
+benchmark: $(PEERS)/.installed
+	$(PEERS)/bin/python benchmarks/tap.py --output docs/benchmarks/tap.md
+
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) $(PEERS) build dist runs
 
 # One stamp file for one environment: re-made when what we depend on changes.
 $(VENV)/.test-installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# BackPACK asks for torchvision and needs it in its examples alone.
+$(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-deps backpack-for-pytorch==1.7.1
 	touch $@

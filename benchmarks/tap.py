@@ -1,103 +1,91 @@
-"""What a tapped step costs: forward + backward with the Gram matrix over the same without, in the same run.
+"""What a training step costs that also gives the Gram matrix of its per-example gradients, beside every peer.
 
-`python benchmarks/tap.py` prints ratios to the plain step, for the tap, for the tap with norms alone, and for the
-usual way, `vmap(grad)`, as a reference. Medians over interleaved repetitions.
+    make benchmark                                    # its own environment with the peers, the table into docs/
+    python benchmarks/tap.py                          # here, with what is installed
+    python benchmarks/tap.py --quick                  # minutes: the small workloads, three rounds
+    python benchmarks/tap.py --workloads cnn-64 gpt-256 --contenders ours loop --rounds 15 --no-memory
+
+Prints Markdown: times over a plain forward and backward of the same batch beside a counted floor, peak memory, errors
+against the naive loop in float64, and the message of whatever fails. Measure on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from statistics import median
-from time import perf_counter
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from _floor import count_floor
+from _measure import Outcome, bound_memory, measure_memory, measure_times, report_peak
+from _peers import CONTENDERS, DEFAULT_CONTENDERS, PLAIN, Contender
+from _report import Row, to_markdown
+from _workloads import CUDA, DEFAULT, WORKLOADS, Workload, names
 
-from lightning_cx.gradients import GradientTap
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def mlp() -> tuple[nn.Module, tuple[int, ...]]:
-    layers = [nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
-    return nn.Sequential(*layers), (784,)
+QUICK = ["mlp-64", "cnn-64", "lstm-64", "regression-256"]
 
 
-def convnet() -> tuple[nn.Module, tuple[int, ...]]:
-    def stage(before: int, after: int) -> list[nn.Module]:
-        return [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.ReLU()]
-
-    layers = [*stage(3, 32), *stage(32, 64), *stage(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
-    return nn.Sequential(*layers), (3, 32, 32)
-
-
-class Encoder(nn.Module):
-    """A small transformer over vectors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(128, 4, 256, dropout=0.0, batch_first=True)
-        self.layers, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(128, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mean over positions, then ten scores."""
-        return self.head(self.layers(x).mean(1))
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    device = torch.device(options.device)
+    warnings.simplefilter("ignore")  # peers warn about each layer, each step
+    if options.peak is not None:
+        workload, contender = options.peak
+        print(report_peak(WORKLOADS[workload], CONTENDERS.get(contender, PLAIN), device))
+        return
+    bound_memory(device)
+    contenders, rows = [CONTENDERS[name] for name in options.contenders], []
+    for name in options.workloads:
+        rows.append(measure(WORKLOADS[name], contenders, options, device))
+        text = to_markdown(rows, contenders, options.rounds, device)
+        if options.output is not None:  # after each row, since the whole takes an hour
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(text)
+    print(text)
 
 
-def transformer() -> tuple[nn.Module, tuple[int, ...]]:
-    return Encoder(), (32, 128)
+def measure(
+    workload: Workload, contenders: Sequence[Contender], options: argparse.Namespace, device: torch.device
+) -> Row:
+    """Memory first: what dies there would take the process that times everything with it."""
+    outcomes: dict[str, Outcome] = {}
+    for contender in contenders:
+        print(f"{workload.name}: {contender.name}", file=sys.stderr, flush=True)
+        if not contender.is_installed():
+            outcomes[contender.name] = Outcome(failure=f"{contender.package} is not installed")
+        elif options.memory:
+            outcomes[contender.name] = measure_memory(workload, contender, device)
+        else:
+            outcomes[contender.name] = Outcome()
+    alive = [contender for contender in contenders if outcomes[contender.name].failure is None]
+    seconds, timed = measure_times(workload, alive, options.rounds, device, options.patience)
+    for name, outcome in timed.items():
+        outcome.memory = outcomes[name].memory
+    return Row(workload, seconds, count_floor(workload), outcomes | timed)
 
 
-def main(repetitions: int = 15) -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; a plain step is 1")
-    print(f"{'workload':<16}{'N':>5}{'plain ms':>10}{'gram':>8}{'norms':>8}{'vmap(grad) gram':>17}")
-    for name, build in {"MLP": mlp, "convnet": convnet, "transformer": transformer}.items():
-        for n in (64, 256):
-            torch.manual_seed(0)
-            net, shape = build()
-            ways = steps(net, torch.randn(n, *shape), torch.randint(10, (n,)))
-            times: dict[str, list[float]] = {way: [] for way in ways}
-            for repetition in range(repetitions + 2):
-                for way, step in ways.items():
-                    start = perf_counter()
-                    step()
-                    if repetition >= 2:
-                        times[way].append(perf_counter() - start)
-            plain = median(times["plain"])
-            gram, norms, reference = (median(times[way]) / plain for way in ("gram", "norms", "vmap"))
-            print(f"{name:<16}{n:>5}{plain * 1e3:>10.2f}{gram:>8.2f}{norms:>8.2f}{reference:>17.2f}")
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="those without further needs unless given")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT_CONTENDERS)
+    parser.add_argument("--rounds", type=int, help="9 unless given, 3 with --quick")
+    parser.add_argument("--quick", action="store_true", help=f"three rounds of {', '.join(QUICK)}")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
+    parser.add_argument("--patience", type=float, default=60.0, help="a step of more seconds than this is timed once")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--output", type=Path, help="also write the table here")
+    parser.add_argument("--peak", nargs=2, metavar=("WORKLOAD", "CONTENDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (3 if options.quick else 9)
+    options.workloads = options.workloads or (QUICK if options.quick else names(DEFAULT, *everything(options.device)))
+    return options
 
 
-def steps(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
-    """The same step in each way."""
-    parameters = dict(net.named_parameters())
-    gram, norms = (GradientTap(parameters.items(), len(x), gram=g) for g in (True, False))
-
-    def plain() -> None:
-        net.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-
-    def tapped(tap: GradientTap) -> None:
-        net.zero_grad()
-        loss = nn.functional.cross_entropy(net(x), y)
-        with tap(loss):
-            loss.backward()
-
-    def loss_of_one(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(functional_call(net, weights, (x[None],)), y[None])
-
-    def by_vmap() -> Tensor:
-        plain()  # the training step itself still has to be made
-        rows = vmap(grad(loss_of_one), (None, 0, 0))(parameters, x, y)
-        flat = torch.cat([row.flatten(1) for row in rows.values()], 1)
-        return flat @ flat.T
-
-    return {"plain": plain, "gram": lambda: tapped(gram), "norms": lambda: tapped(norms), "vmap": by_vmap}
+def everything(device: str) -> list[str]:
+    return [CUDA] if device == "cuda" else []
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=15)
-    main(parser.parse_args().repetitions)
+    main()
