@@ -34,8 +34,10 @@ def test_packed_sequences(kind: str, lengths: list[int], trained: str, batch_fir
 
 def test_examples_that_lie_along_time() -> None:
     layer = nn.LSTM(3, 4)  # without batch_first, what is meant as examples is time
-    with pytest.raises(UnsupportedGradientError, match=r"second axis of \(5, 7, 4\)"):
+    with pytest.raises(UnsupportedGradientError, match=r"steps follow the first axis of \(5, 7, 4\)"):
         GradientTap(layer.named_parameters(), 5).attach(layer(torch.randn(5, 7, 3))[0].pow(2).mean())
+    with pytest.raises(UnsupportedGradientError, match=r"of weight_ih_l0"):  # as long as there are sequences
+        GradientTap(layer.named_parameters(), 5).attach(layer(torch.randn(5, 5, 3))[0].mean(1).pow(2).mean())
 
 
 def test_an_initial_state_of_its_own_for_every_example() -> None:

@@ -232,6 +232,14 @@ def test_in_a_model_behind_an_embedding_and_under_another_layer(kind: str) -> No
     assert_tap_equals_loop(module, torch.randn(5, 7, 6))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_sequences_in_every_example(kind: str) -> None:
+    torch.manual_seed(9)
+    layer = KINDS[kind](batch_first=True)
+    module = Computing(lambda m, x: m.layer(x.flatten(0, 1))[0][:, -1].view(len(x), -1), layer=layer)
+    assert_tap_equals_loop(module, torch.randn(5, 3, 7, INPUTS))
+
+
 def rows_of_the_same_graph(losses: Tensor, module: nn.Module) -> Tensor:
     parameters = list(module.parameters())
     return torch.stack(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,14 +25,14 @@ _INPUT_GATE, _FORGET_GATE, _CANDIDATE, _OUTPUT_GATE = range(4)  # how the weight
 
 @dataclass(frozen=True)
 class Unrolled:
-    """One layer in one direction, examples first.
+    """One layer in one direction, on B sequences.
 
     Attributes:
-        inputs: What entered at each step, [N, T, input size].
-        states: The hidden state before each step, [N, T, H].
-        gates: Gradients of the gates before their activation, [N, T, 4 H].
-        first_state: Gradient of the initial hidden state, [N, H].
-        first_cell: Gradient of the initial cell, [N, H].
+        inputs: What entered at each step, [T, B, input size].
+        states: The hidden state before each step, [T, B, H].
+        gates: Gradients of the gates before their activation, [T, B, 4 H].
+        first_state: Gradient of the initial hidden state, [B, H].
+        first_cell: Gradient of the initial cell, [B, H].
     """
 
     inputs: Tensor
@@ -42,25 +41,20 @@ class Unrolled:
     first_state: Tensor
     first_cell: Tensor
 
-    @cached_property
-    def biases(self) -> Tensor:
-        """Gradients of either bias, [N, 4 H]."""
-        return self.gates.sum(1)
-
 
 @rule("MkldnnRnnLayerBackward0")
 def _fused_lstm(site: Site) -> Joint:
     node, operand, shape = site.node, site.operand, output_shape(site.node)
     if node._saved_mode != _LSTM or node._saved_batch_sizes:
         site.refuse("of fused layers only an LSTM on sequences of one length is read")
-    if shape[1] != site.batch_size:
-        site.refuse(f"the second axis of {shape} is not the batch size {site.batch_size}")
-    index = operand.index
+    if site.batch_size > 1 and site.layout.axis(node, operand.name)[0] != 1:
+        site.refuse(f"its steps follow the first axis of {shape}, where the {site.batch_size} examples lie")
+    split, index = site.split(shape, 1), operand.index
     if index in (_WEIGHT_IH, _WEIGHT_HH):
-        own = "inputs" if index == _WEIGHT_IH else "states"
-        return Joint(_unroll_lstm, lambda layer: Products(layer.gates, getattr(layer, own)))
+        factor = "inputs" if index == _WEIGHT_IH else "states"
+        return Joint(_unroll_lstm, lambda layer: Products(split(layer.gates), split(getattr(layer, factor))))
     if index in (_BIAS_IH, _BIAS_HH):
-        return Joint(_unroll_lstm, lambda layer: Rows(layer.biases))
+        return Joint(_unroll_lstm, lambda layer: Rows(split(layer.gates).sum(1)))
     if index in (_STATE, _CELL) and site.batch_size == 1:  # with more examples it is expanded, and read there
         first = "first_state" if index == _STATE else "first_cell"
         return Joint(_unroll_lstm, lambda layer: Rows(getattr(layer, first).reshape(1, *operand.shape)))
@@ -75,18 +69,18 @@ def _whole_stack(site: Site) -> Capture:
 def _unroll_lstm(node: Node, gradients: Sequence[Tensor | None]) -> Unrolled:
     """Derive the gradients of all gates from what a fused LSTM layer saved and from those of its three outputs."""
     inputs, outputs = working(node._saved_input), working(node._saved_result0)
-    steps, n, size = outputs.shape
+    steps, sequences, size = outputs.shape
     reverse = node._saved_reverse
-    first_state = working(node._saved_hx_).reshape(1, n, size)
-    first_cell = working(node._saved_cx_).reshape(1, n, size)
+    first_state = working(node._saved_hx_).reshape(1, sequences, size)
+    first_cell = working(node._saved_cx_).reshape(1, sequences, size)
     states = torch.cat([outputs[1:], first_state] if reverse else [first_state, outputs[:-1]])
     recurrent = working(node._saved_weight1)
 
-    gates = inputs.reshape(steps * n, -1) @ working(node._saved_weight0).T
-    gates.addmm_(states.view(steps * n, size), recurrent.T)
+    gates = inputs.reshape(steps * sequences, -1) @ working(node._saved_weight0).T
+    gates.addmm_(states.view(steps * sequences, size), recurrent.T)
     if node._saved_has_biases:
         gates += working(node._saved_weight2) + working(node._saved_weight3)
-    gates = gates.view(steps, n, 4, size)
+    gates = gates.view(steps, sequences, 4, size)
     gates[:, :, _INPUT_GATE : _FORGET_GATE + 1].sigmoid_()
     gates[:, :, _CANDIDATE].tanh_()
     gates[:, :, _OUTPUT_GATE].sigmoid_()
@@ -94,11 +88,11 @@ def _unroll_lstm(node: Node, gradients: Sequence[Tensor | None]) -> Unrolled:
     forget = gates[:, :, _FORGET_GATE].clone()
     exposed = _into_slopes(gates, _cells(gates, first_cell, reverse), reverse)
     ends = _back_through_time(gates, exposed, forget, recurrent, gradients, reverse)
-    return Unrolled(inputs.transpose(0, 1), states.transpose(0, 1), gates.flatten(2).transpose(0, 1), *ends)
+    return Unrolled(inputs, states, gates.flatten(2), *ends)
 
 
 def _cells(gates: Tensor, first: Tensor, reverse: bool) -> Tensor:
-    """The cell before the first and after every step in order of time, [T + 1, N, H]."""
+    """The cell before the first and after every step in order of time, [T + 1, B, H]."""
     written = gates[:, :, _INPUT_GATE] * gates[:, :, _CANDIDATE]
     cells = torch.cat([written, first] if reverse else [first, written])
     time = list(cells.unbind())
@@ -115,7 +109,7 @@ def _into_slopes(gates: Tensor, cells: Tensor, reverse: bool) -> Tensor:
     """Replace each gate by its slope: the derivative of the cell (last gate: of the state) by the gate's argument.
 
     Returns:
-        The derivative of the state by the cell, [T, N, H].
+        The derivative of the state by the cell, [T, B, H].
     """
     before, after = (cells[1:], cells[:-1]) if reverse else (cells[:-1], cells[1:])
     input_gate, forget, candidate, output_gate = gates.unbind(2)
@@ -141,10 +135,10 @@ def _back_through_time(
     gradients: Sequence[Tensor | None],
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Turn slopes [T, N, 4, H] into gradients of the gates, in place.
+    """Turn slopes [T, B, 4, H] into gradients of the gates, in place.
 
     Returns:
-        The gradients of the initial hidden state and of the initial cell, [N, H].
+        The gradients of the initial hidden state and of the initial cell, [B, H].
     """
     of_outputs, of_state, of_cell = gradients
     state, cell = (
