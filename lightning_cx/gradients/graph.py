@@ -202,10 +202,19 @@ def _is_summand(graph: Graph, node: Node) -> bool:
     return True
 
 
+HIDING = {
+    "CheckpointFunctionBackward": "CheckpointFunctionBackward of activation checkpointing; replay_gradients reads it",
+    "CompiledFunctionBackward": (
+        "CompiledFunctionBackward of a compiled forward; run that forward inside "
+        'torch.compiler.set_stance("force_eager")'
+    ),
+}
+
+
 def hides_parameters(graph: Graph) -> str | None:
-    """Name of a node behind which parameters cannot be seen, if the graph has one."""
-    names = {node.name() for node in graph.parents}
-    found = next((name for name in ("CheckpointFunctionBackward", "CompiledFunctionBackward") if name in names), None)
+    """Name of a node behind which parameters cannot be seen, if the graph has one, with what to do about it."""
+    names = {node.name() for node in (*graph.parents, *graph.consumers)}  # the loss itself is nobody's child
+    found = next((advice for name, advice in HIDING.items() if name in names), None)
     if (
         found is None
         and not hasattr(SavedTensor, "data")
