@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_cx.callbacks._trainer import rank_zero_warn
+from lightning_cx.callbacks._trainer import rank_zero_info, rank_zero_warn
 
 PATIENCE = 3  # failures in a row after which a part is switched off
 
@@ -33,6 +33,12 @@ class Failures:
         if topic not in self._told:
             self._told.add(topic)
             rank_zero_warn(f"lightning_cx: {message}")
+
+    def say(self, message: str, topic: str) -> None:
+        """Let the user know, once for each topic; nothing is wrong."""
+        if topic not in self._told:
+            self._told.add(topic)
+            rank_zero_info(f"lightning_cx: {message}")
 
     @contextmanager
     def guard(self, part: str, last: bool = True) -> Iterator[None]:

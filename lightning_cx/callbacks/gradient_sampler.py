@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, gradient_scale, replayable, replayed_loss
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.status import in_words
 from lightning_cx.functional.linalg import one_thread
 from lightning_cx.gradients import (
     AmbiguousLayoutError,
@@ -25,6 +27,7 @@ from lightning_cx.gradients import (
 from lightning_cx.gradients.sample import CONTRIBUTION
 from lightning_cx.probe import isolated
 from lightning_cx.probe.batches import take
+from lightning_cx.probe.eager import anything_compiled, compiled_parts, eagerly
 
 
 class GradientSampler:
@@ -36,12 +39,16 @@ class GradientSampler:
     Attributes:
         sample: What the last finished step showed, or None.
         one_off_seconds: Time that the last step spent on what will not be needed again.
+        eager: Whether compiled parts, if there are any, run as they were written in this step.
     """
 
     def __init__(self, failures: Failures) -> None:
         self.failures = failures
         self.sample: GradientSample | None = None
         self.one_off_seconds = 0.0
+        self.eager = False
+        self._stance = ExitStack()
+        self._compiled: list[str] | None = None
         self._tap: GradientTap | None = None
         self._calibration: Calibration | None = None
         self._layout: dict[str, bool] = {}
@@ -66,9 +73,20 @@ class GradientSampler:
             return
         if self._replay:
             self.sample = self._replayed(trainer, module, batch, batch_idx)
+            self._tell_status(module, self.sample)
         elif self._calibration is None:
             self._calibrate(trainer, module, batch, batch_idx)
             self.one_off_seconds = perf_counter() - start
+        if not (self._replay or self._off):
+            self._run_eagerly(module)
+
+    def _run_eagerly(self, module: LightningModule) -> None:
+        """Let this step show its graph. Held to its end, since a closure may run `training_step` more than once."""
+        if self._compiled is None:
+            self._compiled = compiled_parts(module)
+        self.eager = bool(self._compiled) or anything_compiled()
+        if self.eager:
+            self._stance.enter_context(eagerly())
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         """Ride on the backward that is about to start."""
@@ -84,7 +102,9 @@ class GradientSampler:
             else:
                 self._calibration, self._ambiguous = None, True  # the next sampled step settles it
         except UnsupportedGradientError as refusal:
-            self._fall_back(module, refusal)
+            if self.eager or not anything_compiled():
+                self._fall_back(module, refusal)
+            # Else a function that the module does not hold was compiled just now: the next sampled step runs eagerly.
         else:
             self._tap = tap
 
@@ -99,6 +119,7 @@ class GradientSampler:
             self._fall_back(module, refusal)
             return
         self.sample = self._as_calibrated(sample)
+        self._tell_status(module, self.sample)
         for note in sample.notes:
             self.failures.tell(f"per-example gradients: {note}")
         nodes = frozenset(layer.node for layer in sample.layers.values())
@@ -106,6 +127,14 @@ class GradientSampler:
         self._nodes = nodes
         if another_graph or (self._calibration is not None and not self._calibration.conclusive):
             self._calibration = None  # look again at the next sampled step
+
+    def _tell_status(self, module: LightningModule, sample: GradientSample) -> None:
+        """Say once what the rows of this fit mean; a batch that told nothing leaves that to the next."""
+        if self._calibration is not None and not self._calibration.conclusive:
+            return
+        remark = "" if self._calibration is None or replayable(module) is None else self._calibration.note
+        words = in_words(sample, self._replay, self._compiled or (), remark)
+        self.failures.say(words, topic=f"status {sample.status}")
 
     def _as_calibrated(self, sample: GradientSample) -> GradientSample:
         if self._calibration is None or not self._calibration.note:
@@ -119,11 +148,13 @@ class GradientSampler:
         return 0.0 if self._tap is None else self._tap.seconds
 
     def drop(self) -> None:
-        """Forget an unfinished step and remove its hooks."""
+        """Forget an unfinished step, remove its hooks and let compiled parts be compiled again."""
+        self._stance.close()
         if self._tap is not None:
             self._tap.detach()
         self._tap = self.sample = None
         self.one_off_seconds = 0.0
+        self.eager = False
 
     def _calibrate(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         reason = replayable(module)
@@ -136,7 +167,7 @@ class GradientSampler:
 
         parameters = dict(module.named_parameters())
         try:
-            with isolated(module, guard=True), one_thread():  # a handful of examples
+            with eagerly(), isolated(module, guard=True), one_thread():  # a handful of examples
                 if self._ambiguous:
                     self._layout = find_layout(parameters, loss_of, self._examples)
                 self._calibration = calibrate(parameters, loss_of, self._examples)
@@ -148,7 +179,7 @@ class GradientSampler:
 
     def _replayed(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> GradientSample:
         count = affordable_examples(module.parameters(), self._examples)
-        with isolated(module, training=module.training, guard=True):
+        with eagerly(), isolated(module, training=module.training, guard=True):
             return replay_gradients(
                 lambda i: replayed_loss(trainer, module, take(batch, i, i + 1, self._examples), batch_idx),
                 module.named_parameters(),

@@ -22,6 +22,11 @@ class ComplexityMonitor(Callback):
     Add it to any Trainer; the LightningModule stays as it is. Training is not disturbed: weights, optimizer states,
     random streams, buffers, metrics and your own logs are bit for bit those of a run without the monitor.
 
+    Compiled code shows nothing of its inside, so where `torch.compile` is at work sampled steps run eagerly: they take
+    the time and memory of an eager step (the budget counts the time), and nothing is compiled again afterwards.
+    Backends that keep eager arithmetic (`eager`, `aot_eager`) still train bit for bit the same; inductor fuses, and
+    so rounds, and draws its dropout differently from an eager step, and that much differs on sampled steps.
+
     Args:
         instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum` and `SpectralBias`.
         every_n_steps: Measure at every n-th batch, whatever it costs; None measures as often as the budget allows.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
 
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.sample import EXACT, GradientSample, LayerGradients
@@ -52,7 +55,7 @@ def replay_gradients(
         raise ValueError("replay_gradients got no trainable parameter: there is no gradient to read.")
     rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for i in range(examples):
-        with torch.enable_grad():
+        with torch.enable_grad(), _without_reentry():
             loss = loss_of(i)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
@@ -77,3 +80,22 @@ def replay_gradients(
         layers=layers,
         notes=(f"read by replaying {examples} examples one at a time",),
     )
+
+
+@contextmanager
+def _without_reentry() -> Iterator[None]:
+    """Run what reentrant checkpointing wraps directly: its backward refuses `autograd.grad`.
+
+    One example needs little memory, and `.backward()` instead would write to `.grad` and set off the hooks that
+    optimizers and distributed training hang on it.
+    """
+
+    def run(function: Callable[..., Any], preserve_rng_state: bool, *arguments: Any) -> Any:
+        del preserve_rng_state
+        return function(*arguments)
+
+    CheckpointFunction.apply = run  # covers the inherited one
+    try:
+        yield
+    finally:
+        del CheckpointFunction.apply

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_cx.probe.eager import is_wrapper
 from lightning_cx.probe.slopes import partial_slopes, reachable
 
 
@@ -37,12 +38,15 @@ def recorded_outputs(module: nn.Module) -> Iterator[list[ModuleOutput]]:
             tensors = tuple(t for t in _tensors(output) if t.is_floating_point() and t.requires_grad)
             records.append(ModuleOutput(names[part], tensors))
 
-    # One hook on the class of all modules instead of one on each: nothing of the user's is touched.
-    handle = nn.modules.module.register_module_forward_hook(record)
+    if any(map(is_wrapper, names)):  # they warn the user of a hook on the class
+        handles = [part.register_forward_hook(record) for part in names]
+    else:  # one hook on the class of all modules instead of one on each: nothing of the user's is touched
+        handles = [nn.modules.module.register_module_forward_hook(record)]
     try:
         yield records
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def find_output(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cx.probe.columns import Columns
+from lightning_cx.probe.eager import eagerly
 from lightning_cx.probe.isolation import isolated
 from lightning_cx.probe.outputs import find_output, recorded_outputs
 
@@ -59,7 +58,7 @@ def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReadi
         ValueError: If the loss has no graph, or no module output carries all of it.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    with torch.enable_grad(), _uncompiled(), recorded_outputs(module) as records:
+    with torch.enable_grad(), eagerly(), recorded_outputs(module) as records:
         loss = loss_of(chunk.batch)
     if not isinstance(loss, Tensor) or loss.grad_fn is None:
         raise ValueError("the loss of the probe has no autograd graph, so it has no residual")
@@ -72,14 +71,6 @@ def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReadi
         output, slopes = find_output(records, loss.sum(), parameters, chunk.examples)
     residuals = tuple(-slope for slope in slopes)
     return ChunkReading(output.name, tuple(t.detach() for t in output.tensors), residuals, loss.numel() > 1)
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Let compiled parts run as they were written: compiled code calls no hook of ours, and its cache stays as it is.
-
-    Only where something was compiled: the compiler alone takes a second to import.
-    """
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss_of: LossOf) -> Reduction:
