@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,3 +149,26 @@ class Computing(nn.Module):
 def mean_square(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """A loss of outputs alone, the mean over examples."""
     return module(x).pow(2).flatten(1).mean(1).mean()
+
+
+class Unread(nn.Module):
+    """A layer whose autograd node nobody knows: `UnreadFunctionBackward` of `weight`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return UnreadFunction.apply(x, self.weight)  # type: ignore[no-any-return]
+
+
+class UnreadFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return gradient * weight, (gradient * x).sum().reshape(1)

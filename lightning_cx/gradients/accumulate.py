@@ -10,12 +10,14 @@ from torch import Tensor
 
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Operand
+from lightning_cx.gradients.lifted import Lifted, scaled
 from lightning_cx.gradients.rules import Capture
 from lightning_cx.gradients.sample import LayerGradients
+from lightning_cx.gradients.sources import Source
 from lightning_cx.gradients.sum_check import SumCheck
 from lightning_cx.gradients.uses import Products, Rows, Use, add_up
 
-_PLAIN = frozenset({"TBackward0", "ToCopyBackward0", "AliasBackward0"})
+_PLAIN = frozenset({"AliasBackward0", "DivBackward0", "MulBackward0", "NegBackward0", "TBackward0", "ToCopyBackward0"})
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Accumulator:
     gram: Tensor | None = None
     squared_norms: Tensor | None = None
     projections: Tensor | None = None
+    _arrived: dict[Source, list[Use]] = field(default_factory=dict)
+    _left: dict[Source, int] = field(default_factory=dict)
     _uses: dict[str, list[Use]] = field(default_factory=dict)
 
     def expect(self, name: str, node: str) -> None:
@@ -55,15 +59,22 @@ class Accumulator:
 
     def see(self, operand: Operand, capture: Capture, gradient: Tensor | None) -> None:
         """Take the gradient that arrived for one announced use; None means zero."""
-        name = operand.name
+        name, source = operand.name, operand.source
         if self.pending[name] == 0:
             raise RuntimeError("the backward ran a second time before finish()")
         self.pending[name] -= 1
+        self._left[source] = self._left.get(source, source.uses) - 1
         if gradient is not None:
             self.dtypes.add(gradient.dtype)
-            self._uses.setdefault(name, []).append(self._on_parameter(operand, capture(gradient)))
-        if self.pending[name] == 0 and name in self._uses:
-            self._contract(name, add_up(self._uses.pop(name)))
+            self._arrived.setdefault(source, []).append(capture(gradient))
+        done = self.pending[name] == 0
+        # The backward frees the nodes behind a source once its last consumer has run.
+        for ready in [other for other in self._arrived if other.name == name and (done or self._left[other] == 0)]:
+            use = add_up(self._arrived.pop(ready))
+            alone = done and name not in self._uses and all(other.name != name for other in self._arrived)
+            self._uses.setdefault(name, []).append(self._on_parameter(ready, use, alone))
+        if done and name in self._uses:
+            self._contract(name, add_up(_alike(self._uses.pop(name))))
 
     def fill(self, n: int) -> None:
         """Put zeros where no gradient came by at all."""
@@ -79,18 +90,19 @@ class Accumulator:
         if request.projections and self.projections is None:
             self.projections = zeros(n, request.projections)
 
-    def _on_parameter(self, operand: Operand, use: Use) -> Use:
-        """Bring the use of a rearranged parameter back to the parameter, where that makes a difference."""
-        names = [step.node.name() for step in operand.path]
-        if _PLAIN.issuperset(names) and isinstance(use, Products):
-            return use.transposed if names.count("TBackward0") % 2 else use
-        alone = self.pending[operand.name] == 0 and operand.name not in self._uses
-        if not names or (alone and not self.request.projections and all(step.isometric for step in operand.path)):
+    def _on_parameter(self, source: Source, use: Use, alone: bool) -> Use:
+        """Bring the use of a tensor made of a parameter back to the parameter, where that makes a difference."""
+        if not source.nodes:
             return use
-        rows = use.rows()
-        for step in reversed(operand.path):
-            rows = step.lift(rows)
-        return Rows(rows)
+        scaled_use = None if source.scale is None else scaled(use, source.scale)
+        if scaled_use is not None:
+            names = [node.name() for node in source.nodes]
+            if isinstance(scaled_use, Products) and _PLAIN.issuperset(names):
+                return scaled_use.transposed if names.count("TBackward0") % 2 else scaled_use
+            if alone and not self.request.projections:
+                return scaled_use
+        lifted = Lifted(use, source)
+        return lifted if alone else Rows(lifted.rows())
 
     def _contract(self, name: str, use: Use) -> None:
         request = self.request
@@ -111,6 +123,12 @@ class Accumulator:
         self.gram = _plus(self.gram, gram)
         self.squared_norms = _plus(self.squared_norms, norms)
         self.projections = _plus(self.projections, projections)
+
+
+def _alike(uses: list[Use]) -> list[Use]:
+    """Bring uses that see one parameter in different shapes, such as a stack of one matrix, to the same."""
+    shapes = {use.shape for use in uses}
+    return uses if len(shapes) == 1 else [Rows(use.rows().flatten(1)) for use in uses]
 
 
 def _plus(total: Tensor | None, value: Tensor | None) -> Tensor | None:

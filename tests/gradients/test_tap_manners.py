@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from _models import Computing, Convnet, Mlp, TinyGpt, cross_entropy, mean_square, naive_rows, relative_error
+from _models import Computing, Convnet, Mlp, TinyGpt, Unread, cross_entropy, mean_square, naive_rows, relative_error
 from torch import Tensor, nn
 
 from lightning_cx.gradients import (
@@ -123,7 +123,7 @@ class Mark:
 def test_the_graph_goes_with_the_loss_without_the_garbage_collector(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, y = batch()
     tap = GradientTap(module.named_parameters(), 6)
-    model: nn.Module = nn.Sequential(module, nn.PReLU()) if how == "refused" else module
+    model: nn.Module = nn.Sequential(module, Unread()) if how == "refused" else module
     if how == "refused":
         tap = GradientTap(model.named_parameters(), 6)
     if how == "failed":
@@ -335,7 +335,7 @@ def test_a_default_dtype_or_device_of_the_user_does_not_matter() -> None:
 def test_a_size_that_scales_the_data_is_no_penalty() -> None:
     module, x, y = batch()
     sized = cross_entropy(module, x, y) * module[1].weight.pow(2).sum()
-    with pytest.raises(UnsupportedGradientError, match=r"PowBackward0 of 1\.weight"):
+    with pytest.raises(UnsupportedGradientError, match=r"MulBackward0 of 1\.weight"):
         per_example_gram(module, sized, 6)
     truth = naive_rows(module, cross_entropy, x, y)
     norm = module[1].weight.pow(2).sum().sqrt()

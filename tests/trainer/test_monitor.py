@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from _lightning import Classifier, Stream, fit, images, loader
-from _models import Convnet, cross_entropy, naive_rows, relative_error
+from _models import Convnet, Unread, cross_entropy, naive_rows, relative_error
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
@@ -154,10 +154,10 @@ def test_residuals_are_onehot_minus_softmax_in_eval_mode(tmp_path: Path) -> None
 
 
 def test_replay_reads_what_the_tap_refuses(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(100, 16), nn.PReLU(), nn.Linear(16, 5))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(100, 16), Unread(), nn.Linear(16, 5))
     module = Classifier(net)
     start = naive_rows(module.net, cross_entropy, *images(160)[32:64])
-    with pytest.warns(UserWarning, match="PreluKernelBackward0 of net.2.2.weight"):
+    with pytest.warns(UserWarning, match="UnreadFunctionBackward of net.2.2.weight"):
         observations = watched(module, tmp_path, data=DataLoader(images(160), batch_size=32), max_steps=2)
     first = next(o.gradients for o in observations if o.gradients is not None)
     assert first.notes == ("read by replaying 32 examples one at a time",)
@@ -468,7 +468,7 @@ def test_a_module_without_parameters_is_named(tmp_path: Path) -> None:
 
 
 def test_batchnorm_with_a_layer_that_the_tap_cannot_read_is_off_with_the_reason(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(100, 16), nn.PReLU(), nn.Linear(16, 5))
+    net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(100, 16), Unread(), nn.Linear(16, 5))
     completes(tmp_path, Classifier(net), "replay is no way out, .* BatchNorm, which needs company")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_cx.gradients.graph import Node, output_shape
@@ -50,26 +51,49 @@ def _group_norm(site: Site) -> Capture:
 
 @rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
 def _batch_norm(site: Site) -> Capture:
-    node = site.node
-    site.require_batch_first(output_shape(node))
+    node, shape = site.node, output_shape(site.node)
+    stacked = site.batch_size > 1 and shape[0] == 1
+    if stacked and site.examples() != (1, shape[1] // site.batch_size):
+        site.refuse(f"the channels of {shape} are not those of one example after the other")
+    if not stacked:
+        site.require_batch_first(shape)
 
     def capture(gradient: Tensor) -> Use:
+        rows = _read(gradient)
+        return Rows(_own_channels(rows, site.batch_size) if stacked else rows)
+
+    def _read(gradient: Tensor) -> Tensor:
         sums, products = _per_channel(gradient, node._saved_input)
         if site.operand.index == 2:
-            return Rows(sums)
+            return sums
         if node._saved_training:
             mean, inverse_deviation = working(node._saved_result1), working(node._saved_result2)
         else:
             epsilon = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
             mean = working(node._saved_running_mean)
             inverse_deviation = (working(node._saved_running_var) + epsilon).rsqrt()
-        return Rows((products - mean * sums) * inverse_deviation)
+        return (products - mean * sums) * inverse_deviation
 
     return capture
 
 
+def _own_channels(sums: Tensor, n: int) -> Tensor:
+    """InstanceNorm runs BatchNorm on [1, N C, ...]: each example's gradient lies on channels of its own, [N, N C]."""
+    own = torch.eye(n, dtype=torch.bool, device=sums.device).unsqueeze(2)
+    return sums.view(1, n, -1).where(own, 0).view(n, -1)
+
+
 def _mixes_examples(node: Node) -> bool:
-    return bool(node._saved_training)
+    return bool(node._saved_training) and output_shape(node)[0] > 1  # one example, or channels of each in a row
+
+
+@rule("FusedRmsNormBackward0")
+def _rms_norm(site: Site) -> Capture:
+    node, shape = site.node, output_shape(site.node)
+    split = site.split(shape, len(node._saved_normalized_shape))
+    return lambda gradient: Rows(
+        split(working(node._saved_input) * working(node._saved_result1) * working(gradient)).sum(1)
+    )
 
 
 COUPLING.update({"NativeBatchNormBackward0": _mixes_examples, "CudnnBatchNormBackward0": _mixes_examples})

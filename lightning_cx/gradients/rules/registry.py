@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_cx.gradients.errors import UnsupportedGradientError
 from lightning_cx.gradients.graph import Node, Operand
 from lightning_cx.gradients.layout import Layout
-from lightning_cx.gradients.uses import Use, working
+from lightning_cx.gradients.sources import is_native
+from lightning_cx.gradients.uses import Rows, Use, working
 
 Capture = Callable[[Tensor], Use]
 
@@ -57,6 +58,10 @@ class Site:
         split = self.layout.split(lead, self.node, self.operand.name)
         return lambda tensor: split(working(tensor))
 
+    def examples(self) -> tuple[int, int]:
+        """The axis of the node's output that holds the examples, and the length of each of them there."""
+        return self.layout.axis(self.node, self.operand.name)
+
     def require_batch_first(self, shape: tuple[int, ...]) -> None:
         if shape[0] != self.batch_size:
             self.refuse(f"the first axis of {shape} is not the batch size {self.batch_size}")
@@ -65,6 +70,17 @@ class Site:
 Rule = Callable[[Site], Capture | Joint]
 RULES: dict[str, Rule] = {}
 COUPLING: dict[str, Callable[[Node], bool]] = {}  # nodes that mix examples, with the test for when they do
+# Nodes whose first input is the layer's input, and not a parameter.
+LAYERS = frozenset(
+    {
+        "ConvolutionBackward0",
+        "CudnnBatchNormBackward0",
+        "FusedRmsNormBackward0",
+        "NativeBatchNormBackward0",
+        "NativeGroupNormBackward0",
+        "NativeLayerNormBackward0",
+    }
+)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -83,7 +99,24 @@ def plan(site: Site) -> Capture | Joint:
     Raises:
         UnsupportedGradientError: If no rule reads this node, or the rule declines; names node and parameter.
     """
-    found = RULES.get(site.node.name())
-    if found is None:
-        site.refuse("no rule reads this node")
-    return found(site)
+    name = site.node.name()
+    if name in LAYERS and site.operand.index == 0:
+        site.refuse("the input of the layer is made of parameters, and so is not one for each example")
+    found = RULES.get(name)
+    if found is not None:
+        return found(site)
+    if site.batch_size == 1 and is_native(site.node) and len(site.node._input_metadata) == 1:
+        return _whole(site)
+    site.refuse("no rule reads this node")
+
+
+def _whole(site: Site) -> Capture:
+    """The gradient of a single example is that of the batch, which any node of PyTorch's own computes."""
+    node, index, shape = site.node, site.operand.index, site.operand.shape
+
+    def capture(gradient: Tensor) -> Use:
+        results = node(gradient)
+        result = results[index] if isinstance(results, tuple) else results
+        return Rows(working(result).sum_to_size(shape).unsqueeze(0))
+
+    return capture
