@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from _peers import Contender
 from _workloads import Workload
 
 PACKAGES = ("lightning_cx", "torch", "opacus", "backpack-for-pytorch", "torchjd")
+WRONG = 1e-2  # relative error above which the table says so: two orders above what float32 leaves on ResNet-18
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def to_markdown(rows: Sequence[Row], contenders: Sequence[Contender], rounds: in
         f"forward and backward of the same batch: medians of the ratios of {rounds} interleaved rounds. The floor is "
         f"counted in flops (`benchmarks/_floor.py`). A star marks a single round, for what is slower than the "
         f"patience.",
-        times(rows, contenders),
+        times(rows, contenders, rounds),
         "Peak memory above the plain step, in MiB, each in a fresh process (`+0` is less than half a MiB).",
         table(rows, contenders, lambda o: None if o.memory is None else f"{o.memory:+.0f}"),
         "Relative error of the Gram matrix (or norms) in float32 against the naive loop in float64.",
@@ -73,7 +75,7 @@ def versioned(package: str) -> str:
         return f"{package} not installed"
 
 
-def times(rows: Sequence[Row], contenders: Sequence[Contender]) -> str:
+def times(rows: Sequence[Row], contenders: Sequence[Contender], rounds: int) -> str:
     """The main table; a floor stands before each kind of way."""
     ways = sorted(contenders, key=lambda c: c.norms)
     first = {kind: next((c.name for c in ways if c.norms is kind), None) for kind in (False, True)}
@@ -85,15 +87,16 @@ def times(rows: Sequence[Row], contenders: Sequence[Contender]) -> str:
         for way in ways:
             if way.name in first.values():
                 cells.append(f"{row.floor.ratio(way.norms):.2f}")
-            cells.append(cell(row.outcomes[way.name], ratio))
+            cells.append(cell(row.outcomes[way.name], partial(ratio, rounds)))
         lines.append(cells)
     return layout(head, lines)
 
 
-def ratio(outcome: Outcome) -> str | None:
+def ratio(rounds: int, outcome: Outcome) -> str | None:
     if outcome.ratio is None:
         return None
-    return f"{outcome.ratio:.2f}" + ("*" if outcome.rounds == 1 else "")
+    is_wrong = outcome.error is not None and not outcome.error < WRONG
+    return f"{outcome.ratio:.2f}" + "*" * (outcome.rounds < rounds) + " (wrong)" * is_wrong
 
 
 def table(rows: Sequence[Row], contenders: Sequence[Contender], show: Callable[[Outcome], str | None]) -> str:

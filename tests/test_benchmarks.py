@@ -121,3 +121,13 @@ def test_memory_comes_from_a_process_of_its_own_and_sees_the_rows_of_the_loop():
     assert found.failure is None
     rows = 64 * 669706 * 4 / 2**20  # N x P floats
     assert 0.9 * rows < found.memory < 2 * rows
+
+
+def test_a_way_that_is_wrong_is_marked_beside_its_time():
+    from _measure import Outcome
+    from _report import ratio
+
+    assert ratio(9, Outcome(ratio=1.5, rounds=9, error=1e-6)) == "1.50"
+    assert ratio(9, Outcome(ratio=1.5, rounds=1, error=None)) == "1.50*"
+    assert ratio(9, Outcome(ratio=1.5, rounds=9, error=0.3)) == "1.50 (wrong)"
+    assert ratio(9, Outcome(ratio=1.5, rounds=9, error=float("nan"))) == "1.50 (wrong)"
