@@ -56,7 +56,7 @@ class Layout:
             AmbiguousLayoutError: As in `split`.
             UnsupportedGradientError: As in `split`.
         """
-        flow, shape, where = self.flow, output_shape(node), f"{node.name()} of {name}"
+        flow, where = self.flow, f"{node.name()} of {name}"
         if flow.ambiguous:
             raise AmbiguousLayoutError(
                 where,

@@ -46,7 +46,7 @@ def _index(passage: Passage) -> Inputs:
     wide = max((indices[axis].dim() for axis in used), default=0)
     first = used[0] if adjacent and used else 0
     masks = any(indices[axis].dim() != wide or indices[axis].dtype.itemsize == 1 for axis in used)
-    if masks or passage.inner != 1 and first <= passage.axis < first + wide:
+    if masks or (passage.inner != 1 and first <= passage.axis < first + wide):
         return [f"{passage.name} picks or reorders rows"]
     if first <= passage.axis < first + wide:
         for axis in used:
@@ -98,7 +98,7 @@ def _attention(passage: Passage) -> Inputs:
 @transfer("MkldnnRnnLayerBackward0", "CudnnRnnBackward0", "MiopenRnnBackward0")
 def _recurrent(passage: Passage) -> Inputs:
     """Time leads in the inputs and outputs of a fused layer, layers in its states."""
-    if passage.axis != 1:
+    if passage.axis != len(passage.shape) - 2:
         raise passage.refuse("runs along it")
     states = (5, 6) if passage.name.startswith("Mkldnn") else ()
     return [

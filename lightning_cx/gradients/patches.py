@@ -1,9 +1,18 @@
-"""Gradients of a convolution kernel, by whichever route is cheapest for the shape."""
+"""Gradients of a convolution kernel, by whichever route is cheapest for the shape.
+
+With N examples, L positions, O output channels, fan-in F = C / groups x kernel size and P = O F entries:
+
+- forming the gradients takes N L P multiplications and their Gram matrix N^2 P / 2 more;
+- the ghost route takes (N L)^2 (F + O) / 2, without forming any: it wins where few positions meet a large kernel;
+- gradients are formed either by one grouped convolution, a group per example (quick on large pictures with few
+  channels, slow on small ones), or one offset of the kernel at a time, as matrix products with shifted inputs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 
 import torch
@@ -11,116 +20,170 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import CHUNK_BYTES, Use, ghost_flops, ghost_gram, ghost_norms
+from lightning_cx.gradients.uses import CHUNK_BYTES, Use, ghost_flops, ghost_gram, ghost_norms, gram_flops
 
-# One grouped convolution beats matrix products where the image is large and the kernel small (measured on oneDNN).
-GROUPED_MIN_POSITIONS = 256
-GROUPED_MAX_CHANNELS = 4608  # product of input and output channels
+# Measured on oneDNN: a grouped convolution runs at full speed from this many positions and input channels on.
+FULL_POSITIONS = 200
+FULL_CHANNELS = 8
+COPY_FLOPS = 12  # multiplications in the time that it takes to copy one entry of a shifted input
+CACHE_BYTES = 1 << 20  # shifted inputs of this size are still in cache when they are multiplied
+NATIVE_AXES = 3
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a two-dimensional convolution moves: each field has one entry per spatial axis."""
+    """How a convolution moves: each tuple has one entry per spatial axis."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
 
 
 @dataclass(frozen=True)
 class Patches(Use):
-    """g_i = correlation of inputs [N, C, H, W] with gradients of outputs [N, O, h, w]; kernel [O, C/groups, a, b]."""
+    """g_i = correlation of inputs [N, C, *size] with gradients of outputs [N, O, *places]; kernel [O, C/groups, *k].
+
+    A transposed convolution is the same with inputs and outputs in each other's place.
+
+    Attributes:
+        inputs: What slides under the kernel.
+        outputs: What is weighted by it, one position for each place of the kernel.
+        kernel: Shape of the kernel; the axes of the inputs beyond its own are frames, which add up.
+        geometry: How the kernel moves over the inputs.
+        operand: Shape of the parameter, where the kernel has axes of length 1 more.
+    """
 
     inputs: Tensor
     outputs: Tensor
-    kernel: tuple[int, int, int, int]
+    kernel: tuple[int, ...]
     geometry: Geometry
-    axes: int = 2  # 1: a convolution over one axis, held as two of which the first is 1 long
+    operand: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.inputs.shape[0], *self.kernel[:2], *self.kernel[4 - self.axes :])
+        return (self.inputs.shape[0], *(self.operand or self.kernel))
 
     @property
     def _positions(self) -> int:
         return prod(self.outputs.shape[2:])
 
+    @property
+    def _fan_in(self) -> int:
+        return prod(self.kernel[1:])
+
     def slab(self, start: int, stop: int) -> Tensor:
-        if self.geometry.groups > 1:
-            return self._grouped()[:, start:stop].reshape(-1, stop - start, *self.shape[2:])
-        flat = self.outputs[:, start:stop].flatten(2)
-        return torch.bmm(flat, self._unfolded()).view(len(flat), stop - start, *self.shape[2:])
+        n, entries, outputs = self.shape[0], self.shape[2:], self.outputs
+        if self.geometry.groups == 1:  # channels of outputs know nothing of each other
+            outputs, start, stop = outputs[:, start:stop], 0, stop - start
+        part = replace(self, outputs=outputs, kernel=(outputs.shape[1], *self.kernel[1:]))
+        offsets = [block.view(n, len(outputs[0]), -1)[:, start:stop] for block in part._by_offset(len(outputs[0]))]
+        return torch.stack(offsets, -1).view(n, stop - start, *entries)
 
     def blocks(self) -> Iterator[Tensor]:
-        small = self.kernel[0] * self.kernel[1] <= GROUPED_MAX_CHANNELS
-        if self.geometry.groups > 1 or (self._positions >= GROUPED_MIN_POSITIONS and small):
-            yield self._grouped().flatten(1)
-        else:
-            yield from self._by_offset()
+        yield from self._grouped() if self.grouped_is_cheaper() else self._by_offset()
 
     def gram(self) -> Tensor:
-        n, places, fan_in = self.inputs.shape[0], self._positions, prod(self.kernel[1:])
-        entries = fan_in * self.kernel[0]
-        formed = n * places * entries + n * n * entries
-        if self.geometry.groups == 1 and ghost_flops(n, places, fan_in + self.kernel[0]) < formed:
+        n, places = self.shape[0], self._positions
+        entries = self._fan_in * self.kernel[0]
+        formed = n * places * entries + gram_flops(n, entries)
+        if self.geometry.groups == 1 and ghost_flops(n, places, self._fan_in + self.kernel[0]) < formed:
             return ghost_gram(self._unfolded(), self.outputs.flatten(2).transpose(1, 2))
         return super().gram()
 
     def squared_norms(self) -> Tensor:
-        fan_in = prod(self.kernel[1:])
-        ghost = self._positions * (fan_in + self.kernel[0]) < fan_in * self.kernel[0]
+        ghost = self._positions * (self._fan_in + self.kernel[0]) < self._fan_in * self.kernel[0]
         if self.geometry.groups == 1 and ghost:
             return ghost_norms(self._unfolded(), self.outputs.flatten(2).transpose(1, 2))
         return super().squared_norms()
 
     def project(self, directions: Directions) -> Tensor:
-        if directions.left is None or directions.right is None or self.geometry.groups > 1:
-            return directions.of_rows(self._grouped())
+        axes, g = len(self.geometry.stride), self.geometry
+        if directions.left is None or directions.right is None or g.groups > 1 or axes > NATIVE_AXES:
+            return directions.of_rows(self.rows())
         # A convolution with the directions as kernels projects every patch without unfolding any.
         kernels = directions.right.T.reshape(-1, *self.kernel[1:])
+        patches = _CONVOLUTIONS[axes](self.inputs, kernels, None, g.stride, g.padding, g.dilation)
+        corner = patches[(..., *(slice(size) for size in self.outputs.shape[2:]))].flatten(2)
+        return directions.of_cores((directions.left.T @ self.outputs.flatten(2)) @ corner.transpose(1, 2))
+
+    def grouped_is_cheaper(self) -> bool:
+        """Whether forming gradients by one grouped convolution beats going offset by offset (see the module)."""
+        groups, channels = self.geometry.groups, self.kernel[1]
+        if len(self.geometry.stride) > NATIVE_AXES or not self._fills_inputs():
+            return False
+        if groups > 1:
+            return True
+        speed = min(1.0, self._positions / FULL_POSITIONS) * min(1.0, channels / FULL_CHANNELS)
+        products = self._positions * self._fan_in * self.kernel[0]
+        return products / speed < products + COPY_FLOPS * self._positions * self._fan_in
+
+    def _fills_inputs(self) -> bool:
+        """Whether the kernel's places fill the input, as the native convolution demands."""
         g = self.geometry
-        patches = F.conv2d(self.inputs, kernels, None, g.stride, g.padding, g.dilation).flatten(2)
-        return directions.of_cores((directions.left.T @ self.outputs.flatten(2)) @ patches.transpose(1, 2))
+        return all(
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 == places
+            for size, places, kernel, stride, pad, dilation in zip(
+                self.inputs.shape[2:], self.outputs.shape[2:], self.kernel[2:], g.stride, g.padding, g.dilation,
+                strict=True,
+            )
+        )  # fmt: skip
+
+    def _padded(self, inputs: Tensor) -> Tensor:
+        padding = [amount for pad in reversed(self.geometry.padding) for amount in (pad, pad)]
+        return F.pad(inputs, padding) if any(padding) else inputs
+
+    def _shifted(self, offset: tuple[int, ...]) -> tuple[slice, ...]:
+        """The entries of the padded input that meet one entry of the kernel."""
+        g = self.geometry
+        moves = zip(offset, g.dilation, g.stride, self.outputs.shape[2:], strict=True)
+        return tuple(
+            slice(at * dilation, at * dilation + stride * (places - 1) + 1, stride)
+            for at, dilation, stride, places in moves
+        )
 
     def _unfolded(self) -> Tensor:
-        """Every patch of the input, [N, positions, C a b]."""
-        g = self.geometry
-        return F.unfold(self.inputs, self.kernel[2:], g.dilation, g.padding, g.stride).transpose(1, 2)
+        """Every patch of the input, [N, positions, C k]."""
+        padded = self._padded(self.inputs)
+        offsets = product(*(range(size) for size in self.kernel[2:]))
+        shifted = [padded[(..., *self._shifted(offset))].flatten(2) for offset in offsets]
+        return torch.stack(shifted, 2).flatten(1, 2).transpose(1, 2)
 
-    def _grouped(self) -> Tensor:
-        """All gradients at once, [N, *kernel]: autograd's own kernel gradient with one group per example."""
-        n, g = self.inputs.shape[0], self.geometry
-        inputs = self.inputs.reshape(1, -1, *self.inputs.shape[2:])
-        outputs = self.outputs.reshape(1, -1, *self.outputs.shape[2:])
-        kernel = inputs.new_empty(1).expand(n * self.kernel[0], *self.kernel[1:])  # only its shape is read
-        gradient = torch.ops.aten.convolution_backward(
-            outputs,
-            inputs,
-            kernel,
-            None,
-            g.stride,
-            g.padding,
-            g.dilation,
-            False,
-            [0, 0],
-            n * g.groups,
-            [False, True, False],
-        )[1]
-        return gradient.view(n, *self.kernel)
+    def _grouped(self) -> Iterator[Tensor]:
+        """One convolution with a group for each example, as autograd computes a kernel's gradient."""
+        n, g = self.shape[0], self.geometry
+        per_group = self.kernel[0] // g.groups
+        step = max(1, CHUNK_BYTES // (4 * n * self._fan_in * (per_group if g.groups > 1 else 1)))
+        for start in range(0, g.groups if g.groups > 1 else self.kernel[0], step):
+            inputs, outputs, groups = self.inputs, self.outputs[:, start : start + step], 1
+            if g.groups > 1:  # cut between groups, which have channels of their own
+                groups = min(step, g.groups - start)
+                inputs = inputs.unflatten(1, (g.groups, -1))[:, start : start + groups]
+                outputs = self.outputs.unflatten(1, (g.groups, -1))[:, start : start + groups]
+            outputs = outputs.reshape(1, -1, *self.outputs.shape[2:])
+            kernel = inputs.new_empty(1).expand(outputs.shape[1], *self.kernel[1:])  # only its shape is read
+            gradient = torch.ops.aten.convolution_backward(
+                outputs, inputs.reshape(1, -1, *self.inputs.shape[2:]), kernel, None, g.stride, g.padding, g.dilation,
+                False, [0] * len(g.stride), n * groups, [False, True, False],
+            )[1]  # fmt: skip
+            yield gradient.reshape(n, -1)
 
-    def _by_offset(self) -> Iterator[Tensor]:
-        """One offset of the kernel at a time: the shifted input is a plain slice, and nothing is unfolded."""
-        g, (height, width) = self.geometry, self.outputs.shape[2:]
-        n, channels = self.inputs.shape[:2]
-        padded = F.pad(self.inputs, (g.padding[1], g.padding[1], g.padding[0], g.padding[0]))
-        outputs = self.outputs.flatten(2)
-        step = max(1, CHUNK_BYTES // (4 * n * channels))
-        for row in range(self.kernel[2]):
-            for column in range(self.kernel[3]):
-                top, left = row * g.dilation[0], column * g.dilation[1]
-                down = slice(top, top + g.stride[0] * (height - 1) + 1, g.stride[0])
-                right = slice(left, left + g.stride[1] * (width - 1) + 1, g.stride[1])
-                shifted = padded[:, :, down, right].reshape(n, channels, -1).transpose(1, 2)
-                for start in range(0, self.kernel[0], step):
-                    yield torch.bmm(outputs[:, start : start + step], shifted).flatten(1)
+    def _by_offset(self, step: int | None = None) -> Iterator[Tensor]:
+        """One offset of the kernel at a time; the block that is handed out is overwritten by the next."""
+        n, groups = self.shape[0], self.geometry.groups
+        padded, outputs = self._padded(self.inputs), self.outputs.flatten(2).unflatten(1, (groups, -1))
+        rows, columns = outputs.shape[2], self.kernel[1]
+        step = step or max(1, CHUNK_BYTES // (4 * n * groups * columns))
+        few = max(1, CACHE_BYTES // (4 * groups * columns * self._positions))
+        for offset in product(*(range(size) for size in self.kernel[2:])):
+            shifted = padded[(..., *self._shifted(offset))].unflatten(1, (groups, -1))
+            for start in range(0, rows, step):
+                block = padded.new_empty(n, groups, min(step, rows - start), columns)
+                for first in range(0, n, few):
+                    some = slice(first, first + few)
+                    here = shifted[some].reshape(-1, columns, self._positions)
+                    weights = outputs[some, :, start : start + step].reshape(len(here), -1, self._positions)
+                    torch.bmm(weights, here.transpose(1, 2), out=block[some].view(len(here), -1, columns))
+                yield block.flatten(1)

@@ -69,12 +69,34 @@ def slabs(use: Use) -> Iterator[Tensor]:
 
 
 def gram_of_blocks(blocks: Iterator[Tensor]) -> Tensor:
-    """Sum B B^T over column blocks B."""
+    """Sum B B^T over column blocks B: the lower triangle in bands, then mirrored."""
     total: Tensor | None = None
     for block in blocks:
-        total = block @ block.T if total is None else total.addmm_(block, block.T)
+        total = block.new_zeros(len(block), len(block)) if total is None else total
+        for some, upto in bands(len(block)):
+            total[some, upto].addmm_(block[some], block[upto].T)
     assert total is not None, "a parameter without entries has no consumer"
-    return total
+    return mirrored(total)
+
+
+def bands(n: int) -> Iterator[tuple[slice, slice]]:
+    """Rows of an N x N matrix with the columns that reach to their diagonal; few bands, since they have to be wide."""
+    height = -(-n // (1 if n < 96 else 2 if n < 192 else 4))
+    for start in range(0, n, height):
+        stop = min(start + height, n)
+        yield slice(start, stop), slice(0, stop)
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """Fill the upper triangle of a matrix of which the bands were computed."""
+    for some, _ in bands(len(lower)):
+        lower[: some.start, some] = lower[some, : some.start].T
+    return lower
+
+
+def gram_flops(n: int, entries: int) -> float:
+    """Multiplications of `gram_of_blocks`: about half of n^2 entries where there are many examples."""
+    return sum((some.stop - some.start) * upto.stop for some, upto in bands(n)) * entries
 
 
 def norms_of_blocks(blocks: Iterator[Tensor]) -> Tensor:
@@ -126,8 +148,8 @@ class Products(Use):
         b = self.right.shape[2]
         if t == 1:
             left, right = self.left[:, 0], self.right[:, 0]
-            return (left @ left.T).mul_(right @ right.T)
-        formed = n * t * a * b + n * n * a * b
+            return gram_of_blocks(iter((left,))).mul_(gram_of_blocks(iter((right,))))
+        formed = n * t * a * b + gram_flops(n, a * b)
         return ghost_gram(self.left, self.right) if ghost_flops(n, t, a + b) < formed else super().gram()
 
     def squared_norms(self) -> Tensor:
@@ -174,7 +196,7 @@ def add_up(uses: Sequence[Use]) -> Use:
 
 def ghost_flops(n: int, t: int, widths: int) -> float:
     """Cost of `ghost_gram`, to be compared with forming the gradients."""
-    return GHOST_COST * (n * t) ** 2 * widths
+    return GHOST_COST * gram_flops(n, 1) * t**2 * widths
 
 
 def ghost_gram(left: Tensor, right: Tensor) -> Tensor:
@@ -182,16 +204,14 @@ def ghost_gram(left: Tensor, right: Tensor) -> Tensor:
     n, t, _ = left.shape
     flat_left, flat_right = left.reshape(n * t, -1), right.reshape(n * t, -1)
     total = left.new_empty(n, n)
-    step = max(1, CHUNK_BYTES // (4 * n * t * t))
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        some = slice(start * t, stop * t)
-        upto = slice(0, stop * t)  # the lower triangle is enough
-        product = (flat_left[some] @ flat_left[upto].T).mul_(flat_right[some] @ flat_right[upto].T)
-        block = product.view(stop - start, t, stop, t).sum((1, 3))
-        total[start:stop, :stop] = block
-        total[:start, start:stop] = block[:, :start].T
-    return total
+    for some, upto in bands(n):
+        step = max(1, CHUNK_BYTES // (4 * upto.stop * t * t))
+        for start in range(some.start, some.stop, step):
+            stop = min(start + step, some.stop)
+            few, all_before = slice(start * t, stop * t), slice(0, upto.stop * t)
+            products = (flat_left[few] @ flat_left[all_before].T).mul_(flat_right[few] @ flat_right[all_before].T)
+            total[start:stop, upto] = products.view(stop - start, t, upto.stop, t).sum((1, 3))
+    return mirrored(total)
 
 
 def ghost_norms(left: Tensor, right: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from lightning_cx.gradients import AmbiguousLayoutError, GradientTap
 from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.patches import Geometry, Patches
-from lightning_cx.gradients.uses import Products, Rows, gram_of_blocks, slabs
+from lightning_cx.gradients.uses import Rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -49,98 +48,6 @@ def assert_tap_equals_loop(module: nn.Module, x: Tensor, **options: Any) -> None
         projected += directions.of_rows(rows[:, start : start + p.numel()].reshape(len(x), *p.shape))
         start += p.numel()
     torch.testing.assert_close(tap.sample.projections, projected, rtol=1e-9, atol=1e-11)
-
-
-@few
-@given(data=st.data())
-def test_convolutions_of_any_geometry(data: st.DataObject) -> None:
-    axes, n, groups = (
-        data.draw(st.integers(1, 2)),
-        data.draw(st.sampled_from([1, 2, 5])),
-        data.draw(st.integers(1, 3)),
-    )
-    sides = st.lists(st.integers(1, 4), min_size=axes, max_size=axes)
-    kernel, dilation = data.draw(sides), [1 + d // 3 for d in data.draw(sides)]
-    mode = data.draw(st.sampled_from(["zeros", "zeros", "circular", "reflect", "replicate"]))
-    same = data.draw(st.booleans())
-    stride = [1] * axes if same else data.draw(sides)
-    padding: Any = "same" if same else [data.draw(st.integers(0, 2)) for _ in range(axes)]
-    least = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]  # also when reflecting
-    sizes = [side + data.draw(st.integers(0, 5)) + 2 for side in least]
-    make: Any = nn.Conv1d if axes == 1 else nn.Conv2d
-    torch.manual_seed(sum(sizes))
-    layer = make(
-        2 * groups,
-        groups * data.draw(st.integers(1, 3)),
-        tuple(kernel),
-        stride=tuple(stride),
-        padding=padding if same else tuple(padding),
-        dilation=tuple(dilation),
-        groups=groups,
-        bias=data.draw(st.booleans()),
-        padding_mode=mode,
-    )
-    assert_tap_equals_loop(layer, torch.randn(n, 2 * groups, *sizes))
-
-
-@pytest.mark.parametrize("axes", [1, 2])
-def test_kernels_larger_than_the_image_inside_its_border(axes: int) -> None:
-    torch.manual_seed(0)
-    make: Any = nn.Conv1d if axes == 1 else nn.Conv2d
-    assert_tap_equals_loop(make(2, 3, 5, padding=2), torch.randn(4, 2, *[2] * axes))
-    assert_tap_equals_loop(make(2, 3, 4, padding="same"), torch.randn(4, 2, *[3] * axes))
-
-
-@few
-@given(
-    channels=st.integers(1, 4),
-    out=st.integers(1, 4),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 2)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 3)),
-    size=st.tuples(st.integers(7, 11), st.integers(7, 11)),
-)
-def test_every_route_through_a_convolution_gives_the_same_gradients(
-    channels: int,
-    out: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    size: tuple[int, int],
-) -> None:
-    torch.manual_seed(channels + out)
-    n = 3
-    inputs = torch.randn(n, channels, *size, dtype=torch.float64)
-    weight = torch.randn(out, channels, *kernel, dtype=torch.float64)
-    outputs = torch.randn_like(F.conv2d(inputs, weight, None, stride, padding, dilation))
-    use = Patches(inputs, outputs, (out, channels, *kernel), Geometry(stride, padding, dilation, 1))
-    rows = torch.stack(
-        [
-            torch.autograd.grad(
-                F.conv2d(inputs[i : i + 1], weight.requires_grad_(), None, stride, padding, dilation),
-                weight,
-                outputs[i : i + 1],
-            )[0]
-            for i in range(n)
-        ]
-    )
-    truth = gram_of_blocks(iter([rows.flatten(1)]))
-    torch.testing.assert_close(use._grouped(), rows)
-    torch.testing.assert_close(use.rows(), rows)
-    torch.testing.assert_close(gram_of_blocks(use._by_offset()), truth)
-    torch.testing.assert_close(gram_of_blocks(slabs(use)), truth)
-    ghost = Products(use._unfolded(), outputs.flatten(2).transpose(1, 2))
-    torch.testing.assert_close(gram_of_blocks(slabs(ghost)), truth)
-    torch.testing.assert_close(use.gram(), truth)
-    torch.testing.assert_close(use.squared_norms(), truth.diagonal())
-
-
-@pytest.mark.parametrize("shape", [(3, 4, 20, 17), (3, 70, 16, 17), (2, 30, 2, 2)])  # grouped, by offset, ghost
-def test_convolutions_of_every_size(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    assert_tap_equals_loop(nn.Conv2d(shape[1], 68 if shape[1] == 70 else 40, (3, 2), padding=1), torch.randn(shape))
 
 
 @pytest.mark.parametrize("n", [1, 2, 64])

@@ -35,16 +35,16 @@ def _per_channel(gradient: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
 @rule("NativeGroupNormBackward0")
 def _group_norm(site: Site) -> Capture:
     node = site.node
-    site.require_batch_first(output_shape(node))
+    frames = site.frames()
     if site.operand.index == 2:
-        return lambda gradient: Rows(_per_channel(gradient, gradient)[0])
+        return lambda gradient: Rows(frames(_per_channel(gradient, gradient)[0]).sum(1))
 
     def capture(gradient: Tensor) -> Use:
-        n, channels, groups = site.batch_size, node._saved_C, node._saved_group
+        n, channels, groups = node._saved_N, node._saved_C, node._saved_group
         mean = working(node._saved_result1).view(n, groups, 1)
         inverse_deviation = working(node._saved_result2).view(n, groups, 1)
         sums, products = (t.view(n, groups, -1) for t in _per_channel(gradient, node._saved_input))
-        return Rows(((products - mean * sums) * inverse_deviation).view(n, channels))
+        return Rows(frames(((products - mean * sums) * inverse_deviation).view(n, channels)).sum(1))
 
     return capture
 
@@ -55,12 +55,11 @@ def _batch_norm(site: Site) -> Capture:
     stacked = site.batch_size > 1 and shape[0] == 1
     if stacked and site.examples() != (1, shape[1] // site.batch_size):
         site.refuse(f"the channels of {shape} are not those of one example after the other")
-    if not stacked:
-        site.require_batch_first(shape)
+    frames = None if stacked else site.frames()
 
     def capture(gradient: Tensor) -> Use:
         rows = _read(gradient)
-        return Rows(_own_channels(rows, site.batch_size) if stacked else rows)
+        return Rows(_own_channels(rows, site.batch_size) if frames is None else frames(rows).sum(1))
 
     def _read(gradient: Tensor) -> Tensor:
         sums, products = _per_channel(gradient, node._saved_input)

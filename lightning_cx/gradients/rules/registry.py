@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from lightning_cx.gradients.errors import UnsupportedGradientError
-from lightning_cx.gradients.graph import Node, Operand
+from lightning_cx.gradients.graph import Node, Operand, output_shape
 from lightning_cx.gradients.layout import Layout
+from lightning_cx.gradients.places import gather
 from lightning_cx.gradients.sources import is_native
 from lightning_cx.gradients.uses import Rows, Use, working
 
@@ -62,9 +63,15 @@ class Site:
         """The axis of the node's output that holds the examples, and the length of each of them there."""
         return self.layout.axis(self.node, self.operand.name)
 
-    def require_batch_first(self, shape: tuple[int, ...]) -> None:
-        if shape[0] != self.batch_size:
-            self.refuse(f"the first axis of {shape} is not the batch size {self.batch_size}")
+    def frames(self) -> Callable[[Tensor], Tensor]:
+        """How to bring [examples and frames, ...] to [N, frames, ...], where the examples lie on the first axis."""
+        shape, n = output_shape(self.node), self.batch_size
+        if n == 1:
+            return lambda tensor: tensor.unsqueeze(0)
+        axis, inner = self.examples()
+        if axis != 0:
+            self.refuse(f"the first axis of {shape} does not hold the {n} examples")
+        return gather(shape[:1], inner, n)
 
 
 Rule = Callable[[Site], Capture | Joint]
