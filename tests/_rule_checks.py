@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from _models import LossOf, naive_rows, relative_error
+from _models import LossOf, naive_rows
 from torch import Tensor, nn
 
 from lightning_cx.gradients import GradientTap
@@ -15,7 +15,8 @@ from lightning_cx.gradients.directions import Directions
 
 def cubes(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Neither even nor linear, so that no gradient vanishes by symmetry."""
-    out = module(x).flatten(1)
+    out = module(x)
+    out = out.flatten(1) if out.dim() > 1 else out.unsqueeze(1)
     return (out.pow(3) + out).mean(1).mean()
 
 
@@ -56,6 +57,12 @@ def _assert_rows(
     assert relative_error(gram.sample.gram, rows @ rows.T) < tolerance
     assert relative_error(norms.sample.squared_norms, rows.square().sum(1)) < tolerance
     assert relative_error(tap.sample.projections, projected(parameters, rows)) < 10 * tolerance
+
+
+def relative_error(measured: Tensor | None, truth: Tensor) -> float:
+    """Relative to the truth, or absolute where that is zero."""
+    assert measured is not None
+    return float((measured.double() - truth).norm() / (truth.norm() if truth.any() else 1))
 
 
 def projected(parameters: dict[str, Tensor], rows: Tensor) -> Tensor:

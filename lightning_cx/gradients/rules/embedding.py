@@ -67,7 +67,7 @@ def _bag(site: Site) -> Capture:
     def capture(gradient: Tensor) -> Use:
         indices, weights = _filled_up(node, bags)
         if node._saved_mode == _MEAN:
-            weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
+            weights = weights.double() / weights.sum(1, keepdim=True).clamp_min(1)
         outputs = working(gradient).unsqueeze(1) * weights.to(working(gradient)).unsqueeze(2)
         if node._saved_mode == _MAX:
             outputs = outputs * (node._saved_result3.unsqueeze(1) == indices.unsqueeze(2))

@@ -63,7 +63,10 @@ def _addmm(site: Site) -> Capture:
 
 
 def _shift(site: Site) -> Capture:
-    beta = site.node._saved_beta
+    beta, shape = site.node._saved_beta, output_shape(site.node)
+    if site.operand.shape == shape[1:] and len(shape) == 2:  # the bias of a linear layer
+        split = site.split(shape, 1)
+        return lambda gradient: Rows(_times(split(gradient).sum(1), beta))
     return broadcast(site, lambda gradient: _times(working(gradient), beta))
 
 
