@@ -31,14 +31,12 @@ class Reading:
         places: The stride of the examples in each output of a node, `SHARED` where all examples share it.
         lost: Why the place is not known, where it is not.
         coupled: Nodes in which examples meet: a place of their own and shared by all, or two places.
-        live: Whether a parameter is consumed along the supposed axis.
         spread: Whether the examples had to be spread over several axes somewhere.
     """
 
     places: dict[Key, int] = field(default_factory=dict)
     lost: dict[Key, str] = field(default_factory=dict)
     coupled: set[Node] = field(default_factory=set)
-    live: bool = False
     spread: bool = False
 
     def update(self, other: Reading) -> None:
@@ -115,7 +113,6 @@ class Flow:
                     self.died = self.died or str(mixed)
                     continue
                 (clashing if clash else found).append(reading)
-            found = [reading for reading in found if reading.live] or found
             alive = [reading for reading in found if not reading.spread] or found
             if alive:
                 return alive
@@ -148,7 +145,6 @@ class Flow:
                     new.coupled.add(here)
                 continue
             if before == place:
-                new.live = new.live or key not in new.places
                 continue
             if before is not None or lost:
                 new.coupled.add(here)
@@ -175,7 +171,6 @@ class Flow:
         reading.spread = reading.spread or passage.axis < 0
         for (child, number), below in zip(children, send_down(passage), strict=True):
             if child is not None:
-                reading.live = reading.live or (below == SHARED and _parameter_behind(child))
                 yield (child, number), below
 
     # Products that compare examples with examples
@@ -235,12 +230,6 @@ def _shape(node: Node, output: int) -> Shape:
 def _on_axis(shape: Shape, stride: int, axis: int, n: int) -> bool:
     found = locate(shape, stride, n)
     return found is not None and found[0] == axis
-
-
-def _parameter_behind(node: Node) -> bool:
-    while node.name() in REARRANGING and node.next_functions[0][0] is not None:
-        node = node.next_functions[0][0]
-    return hasattr(node, "variable")
 
 
 def _of_constants(node: Node) -> bool:

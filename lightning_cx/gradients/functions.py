@@ -14,7 +14,7 @@ def per_example_gram(
     module: nn.Module,
     loss: Tensor,
     batch_size: int | None = None,
-    batch_first: bool | None = None,
+    batch_first: bool | None = True,
 ) -> Tensor:
     """Inner products of the gradients of single examples: who agrees with whom on where the weights should go.
 
@@ -26,7 +26,8 @@ def per_example_gram(
             kept, so that `loss.backward()` still works afterwards; no `.grad` is touched.
         batch_size: Number of examples N; None reads the first axis of what the loss averages over. Pass it where
             time leads there.
-        batch_first: Whether examples lead where two axes are equally long; as in `GradientTap`.
+        batch_first: Whether the examples lead in what the loss averages over, asked only where nothing in the graph
+            tells two axes apart, as in a layer on [N, N, d] that mixes neither; None refuses such a graph.
 
     Returns:
         The Gram matrix, [N, N] float64.
@@ -53,7 +54,7 @@ def per_example_norms(
     module: nn.Module,
     loss: Tensor,
     batch_size: int | None = None,
-    batch_first: bool | None = None,
+    batch_first: bool | None = True,
 ) -> Tensor:
     """Norms of the gradients of single examples: which examples pull hardest on the weights.
 
@@ -61,7 +62,7 @@ def per_example_norms(
         module: The model.
         loss: Mean of the examples' losses, or the losses themselves, [N]; as in `per_example_gram`.
         batch_size: Number of examples N; as in `per_example_gram`.
-        batch_first: Whether examples lead where two axes are equally long; as in `GradientTap`.
+        batch_first: As in `per_example_gram`.
 
     Returns:
         |g_i|, [N] float64, at less cost than the Gram matrix.

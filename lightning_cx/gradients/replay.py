@@ -65,7 +65,7 @@ def replay_gradients(
     layers: dict[str, LayerGradients] = {}
     for name, parameter in parameters.items():
         stacked = torch.stack(rows.pop(name)).to(torch.promote_types(parameter.dtype, torch.float32))
-        flat = stacked.flatten(1)
+        flat = stacked.reshape(examples, -1)
         gram += (flat @ flat.T).double()
         layers[name] = LayerGradients("replay", squared_norms=flat.square().sum(1).double())
         if projections:

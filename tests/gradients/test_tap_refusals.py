@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 import torch
-from _models import BagOfWords, Block, Mlp, TinyGpt, Unread, cross_entropy, naive_rows, relative_error
+from _models import BagOfWords, Mlp, TinyGpt, Unread, cross_entropy, naive_rows, relative_error
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -32,36 +32,8 @@ def test_an_unknown_node_is_named_with_its_parameter() -> None:
 def test_a_batch_size_that_no_axis_has_is_named() -> None:
     module = Mlp()
     loss = module(torch.randn(6, 20)).mean()
-    with pytest.raises(UnsupportedGradientError, match="6 rows are no multiple of the batch size 5"):
+    with pytest.raises(UnsupportedGradientError, match="known to hold the 5 examples|holds the 5 examples"):
         GradientTap(module.named_parameters(), 5).attach(loss)
-
-
-def test_equal_axes_are_refused_unless_told_and_then_right_both_ways() -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(6, 6, 16), torch.randn(6, 6, 16)
-
-    def loss_of(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (module(x) - y).pow(2).mean()
-
-    module = Block()
-    loss = loss_of(module, x, y)
-    with pytest.raises(UnsupportedGradientError, match="ambiguous: use a batch of another size"):
-        GradientTap(module.named_parameters(), 6).attach(loss)
-    truth = naive_rows(module, loss_of, x, y)
-    told = GradientTap(module.named_parameters(), 6, batch_first=True)
-    with told(loss):
-        loss.backward()
-    assert told.sample is not None
-    assert relative_error(told.sample.gram, truth @ truth.T) < 1e-5
-
-    time_first = nn.Linear(16, 16)
-    truth = naive_rows(time_first, loss_of, x.transpose(0, 1), y.transpose(0, 1))
-    loss = loss_of(time_first, x, y)
-    told = GradientTap(time_first.named_parameters(), 6, batch_first={"weight": False, "bias": False})
-    with told(loss):
-        loss.backward()
-    assert told.sample is not None
-    assert relative_error(told.sample.gram, truth @ truth.T) < 1e-5
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
