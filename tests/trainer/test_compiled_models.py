@@ -204,7 +204,7 @@ def test_without_a_trainer_a_compiled_graph_is_refused_with_what_to_do() -> None
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Skipping serialization")  # inductor's own
 def test_inductor_compiles_once_and_is_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = submodule("inductor")
