@@ -69,7 +69,7 @@ def _model(case: str) -> Computing:
     )
 
 
-@pytest.mark.parametrize(("n", "t"), [(1, 1), (1, 4), (2, 1), (2, 7), (6, 4)])
+@pytest.mark.parametrize(("n", "t"), [(1, 4), (2, 1), (6, 4)])
 @pytest.mark.parametrize("case", PRODUCTS)
 def test_products(case: str, n: int, t: int) -> None:
     torch.manual_seed(n + t)

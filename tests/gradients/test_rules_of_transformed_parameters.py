@@ -131,7 +131,7 @@ def _batch(shape: tuple[int, ...], n: int) -> Tensor:
     return torch.randint(-shape[0], (n, *shape[1:])) if shape[0] < 0 else torch.randn(n, *shape)
 
 
-@pytest.mark.parametrize("n", [1, 2, 6])
+@pytest.mark.parametrize("n", [1, 6])
 @pytest.mark.parametrize("case", REPARAMETRISED)
 def test_reparametrised_layers(case: str, n: int) -> None:
     torch.manual_seed(n)
@@ -139,7 +139,7 @@ def test_reparametrised_layers(case: str, n: int) -> None:
     assert_read(make(), _batch(shape, n))
 
 
-@pytest.mark.parametrize("n", [1, 2, 6])
+@pytest.mark.parametrize("n", [1, 6])
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_functions_of_parameters(case: str, n: int) -> None:
     torch.manual_seed(n)
