@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_cx.gradients.affine import Affine
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Operand
 from lightning_cx.gradients.lifted import Lifted, scaled
@@ -30,6 +31,11 @@ class Request:
     per_layer: bool
     seed: int
 
+    @property
+    def joint(self) -> bool:
+        """Whether parameters may be contracted together."""
+        return not (self.per_layer or self.projections)
+
 
 @dataclass
 class Accumulator:
@@ -42,6 +48,7 @@ class Accumulator:
     parameters: Mapping[str, Tensor]
     pending: dict[str, int] = field(default_factory=dict)
     nodes: dict[str, list[str]] = field(default_factory=dict)
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
     layers: dict[str, LayerGradients] = field(default_factory=dict)
     dtypes: set[torch.dtype] = field(default_factory=set)
     check: SumCheck = field(default_factory=SumCheck)
@@ -52,9 +59,10 @@ class Accumulator:
     _left: dict[Source, int] = field(default_factory=dict)
     _uses: dict[str, list[Use]] = field(default_factory=dict)
 
-    def expect(self, name: str, node: str) -> None:
-        """Announce one use of a parameter."""
+    def expect(self, name: str, node: str, members: tuple[str, ...] = ()) -> None:
+        """Announce one use of a parameter, or of several (`members`) that are contracted together."""
         self.pending[name] = self.pending.get(name, 0) + 1
+        self.members[name] = members or (name,)
         self.nodes.setdefault(name, []).append(node)
 
     def see(self, operand: Operand, capture: Capture, gradient: Tensor | None) -> None:
@@ -86,13 +94,13 @@ class Accumulator:
         if request.gram and self.gram is None:
             self.gram = zeros(n, n)
         if request.norms and self.squared_norms is None:
-            self.squared_norms = zeros(n)
+            self.squared_norms = zeros(n) if self.gram is None else self.gram.diagonal().clone()
         if request.projections and self.projections is None:
             self.projections = zeros(n, request.projections)
 
     def _on_parameter(self, source: Source, use: Use, alone: bool) -> Use:
         """Bring the use of a tensor made of a parameter back to the parameter, where that makes a difference."""
-        if not source.nodes:
+        if not source.nodes or isinstance(use, Affine):
             return use
         scaled_use = None if source.scale is None else scaled(use, source.scale)
         if scaled_use is not None:
@@ -106,23 +114,30 @@ class Accumulator:
 
     def _contract(self, name: str, use: Use) -> None:
         request = self.request
-        gram = use.gram().double() if request.gram else None
-        if gram is not None:
-            self.check.sums[name] = torch.stack([gram.sum(), gram.diagonal().sum()])
-        norms = None
-        if request.norms:
-            norms = use.squared_norms().double() if gram is None else gram.diagonal()
-        projections = None
+        gram = norms = None
+        if request.gram:
+            gram = use.gram()
+            self.check.sums[name] = (gram.sum(dtype=torch.float64), gram.diagonal().sum(dtype=torch.float64))
+        elif request.norms:
+            norms = use.squared_norms()
         if request.projections:
             parameter = self.parameters[name]
             shape = tuple(parameter.shape)
             directions = Directions.draw(name, shape, request.projections, request.seed, parameter)
-            projections = use.project(directions).double()
-        kept = (gram, norms) if request.per_layer else (None, None)
-        self.layers[name] = LayerGradients("+".join(self.nodes[name]), *kept)
+            self.projections = _plus(self.projections, use.project(directions))
+        for member in self.members[name]:
+            self.layers[member] = self._layer(name, gram, norms)
         self.gram = _plus(self.gram, gram)
         self.squared_norms = _plus(self.squared_norms, norms)
-        self.projections = _plus(self.projections, projections)
+
+    def _layer(self, name: str, gram: Tensor | None, norms: Tensor | None) -> LayerGradients:
+        nodes = "+".join(self.nodes[name])
+        if not self.request.per_layer:
+            return LayerGradients(nodes)
+        gram = None if gram is None else gram.double()
+        if gram is not None and self.request.norms:
+            norms = gram.diagonal()
+        return LayerGradients(nodes, gram, None if norms is None else norms.double())
 
 
 def _alike(uses: list[Use]) -> list[Use]:
@@ -132,6 +147,7 @@ def _alike(uses: list[Use]) -> list[Use]:
 
 
 def _plus(total: Tensor | None, value: Tensor | None) -> Tensor | None:
+    """Add to a total in float64, in place."""
     if value is None:
         return total
-    return value if total is None else total + value
+    return value.to(torch.float64, copy=True) if total is None else total.add_(value)

@@ -22,11 +22,12 @@ class SumCheck:
     """Compares 1^T K 1 with |batch gradient|^2, parameter by parameter: both count every use of it.
 
     Attributes:
-        sums: For each parameter, the sum of its Gram matrix and of the diagonal.
+        sums: For each parameter, or for each few that were contracted together, the sums of the Gram matrix and of
+            its diagonal.
         batch: For each parameter, the squared norm of its batch gradient.
     """
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     batch: dict[str, Tensor] = field(default_factory=dict)
 
     def see_batch(self, name: str, gradient: Tensor) -> None:
@@ -34,17 +35,24 @@ class SumCheck:
         values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
         self.batch[name] = torch.linalg.vector_norm(working(values)).double().square()
 
-    def coverage(self, dtypes: Iterable[torch.dtype], parameters: Mapping[str, Tensor]) -> float:
+    def coverage(
+        self,
+        dtypes: Iterable[torch.dtype],
+        parameters: Mapping[str, Tensor],
+        members: Mapping[str, tuple[str, ...]],
+    ) -> float:
         """1^T K 1 / |batch gradient|^2 over all parameters that both sides have seen, nan for none or zero.
 
         Raises:
             UnsupportedGradientError: If the sides disagree on a parameter beyond what rounding explains.
         """
-        names = [name for name in self.sums if name in self.batch]
+        names = [name for name in self.sums if all(member in self.batch for member in members[name])]
         if not names:
             return float("nan")
-        rows = torch.stack([self.sums[name] for name in names]).double()
-        seen = torch.cat([rows, torch.stack([self.batch[name] for name in names]).to(rows)[:, None]], 1).tolist()
+        rows = [number for name in names for number in self.sums[name]]
+        batches = [torch.stack([self.batch[member] for member in members[name]]).sum() for name in names]
+        seen = torch.stack([number.to(rows[0]) for number in (*rows, *batches)]).tolist()  # one synchronisation
+        seen = list(zip(seen[: 2 * len(names) : 2], seen[1 : 2 * len(names) : 2], seen[2 * len(names) :], strict=True))
         summed, size, batch = (sum(column) for column in zip(*seen, strict=True))
         used = set(dtypes)
         tolerance = max(TOLERANCE.get(dtype, 0.2) for dtype in used)
@@ -55,6 +63,8 @@ class SumCheck:
                 read = of_rows / of_batch if of_batch else float("inf")
                 raise UnsupportedGradientError(
                     f"{name} has a use that the graph does not show: the sum check reads {read:.3g}, not 1",
-                    "a hook on it may change its gradient" if parameters[name]._backward_hooks else "",
+                    "a hook on it may change its gradient"
+                    if any(parameters[m]._backward_hooks for m in members[name])
+                    else "",
                 )
         return summed / batch if batch > 0 else float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from lightning_cx.gradients.accumulate import Accumulator, Request
+from lightning_cx.gradients.affine import as_affine
 from lightning_cx.gradients.errors import UnsupportedGradientError
 from lightning_cx.gradients.graph import (
     Graph,
@@ -200,6 +202,7 @@ class GradientTap:
             raise UnsupportedGradientError("the loss reaches none of the parameters")
         totals = Accumulator(self._request, self._parameters)
         captures: dict[Node, list[tuple[Operand, Capture | Joint]]] = {}
+        uses = Counter(operand.name for operands in graph.consumers.values() for operand in operands)
         penalised: set[str] = set()
         contrasted = False
         for node, operands in graph.consumers.items():
@@ -209,8 +212,13 @@ class GradientTap:
             if is_checkpointed(node):
                 where = f"{node.name()} of {operands[0].name}"
                 raise UnsupportedGradientError(where, "activation checkpointing holds its saved tensors")
-            captures[node] = [(operand, plan(Site(node, operand, layout))) for operand in operands]
+            captures[node] = work = [(operand, plan(Site(node, operand, layout))) for operand in operands]
             contrasted |= layout.flow.coupled(node) or node in layout.guessed
+            joint = as_affine(node, work, uses, self.batch_size) if self._request.joint else None
+            if joint is not None:
+                captures[node] = [(joint[0], joint[2])]
+                totals.expect(joint[0].name, node.name(), joint[1])
+                continue
             for operand in operands:
                 totals.expect(operand.name, node.name())
         coupled = self.batch_size > 1 and any(
@@ -245,7 +253,7 @@ class GradientTap:
 
     def compare_with(self, name: str, gradient: Tensor | None) -> None:
         """Put one parameter's batch gradient on the other side of the sum check."""
-        if gradient is not None and name not in self._unchecked:
+        if self._request.gram and gradient is not None and name not in self._unchecked:
             self._totals.check.see_batch(name, gradient)
 
     def _surprise(self, name: str, gradient: Tensor | None) -> None:
@@ -275,6 +283,6 @@ class GradientTap:
             squared_norms=scaled(totals.squared_norms, 2),
             projections=scaled(totals.projections, 1),
             layers=layers,
-            coverage=totals.check.coverage(totals.dtypes, self._parameters),
+            coverage=totals.check.coverage(totals.dtypes, self._parameters, totals.members),
             notes=self._notes,
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_cx.gradients.directions import Directions
 
 CHUNK_BYTES = 16 << 20  # work buffers of this size stay on the heap and near the last-level cache (measured)
+WIDE = 1 << 17  # entries of a matrix from which on half of its Gram matrix is quicker than all of it
 GHOST_COST = 0.8  # a ghost contraction is two plain matrix products and costs less per flop (measured)
 
 
@@ -76,6 +77,16 @@ def gram_of_blocks(blocks: Iterator[Tensor]) -> Tensor:
         for some, upto in bands(len(block)):
             total[some, upto].addmm_(block[some], block[upto].T)
     assert total is not None, "a parameter without entries has no consumer"
+    return mirrored(total)
+
+
+def inner_products(rows: Tensor, shift: float = 0.0) -> Tensor:
+    """B B^T + shift for one matrix [N, c]; in bands only where they are worth their overhead."""
+    if rows.numel() < WIDE:
+        return torch.addmm(rows.new_full((1,), shift), rows, rows.T) if shift else rows @ rows.T
+    total = rows.new_full((len(rows), len(rows)), shift)
+    for some, upto in bands(len(rows)):
+        total[some, upto].addmm_(rows[some], rows[upto].T)
     return mirrored(total)
 
 
@@ -147,8 +158,7 @@ class Products(Use):
         n, t, a = self.left.shape
         b = self.right.shape[2]
         if t == 1:
-            left, right = self.left[:, 0], self.right[:, 0]
-            return gram_of_blocks(iter((left,))).mul_(gram_of_blocks(iter((right,))))
+            return inner_products(self.left[:, 0]).mul_(inner_products(self.right[:, 0]))
         formed = n * t * a * b + gram_flops(n, a * b)
         return ghost_gram(self.left, self.right) if ghost_flops(n, t, a + b) < formed else super().gram()
 
