@@ -48,10 +48,10 @@ class GradientSampler:
         self.one_off_seconds = 0.0
         self.eager = False
         self._stance = ExitStack()
-        self._compiled: list[str] | None = None
+        self._compiled: list[str] = []
         self._tap: GradientTap | None = None
         self._calibration: Calibration | None = None
-        self._layout: dict[str, bool] = {}
+        self._layout: bool | None = None
         self._ambiguous = False
         self._nodes: frozenset[str] = frozenset()
         self._replay = False
@@ -75,15 +75,14 @@ class GradientSampler:
             self.sample = self._replayed(trainer, module, batch, batch_idx)
             self._tell_status(module, self.sample)
         elif self._calibration is None:
+            self._compiled = compiled_parts(module)
             self._calibrate(trainer, module, batch, batch_idx)
             self.one_off_seconds = perf_counter() - start
         if not (self._replay or self._off):
-            self._run_eagerly(module)
+            self._run_eagerly()
 
-    def _run_eagerly(self, module: LightningModule) -> None:
+    def _run_eagerly(self) -> None:
         """Let this step show its graph. Held to its end, since a closure may run `training_step` more than once."""
-        if self._compiled is None:
-            self._compiled = compiled_parts(module)
         self.eager = bool(self._compiled) or anything_compiled()
         if self.eager:
             self._stance.enter_context(eagerly())
@@ -93,7 +92,7 @@ class GradientSampler:
         if self._tap is not None or self._replay or self._off or self._calibration is None:
             return
         scale = gradient_scale(trainer, module) * (self._examples if self._calibration.sums else 1)
-        tap = GradientTap(module.named_parameters(), self._examples, loss_scale=scale, batch_first=self._layout or None)
+        tap = GradientTap(module.named_parameters(), self._examples, loss_scale=scale, batch_first=self._layout)
         try:
             tap.attach(loss)
         except AmbiguousLayoutError as refusal:
@@ -133,7 +132,7 @@ class GradientSampler:
         if self._calibration is not None and not self._calibration.conclusive:
             return
         remark = "" if self._calibration is None or replayable(module) is None else self._calibration.note
-        words = in_words(sample, self._replay, self._compiled or (), remark)
+        words = in_words(sample, self._replay, () if self._replay else self._compiled, remark)
         self.failures.say(words, topic=f"status {sample.status}")
 
     def _as_calibrated(self, sample: GradientSample) -> GradientSample:

@@ -62,6 +62,6 @@ def _compiled_functions(part: nn.Module) -> Iterator[str]:
     own = [kind for kind in type(part).__mro__ if kind.__module__.partition(".")[0] not in LIBRARIES]
     for holder in (part, *own):
         for name, value in vars(holder).items():
-            compiled = isinstance(value, FunctionType | MethodType) and hasattr(value, "get_compiler_config")
-            if compiled and name != "_compiled_call_impl":
+            function = type(value) in (FunctionType, MethodType)
+            if function and hasattr(value, "get_compiler_config") and name != "_compiled_call_impl":
                 yield name

@@ -22,9 +22,9 @@ from _compiled import (
     submodule,
 )
 from _lightning import fingerprint, fit, images
-from _models import cross_entropy, naive_rows, relative_error
+from _models import Unread, cross_entropy, naive_rows, relative_error
 from test_monitor import Watch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -100,6 +100,17 @@ def test_a_closure_that_runs_several_times_stays_eager_to_the_end_of_its_step(tm
     fit(module, [monitor(watch, every_n_steps=1)], tmp_path, max_epochs=1)
     assert len(samples(watch)) == 5
     assert backend.ran == 0
+
+
+@pytest.mark.filterwarnings("ignore:lightning_cx. unsupported", "ignore:.*should not be instantiated")
+def test_steps_that_are_replayed_anyway_stay_compiled(tmp_path: Path) -> None:
+    backend = Counting()
+    module = Plain()
+    module.net = torch.compile(nn.Sequential(module.net, Unread()), backend=backend)
+    watch = Watch()
+    fit(module, [monitor(watch)], tmp_path)
+    assert [sample.notes for sample in samples(watch)] == [("read by replaying 32 examples one at a time",)] * 3
+    assert backend.ran == BATCHES
 
 
 def test_manual_optimisation_of_a_compiled_net_is_read(tmp_path: Path) -> None:
