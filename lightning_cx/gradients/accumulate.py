@@ -17,6 +17,7 @@ from lightning_cx.gradients.sample import LayerGradients
 from lightning_cx.gradients.sources import Source
 from lightning_cx.gradients.sum_check import SumCheck
 from lightning_cx.gradients.uses import Products, Rows, Use, add_up
+from lightning_cx.gradients.weight_norm import through_weight_norm
 
 _PLAIN = frozenset({"AliasBackward0", "DivBackward0", "MulBackward0", "NegBackward0", "TBackward0", "ToCopyBackward0"})
 
@@ -109,6 +110,9 @@ class Accumulator:
                 return scaled_use.transposed if names.count("TBackward0") % 2 else scaled_use
             if alone and not self.request.projections:
                 return scaled_use
+        normed = through_weight_norm(source, use)
+        if normed is not None:
+            return normed
         lifted = Lifted(use, source)
         return lifted if alone else Rows(lifted.rows())
 

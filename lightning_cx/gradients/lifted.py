@@ -32,7 +32,8 @@ class Lifted(Use):
     @property
     def _step(self) -> int:
         widest = max(prod(self.shape[1:]), prod(self.base.shape[1:]))
-        return max(1, BUFFER_BYTES // (8 * widest))
+        entry = max(4, self.source.leaf.variable.element_size())
+        return max(1, BUFFER_BYTES // (entry * widest))
 
     def examples(self, start: int, stop: int) -> Tensor:
         """Rows of some examples, [stop - start, *parameter]."""
