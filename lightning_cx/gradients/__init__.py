@@ -16,13 +16,13 @@ examples lie to each other. `GradientTap` reads it off while it passes by:
     (torch.Size([6, 6]), 1.0)
 
 The batch gradient is the mean of the rows, so the mean of the Gram matrix is its squared norm; the tap checks that
-each time. `per_example_gram` and `per_example_norms` do the same in one call; `replay_gradients` is the slow way
-that needs no rule for the model's layers.
+each time. `per_example_gram`, `per_example_norms` and `per_example_gradients` do the same in one call;
+`replay_gradients` is the slow way that needs no rule for the model's layers.
 """
 
 from lightning_cx.gradients.calibration import Calibration, calibrate, find_layout
 from lightning_cx.gradients.errors import AmbiguousLayoutError, UnsupportedGradientError
-from lightning_cx.gradients.functions import per_example_gram, per_example_norms
+from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms
 from lightning_cx.gradients.replay import affordable_examples, replay_gradients
 from lightning_cx.gradients.sample import GradientSample, LayerGradients
 from lightning_cx.gradients.tap import GradientTap
@@ -37,6 +37,7 @@ __all__ = [
     "affordable_examples",
     "calibrate",
     "find_layout",
+    "per_example_gradients",
     "per_example_gram",
     "per_example_norms",
     "replay_gradients",

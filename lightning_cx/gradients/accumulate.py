@@ -31,11 +31,22 @@ class Request:
     projections: int
     per_layer: bool
     seed: int
+    rows: bool = False
+
+    @property
+    def entries(self) -> bool:
+        """Whether it matters which entry of a gradient is which, beyond inner products."""
+        return self.rows or self.projections > 0
 
     @property
     def joint(self) -> bool:
         """Whether parameters may be contracted together."""
-        return not (self.per_layer or self.projections)
+        return not (self.per_layer or self.entries)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the sum check can be made."""
+        return self.gram or self.rows
 
 
 @dataclass
@@ -108,7 +119,7 @@ class Accumulator:
             names = [node.name() for node in source.nodes]
             if isinstance(scaled_use, Products) and _PLAIN.issuperset(names):
                 return scaled_use.transposed if names.count("TBackward0") % 2 else scaled_use
-            if alone and not self.request.projections:
+            if alone and not self.request.entries:
                 return scaled_use
         normed = through_weight_norm(source, use)
         if normed is not None:
@@ -129,19 +140,25 @@ class Accumulator:
             shape = tuple(parameter.shape)
             directions = Directions.draw(name, shape, request.projections, request.seed, parameter)
             self.projections = _plus(self.projections, use.project(directions))
+        rows = None
+        if request.rows:
+            rows = use.rows().reshape(use.shape[0], *self.parameters[name].shape)
+            flat = rows.reshape(len(rows), -1)
+            sums = flat.sum(0).square().sum(dtype=torch.float64), flat.square().sum(dtype=torch.float64)
+            self.check.sums.setdefault(name, sums)
         for member in self.members[name]:
-            self.layers[member] = self._layer(name, gram, norms)
+            self.layers[member] = self._layer(name, gram, norms, rows)
         self.gram = _plus(self.gram, gram)
         self.squared_norms = _plus(self.squared_norms, norms)
 
-    def _layer(self, name: str, gram: Tensor | None, norms: Tensor | None) -> LayerGradients:
+    def _layer(self, name: str, gram: Tensor | None, norms: Tensor | None, rows: Tensor | None) -> LayerGradients:
         nodes = "+".join(self.nodes[name])
         if not self.request.per_layer:
-            return LayerGradients(nodes)
+            return LayerGradients(nodes, rows=rows)
         gram = None if gram is None else gram.double()
         if gram is not None and self.request.norms:
             norms = gram.diagonal()
-        return LayerGradients(nodes, gram, None if norms is None else norms.double())
+        return LayerGradients(nodes, gram, None if norms is None else norms.double(), rows)
 
 
 def _alike(uses: list[Use]) -> list[Use]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_cx.gradients.batch_size import infer_batch_size
 from lightning_cx.gradients.sample import GradientSample
 from lightning_cx.gradients.tap import GradientTap
+from lightning_cx.gradients.uses import working
 
 
 def per_example_gram(
@@ -83,19 +84,62 @@ def per_example_norms(
     return squared_norms.clamp_min(0).sqrt()
 
 
+def per_example_gradients(
+    module: nn.Module,
+    loss: Tensor,
+    batch_size: int | None = None,
+    batch_first: bool | None = True,
+) -> dict[str, Tensor]:
+    """The gradients of single examples themselves: N times the memory of the model, all of it at once.
+
+    Args:
+        module: The model.
+        loss: Mean of the examples' losses, or the losses themselves, [N]; as in `per_example_gram`.
+        batch_size: Number of examples N; as in `per_example_gram`.
+        batch_first: As in `per_example_gram`.
+
+    Returns:
+        For each trainable parameter its gradients [N, *parameter], in float64 for a float64 model and else in
+        float32; zeros where the loss does not reach it.
+
+    Raises:
+        UnsupportedGradientError: As in `per_example_gram`.
+        ValueError: As in `per_example_gram`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.gradients import per_example_gradients
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> per_example_gradients(net, net(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).sum(1).mean())["weight"]
+        tensor([[[1., 0.]],
+                [[0., 2.]]])
+    """
+    sample = _sample(module, loss, batch_size, batch_first, gram=False, rows=True)
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            rows = sample.layers[name].rows if name in sample.layers else None
+            zeros = working(parameter.detach()).new_zeros(())
+            gradients[name] = zeros.expand(sample.batch_size, *parameter.shape).clone() if rows is None else rows
+    return gradients
+
+
 def _sample(
     module: nn.Module,
     loss: Tensor,
     batch_size: int | None,
     batch_first: bool | None,
     gram: bool,
+    rows: bool = False,
 ) -> GradientSample:
     if loss.dim() == 1:
         batch_size = len(loss) if batch_size is None else batch_size
         loss = loss.mean()
     if batch_size is None:
         batch_size = infer_batch_size(loss)
-    tap = GradientTap(module.named_parameters(), batch_size, gram=gram, norms=not gram, batch_first=batch_first)
+    tap = GradientTap(
+        module.named_parameters(), batch_size, gram, not (gram or rows), batch_first=batch_first, rows=rows
+    )
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     tap.attach(loss)
     try:

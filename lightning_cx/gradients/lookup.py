@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_cx.gradients.buffers import how_many
 from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import CHUNK_BYTES, Use
+from lightning_cx.gradients.uses import Use
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Lookup(Use):
     def blocks(self) -> Iterator[Tensor]:
         """Only the rows that the batch touches, some columns of them at a time."""
         touched, places = self.indices.unique(return_inverse=True)
-        step = max(1, CHUNK_BYTES // (4 * self.outputs.shape[0] * touched.numel()))
+        step = how_many(4 * self.outputs.shape[0] * touched.numel())
         for start in range(0, self.outputs.shape[2], step):
             yield self._scatter(places, touched.numel(), self.outputs[:, :, start : start + step]).flatten(1)
 
@@ -46,8 +47,11 @@ class Lookup(Use):
         """By pairs of positions where a sequence is shorter than the set of its tokens, else from blocks."""
         if self.indices.shape[1] > 256:
             return super().squared_norms()
-        same = self.indices.unsqueeze(1) == self.indices.unsqueeze(2)
-        return (torch.bmm(self.outputs, self.outputs.transpose(1, 2)) * same).sum((1, 2))
+        norms, step = [], how_many(8 * self.indices.shape[1] ** 2)
+        for indices, outputs in zip(self.indices.split(step), self.outputs.split(step), strict=True):
+            same = indices.unsqueeze(1) == indices.unsqueeze(2)
+            norms.append(torch.bmm(outputs, outputs.transpose(1, 2)).mul_(same).sum((1, 2)))
+        return torch.cat(norms)
 
     def project(self, directions: Directions) -> Tensor:
         if directions.left is None or directions.right is None:

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_cx.gradients.buffers import how_many
 from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import CHUNK_BYTES, Use, ghost_flops, ghost_gram, ghost_norms, gram_flops
+from lightning_cx.gradients.uses import Use, ghost_flops, ghost_gram, ghost_norms, gram_flops
 
 # Measured on oneDNN: a grouped convolution runs at full speed from this many positions and input channels on.
 FULL_POSITIONS = 200
@@ -155,7 +156,7 @@ class Patches(Use):
         """One convolution with a group for each example, as autograd computes a kernel's gradient."""
         n, g = self.shape[0], self.geometry
         per_group = self.kernel[0] // g.groups
-        step = max(1, CHUNK_BYTES // (4 * n * self._fan_in * (per_group if g.groups > 1 else 1)))
+        step = how_many(4 * n * self._fan_in * (per_group if g.groups > 1 else 1))
         for start in range(0, g.groups if g.groups > 1 else self.kernel[0], step):
             inputs, outputs, groups = self.inputs, self.outputs[:, start : start + step], 1
             if g.groups > 1:  # cut between groups, which have channels of their own
@@ -175,7 +176,7 @@ class Patches(Use):
         n, groups = self.shape[0], self.geometry.groups
         padded, outputs = self._padded(self.inputs), self.outputs.flatten(2).unflatten(1, (groups, -1))
         rows, columns = outputs.shape[2], self.kernel[1]
-        step = step or max(1, CHUNK_BYTES // (4 * n * groups * columns))
+        step = step or how_many(4 * n * groups * columns)
         few = max(1, CACHE_BYTES // (4 * groups * columns * self._positions))
         for offset in product(*(range(size) for size in self.kernel[2:])):
             shifted = padded[(..., *self._shifted(offset))].unflatten(1, (groups, -1))

@@ -19,11 +19,13 @@ class LayerGradients:
         node: The autograd nodes that consume the parameter, as PyTorch names them.
         gram: Inner products of the parameter's per-example gradients, [N, N] float64, where asked for.
         squared_norms: Their squared norms, [N] float64, where asked for.
+        rows: The gradients themselves, [N, *parameter], where asked for.
     """
 
     node: str
     gram: Tensor | None = None
     squared_norms: Tensor | None = None
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)

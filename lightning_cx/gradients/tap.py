@@ -15,6 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from lightning_cx.gradients.accumulate import Accumulator, Request
 from lightning_cx.gradients.affine import as_affine
+from lightning_cx.gradients.buffers import DEFAULT_BYTES, buffers_of
 from lightning_cx.gradients.errors import UnsupportedGradientError
 from lightning_cx.gradients.graph import (
     Graph,
@@ -45,12 +46,14 @@ class GradientTap:
         gram: Whether to form the Gram matrix of inner products.
         norms: Whether to form squared norms (free with `gram`).
         projections: Number of fixed random directions to project on.
+        rows: Whether to keep the gradients themselves: N times the memory of the model, so only where that is small.
         per_layer: Whether to keep the Gram matrix and norms of every parameter apart as well.
         loss_scale: The loss is this multiple of the mean over examples: 1 for a mean, N for a sum, 1/k with k
             accumulated batches, the scaler's factor under fp16. It is divided out.
         batch_first: Whether the examples lead in what the loss averages over, where the graph leaves two readings
             because nothing in it tells two axes apart. None refuses to guess.
         seed: Seed of the projection directions.
+        max_buffer_bytes: About how large a work buffer of a contraction may become; results are not counted.
 
     Attributes:
         sample: The last `GradientSample`, or None.
@@ -86,21 +89,26 @@ class GradientTap:
         loss_scale: float = 1.0,
         batch_first: bool | None = None,
         seed: int = 0,
+        rows: bool = False,
+        max_buffer_bytes: int = DEFAULT_BYTES,
     ) -> None:
         self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
         if not self._parameters:
             raise ValueError("GradientTap got no trainable parameter: there is no gradient to read.")
         if batch_size < 1:
             raise ValueError(f"GradientTap needs a batch of at least one example, got batch_size={batch_size}.")
-        if not (gram or norms or projections):
+        if not (gram or norms or projections or rows):
             raise ValueError("GradientTap was asked for nothing: pass gram=True, norms=True or projections=k.")
+        if max_buffer_bytes < 1:
+            raise ValueError(f"max_buffer_bytes must be positive, got {max_buffer_bytes}.")
         if not loss_scale > 0:
             raise ValueError(f"loss_scale must be positive, got {loss_scale}.")
         self.batch_size = batch_size
         self.loss_scale = loss_scale
         self.sample: GradientSample | None = None
         self.seconds = 0.0
-        self._request = Request(gram, norms, projections, per_layer, seed)
+        self._request = Request(gram, norms, projections, per_layer, seed, rows)
+        self._max_buffer_bytes = max_buffer_bytes
         self._batch_first = batch_first
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._forget()
@@ -244,7 +252,7 @@ class GradientTap:
         arrived = next((gradient for gradient in gradients if gradient is not None), None)
         device = "cpu" if arrived is None else arrived.device.type
         once = cache(lambda prepare: prepare(node, gradients))  # as short-lived as this call: it may be large
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), torch.autocast(device, enabled=False), buffers_of(self._max_buffer_bytes):
             for operand, capture in work:
                 if isinstance(capture, Joint):
                     self._totals.see(operand, capture.given(once), arrived)
@@ -253,7 +261,7 @@ class GradientTap:
 
     def compare_with(self, name: str, gradient: Tensor | None) -> None:
         """Put one parameter's batch gradient on the other side of the sum check."""
-        if self._request.gram and gradient is not None and name not in self._unchecked:
+        if self._request.checked and gradient is not None and name not in self._unchecked:
             self._totals.check.see_batch(name, gradient)
 
     def _surprise(self, name: str, gradient: Tensor | None) -> None:
@@ -273,7 +281,9 @@ class GradientTap:
             return None if value is None else value * scale**power
 
         layers = {
-            name: LayerGradients(layer.node, scaled(layer.gram, 2), scaled(layer.squared_norms, 2))
+            name: LayerGradients(
+                layer.node, scaled(layer.gram, 2), scaled(layer.squared_norms, 2), scaled(layer.rows, 1)
+            )
             for name, layer in totals.layers.items()
         }
         return GradientSample(

@@ -14,9 +14,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_cx.gradients.buffers import how_many
 from lightning_cx.gradients.directions import Directions
 
-CHUNK_BYTES = 16 << 20  # work buffers of this size stay on the heap and near the last-level cache (measured)
 WIDE = 1 << 17  # entries of a matrix from which on half of its Gram matrix is quicker than all of it
 GHOST_COST = 0.8  # a ghost contraction is two plain matrix products and costs less per flop (measured)
 
@@ -45,7 +45,7 @@ class Use(ABC):
         """Inner products of every g_i with fixed directions, [N, count]."""
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield columns of the gradients in blocks [N, c] of about `CHUNK_BYTES`; order is of no account."""
+        """Yield columns of the gradients in blocks [N, c] of bounded size; order is of no account."""
         yield from slabs(self)
 
     def gram(self) -> Tensor:
@@ -62,9 +62,9 @@ class Use(ABC):
 
 
 def slabs(use: Use) -> Iterator[Tensor]:
-    """Cut a use along its operand's first axis into flat blocks of about `CHUNK_BYTES`."""
+    """Cut a use along its operand's first axis into flat blocks of bounded size."""
     n, first, *rest = (*use.shape, 1) if len(use.shape) == 1 else use.shape
-    step = max(1, CHUNK_BYTES // max(1, 4 * n * prod(rest)))
+    step = how_many(4 * n * prod(rest))
     for start in range(0, first, step):
         yield use.slab(start, min(start + step, first)).flatten(1)
 
@@ -215,7 +215,7 @@ def ghost_gram(left: Tensor, right: Tensor) -> Tensor:
     flat_left, flat_right = left.reshape(n * t, -1), right.reshape(n * t, -1)
     total = left.new_empty(n, n)
     for some, upto in bands(n):
-        step = max(1, CHUNK_BYTES // (4 * upto.stop * t * t))
+        step = how_many(8 * upto.stop * t * t)
         for start in range(some.start, some.stop, step):
             stop = min(start + step, some.stop)
             few, all_before = slice(start * t, stop * t), slice(0, upto.stop * t)
@@ -227,7 +227,7 @@ def ghost_gram(left: Tensor, right: Tensor) -> Tensor:
 def ghost_norms(left: Tensor, right: Tensor) -> Tensor:
     """Diagonal of `ghost_gram`."""
     n, t, _ = left.shape
-    step = max(1, CHUNK_BYTES // (4 * t * t))
+    step = how_many(8 * t * t)
     norms = []
     for start in range(0, n, step):
         a, b = left[start : start + step], right[start : start + step]

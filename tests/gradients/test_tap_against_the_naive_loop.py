@@ -11,7 +11,7 @@ from _models import BagOfWords, Block, Convnet, Mlp, TinyGpt, Vit, cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cx.gradients import GradientTap, per_example_gram, per_example_norms
+from lightning_cx.gradients import GradientTap, per_example_gradients, per_example_gram, per_example_norms
 
 Case = tuple[nn.Module, Tensor, Tensor, Callable[..., Tensor]]
 
@@ -137,6 +137,48 @@ def test_gram_and_norms_equal_those_of_the_naive_loop(case: Case, dtype: torch.d
     assert tap.sample.coverage == pytest.approx(1, abs=1e-3)
     only_norms = per_example_norms(module, loss_of(module, x, y), batch_size=len(x))
     assert relative_error(only_norms, truth.norm(dim=1)) < tolerance
+
+
+def test_the_gradients_themselves_are_those_of_the_naive_loop(case: Case) -> None:
+    module, x, y, loss_of = case
+    truth = naive_rows(module, loss_of, x, y)
+    gradients = per_example_gradients(module, loss_of(module, x, y), batch_size=len(x))
+    assert list(gradients) == [name for name, _ in module.named_parameters()]
+    assert all(gradients[name].shape == (len(x), *p.shape) for name, p in module.named_parameters())
+    rows = torch.cat([gradient.reshape(len(x), -1) for gradient in gradients.values()], 1)
+    assert rows.dtype == torch.float32
+    assert relative_error(rows, truth) < 1e-5
+
+
+def test_gradients_of_what_is_not_used_are_zero() -> None:
+    module = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(2, 2)}).double()
+    module["used"].bias.requires_grad_(False)
+    gradients = per_example_gradients(module, module["used"](torch.randn(4, 3).double()).square().sum(1))
+    assert list(gradients) == ["used.weight", "idle.weight", "idle.bias"]
+    assert torch.equal(gradients["idle.weight"], torch.zeros(4, 2, 2, dtype=torch.float64))
+    assert gradients["used.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("max_buffer_bytes", [1, 3000])
+def test_small_work_buffers_change_no_result(case: Case, max_buffer_bytes: int) -> None:
+    module, x, y, loss_of = case
+    module, x, y = module.double(), *(t.double() if t.is_floating_point() else t for t in (x, y))
+    samples = []
+    for limit in (16 << 20, max_buffer_bytes):
+        for gram in (True, False):
+            tap = GradientTap(module.named_parameters(), len(x), gram=gram, projections=3, max_buffer_bytes=limit)
+            loss = loss_of(module, x, y)
+            with tap(loss):
+                loss.backward()
+            samples.append(tap.sample)
+    large, norms, small, small_norms = samples
+    assert large is not None
+    assert norms is not None
+    assert small is not None
+    assert small_norms is not None
+    torch.testing.assert_close(small.gram, large.gram, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(small_norms.squared_norms, norms.squared_norms, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(small.projections, large.projections, rtol=1e-9, atol=1e-11)
 
 
 def test_projections_are_inner_products_with_the_same_directions_every_time(case: Case) -> None:

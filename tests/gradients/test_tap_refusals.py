@@ -32,7 +32,7 @@ def test_an_unknown_node_is_named_with_its_parameter() -> None:
 def test_a_batch_size_that_no_axis_has_is_named() -> None:
     module = Mlp()
     loss = module(torch.randn(6, 20)).mean()
-    with pytest.raises(UnsupportedGradientError, match="known to hold the 5 examples|holds the 5 examples"):
+    with pytest.raises(UnsupportedGradientError, match=r"known to hold the 5 examples|holds the 5 examples"):
         GradientTap(module.named_parameters(), 5).attach(loss)
 
 
@@ -101,7 +101,7 @@ def test_a_failing_rule_leaves_the_backward_alone_and_says_so_at_the_end(monkeyp
     tap.attach(loss)
     loss.backward()
     assert all(p.grad is not None for p in module.parameters())
-    with pytest.raises(UnsupportedGradientError, match=r"5\.weight and 5\.bias failed with ZeroDivisionError: on purpose"):
+    with pytest.raises(UnsupportedGradientError, match=r"5\.weight and 5\.bias failed with ZeroDivisionError: on"):
         tap.finish()
     assert tap.sample is None
 
@@ -176,6 +176,7 @@ def test_degenerate_batches_one_example_and_nan() -> None:
         ({"batch_size": 0}, "at least one example, got batch_size=0"),
         ({"gram": False, "norms": False}, "asked for nothing"),
         ({"loss_scale": 0.0}, "must be positive, got 0.0"),
+        ({"max_buffer_bytes": 0}, "max_buffer_bytes must be positive, got 0"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(arguments: dict, message: str) -> None:
