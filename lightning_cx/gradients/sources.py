@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -112,8 +112,11 @@ def _takes_in_more(node: Node) -> bool:
     """Whether anything but its differentiable inputs and numbers goes into a node: data, perhaps."""
     if node.name() in _NORMALISING:  # besides the input there are only weights and statistics
         return node.next_functions[0][0] is None
-    saved = [name for name in dir(node) if name.startswith("_saved_") and not name.startswith(_OWN_RESULTS)]
-    tensors = [tensor for name in saved for tensor in _tensors(getattr(node, name))]
+    saved = [name for name in _fields(type(node), "_saved_") if not name.startswith(_OWN_RESULTS)]
+    try:
+        tensors = [tensor for name in saved for tensor in _tensors(getattr(node, name))]
+    except RuntimeError:  # changed in place since: the backward itself will say so
+        return True
     constants = [tensor for tensor in tensors if not tensor.requires_grad]
     if any(tensor.dim() > 0 for tensor in constants):
         return True
@@ -126,9 +129,15 @@ def _tensors(value: Any) -> list[Tensor]:
     return [entry for entry in values if isinstance(entry, Tensor)]
 
 
+@cache
+def _fields(kind: type, prefix: str) -> tuple[str, ...]:
+    """Names of what a kind of node has saved."""
+    return tuple(name for name in dir(kind) if name.startswith(prefix))
+
+
 def is_checkpointed(node: Node) -> bool:
     """Whether non-reentrant activation checkpointing holds the saved tensors of a node; they unpack only once."""
-    packed = (getattr(node, name, None) for name in dir(node) if name.startswith("_raw_saved_"))
+    packed = (getattr(node, name, None) for name in _fields(type(node), "_raw_saved_"))
     return any(type(getattr(saved, "data", None)) is _Holder for saved in packed)
 
 
