@@ -1,16 +1,44 @@
-"""Gradients of an embedding table: few rows of it are touched, and each example touches its own."""
+"""Gradients of an embedding table: few rows of it are touched, and each example touches its own.
+
+What an example looked up more than once adds up first. A row of the table that many examples touch is then a column
+block of a matrix product; one that few touch costs a product for each pair of them, which is far less than a column of
+zeros for all the others: the Gram matrix of a large vocabulary is mostly empty.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lightning_cx.gradients.buffers import how_many
 from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import Use
+from lightning_cx.gradients.uses import Use, gram_of_blocks
+
+COMMON = 1 / 3  # share of the examples from which on a row is cheaper as a column block (measured)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What each example adds to each row that it touches, sorted by row.
+
+    Attributes:
+        rows: Which row of the table, [E].
+        examples: Which example, [E].
+        values: The sum of what arrived there, [E, d].
+        counts: How many examples touch the same row, [E].
+    """
+
+    rows: Tensor
+    examples: Tensor
+    values: Tensor
+    counts: Tensor
+
+    def only(self, which: Tensor) -> Entries:
+        return Entries(self.rows[which], self.examples[which], self.values[which], self.counts[which])
 
 
 @dataclass(frozen=True)
@@ -25,33 +53,56 @@ class Lookup(Use):
     def shape(self) -> tuple[int, ...]:
         return (self.outputs.shape[0], self.entries, self.outputs.shape[2])
 
-    def _scatter(self, places: Tensor, count: int, outputs: Tensor) -> Tensor:
-        n, width = outputs.shape[0], outputs.shape[2]
-        target = torch.arange(n, device=places.device).unsqueeze(1) * count + places
-        formed = outputs.new_zeros(n * count, width)
-        return formed.index_add_(0, target.flatten(), outputs.reshape(-1, width)).view(n, count, width)
+    @cached_property
+    def _entries(self) -> Entries:
+        n, _, width = self.outputs.shape
+        examples = torch.arange(n, device=self.indices.device).unsqueeze(1)
+        keys, inverse = (self.indices * n + examples).flatten().unique(return_inverse=True)
+        values = self.outputs.new_zeros(len(keys), width).index_add_(0, inverse, self.outputs.reshape(-1, width))
+        rows = keys // n
+        _, group, sizes = rows.unique_consecutive(return_inverse=True, return_counts=True)
+        return Entries(rows, keys % n, values, sizes[group])
 
     def slab(self, start: int, stop: int) -> Tensor:
-        inside = (self.indices >= start) & (self.indices < stop)
-        places = torch.where(inside, self.indices - start, 0)
-        return self._scatter(places, stop - start, self.outputs * inside.unsqueeze(2))
+        entries = self._entries
+        some = entries.only((entries.rows >= start) & (entries.rows < stop))
+        formed = self.outputs.new_zeros(self.outputs.shape[0], stop - start, self.outputs.shape[2])
+        formed[some.examples, some.rows - start] = some.values
+        return formed
 
     def blocks(self) -> Iterator[Tensor]:
-        """Only the rows that the batch touches, some columns of them at a time."""
-        touched, places = self.indices.unique(return_inverse=True)
-        step = how_many(4 * self.outputs.shape[0] * touched.numel())
-        for start in range(0, self.outputs.shape[2], step):
-            yield self._scatter(places, touched.numel(), self.outputs[:, :, start : start + step]).flatten(1)
+        yield from self._columns(self._entries)
+
+    def _columns(self, entries: Entries) -> Iterator[Tensor]:
+        """Only the rows that are touched, some columns of them at a time."""
+        n, _, width = self.outputs.shape
+        touched, places = entries.rows.unique_consecutive(return_inverse=True)
+        step = how_many(4 * n * len(touched))
+        for start in range(0, width, step):
+            formed = self.outputs.new_zeros(n, len(touched), min(step, width - start))
+            formed[entries.examples, places] = entries.values[:, start : start + step]
+            yield formed.flatten(1)
+
+    def gram(self) -> Tensor:
+        n, entries = self.outputs.shape[0], self._entries
+        common = entries.counts > COMMON * n
+        total = self.outputs.new_zeros(n, n)
+        if bool(common.any()):
+            total += gram_of_blocks(self._columns(entries.only(common)))
+        rare = entries.only(~common)
+        total.diagonal().index_add_(0, rare.examples, rare.values.square().sum(1))
+        pairs = self.outputs.new_zeros(n * n)
+        for step in range(1, int(rare.counts.max()) if len(rare.rows) else 0):
+            first = (rare.rows[step:] == rare.rows[:-step]).nonzero().squeeze(1)
+            for some in first.split(how_many(8 * rare.values.shape[1])):
+                products = (rare.values[some] * rare.values[some + step]).sum(1)
+                pairs.index_add_(0, rare.examples[some] * n + rare.examples[some + step], products)
+        return total + pairs.view(n, n) + pairs.view(n, n).T
 
     def squared_norms(self) -> Tensor:
-        """By pairs of positions where a sequence is shorter than the set of its tokens, else from blocks."""
-        if self.indices.shape[1] > 256:
-            return super().squared_norms()
-        norms, step = [], how_many(8 * self.indices.shape[1] ** 2)
-        for indices, outputs in zip(self.indices.split(step), self.outputs.split(step), strict=True):
-            same = indices.unsqueeze(1) == indices.unsqueeze(2)
-            norms.append(torch.bmm(outputs, outputs.transpose(1, 2)).mul_(same).sum((1, 2)))
-        return torch.cat(norms)
+        entries = self._entries
+        norms = self.outputs.new_zeros(self.outputs.shape[0])
+        return norms.index_add_(0, entries.examples, entries.values.square().sum(1))
 
     def project(self, directions: Directions) -> Tensor:
         if directions.left is None or directions.right is None:
