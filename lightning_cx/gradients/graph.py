@@ -94,14 +94,17 @@ def read_graph(loss: Tensor, parameters: Mapping[str, Tensor], shared: Callable[
             if variable is not None and id(variable) in names:
                 graph.leaves[names[id(variable)]] = child
     graph.made = made_of_parameters(graph.parents, graph.leaves, shared)
+    made_of: dict[str, list[Node]] = {name: [] for name in graph.leaves}
+    for node, behind in graph.made.items():
+        for name in behind:
+            made_of[name].append(node)
     for name, leaf in graph.leaves.items():
-        _list_consumers(graph, name, leaf)
+        _list_consumers(graph, name, leaf, made_of[name])
     return graph
 
 
-def _list_consumers(graph: Graph, name: str, leaf: Node) -> None:
+def _list_consumers(graph: Graph, name: str, leaf: Node, made: list[Node]) -> None:
     """Find where tensors made of one parameter meet data, or the end of the graph."""
-    made = [node for node, names in graph.made.items() if name in names]
     edges = [(node, edge) for node in made for edge in graph.parents.get(node, [])]
     meeting = [(node, edge) for node, edge in edges if edge[0] not in graph.made]
     # a loss of parameters alone meets no data

@@ -224,6 +224,10 @@ def _keeps_shape(node: Node) -> bool:
 
 def way_down(made: Mapping[Node, frozenset[str]], node: Node, leaf: Node, name: str) -> tuple[Node, ...]:
     """List the nodes from `node` down to a parameter's leaf, each behind all that use it."""
+    if node is leaf:
+        return ()
+    if node.name() == "TBackward0" and node.next_functions[0][0] is leaf:  # the weight of a linear layer
+        return (node,)
     children: dict[Node, set[Node]] = {}
     waiting = [node]
     while waiting:

@@ -150,9 +150,9 @@ class GradientTap:
             names = ", ".join(operand.name for operand, _ in work)
             self._watch(node, f"{node.name()} of {names}", partial(self._see, node, work))
         for name, parameter in self._parameters.items():
-            if name in graph.leaves:
+            if name in graph.leaves and self._request.checked:
                 self._watch(graph.leaves[name], f"the gradient of {name}", partial(self.compare_with, name))
-            elif parameter.is_leaf:
+            elif name not in graph.leaves and parameter.is_leaf:
                 self._hidden.append(get_gradient_edge(parameter).node)
                 self._watch(self._hidden[-1], f"the gradient of {name}", partial(self._surprise, name))
 
