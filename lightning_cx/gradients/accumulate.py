@@ -12,6 +12,7 @@ from lightning_cx.gradients.affine import Affine
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Operand
 from lightning_cx.gradients.lifted import Lifted, scaled
+from lightning_cx.gradients.placed import place
 from lightning_cx.gradients.rules import Capture
 from lightning_cx.gradients.sample import LayerGradients
 from lightning_cx.gradients.sources import Source
@@ -121,9 +122,9 @@ class Accumulator:
                 return scaled_use.transposed if names.count("TBackward0") % 2 else scaled_use
             if alone and not self.request.entries:
                 return scaled_use
-        normed = through_weight_norm(source, use)
-        if normed is not None:
-            return normed
+        direct = through_weight_norm(source, use) or place(source, use)
+        if direct is not None:
+            return direct
         lifted = Lifted(use, source)
         return lifted if alone else Rows(lifted.rows())
 
