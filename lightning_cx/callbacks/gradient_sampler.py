@@ -35,6 +35,7 @@ class GradientSampler:
 
     Args:
         failures: Where refusals are told.
+        gram: Whether the Gram matrix is needed, or norms are enough.
 
     Attributes:
         sample: What the last finished step showed, or None.
@@ -42,8 +43,9 @@ class GradientSampler:
         eager: Whether compiled parts, if there are any, run as they were written in this step.
     """
 
-    def __init__(self, failures: Failures) -> None:
+    def __init__(self, failures: Failures, gram: bool) -> None:
         self.failures = failures
+        self._gram = gram
         self.sample: GradientSample | None = None
         self.one_off_seconds = 0.0
         self.eager = False
@@ -92,7 +94,8 @@ class GradientSampler:
         if self._tap is not None or self._replay or self._off or self._calibration is None:
             return
         scale = gradient_scale(trainer, module) * (self._examples if self._calibration.sums else 1)
-        tap = GradientTap(module.named_parameters(), self._examples, loss_scale=scale, batch_first=self._layout)
+        parameters = module.named_parameters()
+        tap = GradientTap(parameters, self._examples, self._gram, loss_scale=scale, batch_first=self._layout)
         try:
             tap.attach(loss)
         except AmbiguousLayoutError as refusal:

@@ -58,7 +58,7 @@ class Session:
         self.schedule = schedule
         self.ledger = Ledger()
         self.failures = Failures(strict)
-        self.sampler = GradientSampler(self.failures)
+        self.sampler = GradientSampler(self.failures, any(i.needs.gram for i in self.instruments))
         self.reader = ProbeReader(probe)
         self.publisher = Publisher(self.failures)
         self.sampling = False
@@ -203,7 +203,7 @@ class Session:
             return self._board and self.publisher.has_pictures
         live = [i.needs for i in self.instruments if not self.failures.off(type(i).__name__)]
         if work == GRADIENTS:
-            return not self.sampler.off and any(needs.gram for needs in live)
+            return not self.sampler.off and any(needs.gradients for needs in live)
         return not self._probe_refused and any(needs.probe for needs in live)
 
     def _due(self, work: str, trainer: Trainer) -> bool:
@@ -263,7 +263,7 @@ class Session:
                 features = self.probe.features_of(batch, self._examples)
             except ValueError as refusal:
                 self.failures.tell(f"the examples of a batch cannot be ordered by their inputs: {refusal}", "features")
-        self._measure(Observation(self._step, gradients=sample, features=features), lambda needs: needs.gram)
+        self._measure(Observation(self._step, gradients=sample, features=features), lambda needs: needs.gradients)
 
     def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:
         start = perf_counter()

@@ -18,7 +18,8 @@ class Needs:
     """What an instrument has to be shown; the callback takes the union over its instruments.
 
     Attributes:
-        gram: The Gram matrix of the batch's per-example gradients.
+        gram: The Gram matrix of the batch's per-example gradients; their norms come with it.
+        norms: Their norms: where no instrument needs more, a sampled step costs less.
         features: Features of the batch, for a graph over its examples.
         probe: A pass over the fixed probe.
     """
@@ -26,6 +27,12 @@ class Needs:
     gram: bool = False
     features: bool = False
     probe: bool = False
+    norms: bool = False
+
+    @property
+    def gradients(self) -> bool:
+        """Whether anything of per-example gradients is needed."""
+        return self.gram or self.norms
 
 
 @dataclass(frozen=True)
