@@ -9,18 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_cx.gradients.affine import Affine
+from lightning_cx.gradients.buffers import DEFAULT_BYTES, buffers_of
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Operand
 from lightning_cx.gradients.lifted import Lifted, scaled
 from lightning_cx.gradients.placed import place
-from lightning_cx.gradients.rules import Capture
 from lightning_cx.gradients.sample import LayerGradients
 from lightning_cx.gradients.sources import Source
 from lightning_cx.gradients.sum_check import SumCheck
 from lightning_cx.gradients.uses import Products, Rows, Use, add_up
 from lightning_cx.gradients.weight_norm import through_weight_norm
-
-_PLAIN = frozenset({"AliasBackward0", "DivBackward0", "MulBackward0", "NegBackward0", "TBackward0", "ToCopyBackward0"})
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Request:
     per_layer: bool
     seed: int
     rows: bool = False
+    max_buffer_bytes: int = DEFAULT_BYTES
 
     @property
     def entries(self) -> bool:
@@ -68,6 +67,8 @@ class Accumulator:
     gram: Tensor | None = None
     squared_norms: Tensor | None = None
     projections: Tensor | None = None
+    _waiting: list[tuple[Operand, Use, torch.dtype]] = field(default_factory=list)
+    _waiting_bytes: int = 0
     _arrived: dict[Source, list[Use]] = field(default_factory=dict)
     _left: dict[Source, int] = field(default_factory=dict)
     _uses: dict[str, list[Use]] = field(default_factory=dict)
@@ -78,16 +79,47 @@ class Accumulator:
         self.members[name] = members or (name,)
         self.nodes.setdefault(name, []).append(node)
 
-    def see(self, operand: Operand, capture: Capture, gradient: Tensor | None) -> None:
-        """Take the gradient that arrived for one announced use; None means zero."""
+    def take(self, operand: Operand, use: Use | None, gradient: Tensor | None) -> None:
+        """Take what arrived for one announced use; None means zero.
+
+        What is small waits for `settle`: between the products of a backward our code is cold, and costs several times
+        what it costs in one go.
+        """
+        source = operand.source
+        if (
+            use is not None
+            and gradient is not None
+            and source.plain
+            and not (source.turned and not isinstance(use, (Affine, Products)))
+        ):
+            size = sum(part.nbytes for part in vars(use).values() if isinstance(part, Tensor))
+            if self._waiting_bytes + size <= self.request.max_buffer_bytes:
+                self._waiting_bytes += size
+                self._waiting.append((operand, use, gradient.dtype))
+                return
+        with buffers_of(self.request.max_buffer_bytes):
+            self._see(operand, use, None if gradient is None else gradient.dtype)
+
+    def settle(self) -> None:
+        """Contract what waits."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        with buffers_of(self.request.max_buffer_bytes):
+            for operand, use, dtype in waiting:
+                self._see(operand, use, dtype)
+
+    @property
+    def any_tensor(self) -> Tensor:
+        return next(iter(self.parameters.values()))
+
+    def _see(self, operand: Operand, use: Use | None, dtype: torch.dtype | None) -> None:
         name, source = operand.name, operand.source
         if self.pending[name] == 0:
             raise RuntimeError("the backward ran a second time before finish()")
         self.pending[name] -= 1
         self._left[source] = self._left.get(source, source.uses) - 1
-        if gradient is not None:
-            self.dtypes.add(gradient.dtype)
-            self._arrived.setdefault(source, []).append(capture(gradient))
+        if use is not None and dtype is not None:
+            self.dtypes.add(dtype)
+            self._arrived.setdefault(source, []).append(use)
         done = self.pending[name] == 0
         # The backward frees the nodes behind a source once its last consumer has run.
         for ready in [other for other in self._arrived if other.name == name and (done or self._left[other] == 0)]:
@@ -99,7 +131,7 @@ class Accumulator:
 
     def fill(self, n: int) -> None:
         """Put zeros where no gradient came by at all."""
-        request, like = self.request, next(iter(self.parameters.values()))
+        request, like = self.request, self.any_tensor
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=like.device)
@@ -117,9 +149,10 @@ class Accumulator:
             return use
         scaled_use = None if source.scale is None else scaled(use, source.scale)
         if scaled_use is not None:
-            names = [node.name() for node in source.nodes]
-            if isinstance(scaled_use, Products) and _PLAIN.issuperset(names):
-                return scaled_use.transposed if names.count("TBackward0") % 2 else scaled_use
+            if source.plain and not source.turned:
+                return scaled_use
+            if source.plain and isinstance(scaled_use, Products):
+                return scaled_use.transposed
             if alone and not self.request.entries:
                 return scaled_use
         direct = through_weight_norm(source, use) or place(source, use)

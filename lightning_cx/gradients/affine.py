@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Node, Operand, output_shape
-from lightning_cx.gradients.rules.registry import Capture
+from lightning_cx.gradients.rules.registry import Capture, Joint
 from lightning_cx.gradients.uses import Products, Use, inner_products
 
 
@@ -46,7 +46,7 @@ class Affine(Use):
 
 
 def as_affine(
-    node: Node, work: Sequence[tuple[Operand, Capture]], uses: Counter[str], batch_size: int
+    node: Node, work: Sequence[tuple[Operand, Capture | Joint]], uses: Counter[str], batch_size: int
 ) -> tuple[Operand, tuple[str, str], Capture] | None:
     """Return one operand for weight and bias, their names and a capture, if each example passes a linear layer once.
 
@@ -62,13 +62,13 @@ def as_affine(
     once = uses[bias.name] == 1 == uses[weight.name] and bias.name != weight.name
     plain = bias.source.scale == 1 == weight.source.scale
     as_it_stands = node._saved_alpha == 1 == node._saved_beta and bias.shape == output_shape(node)[1:]
-    if (bias.index, weight.index) != (0, 2) or not (once and plain and as_it_stands):
+    if (bias.index, weight.index) != (0, 2) or not (once and plain and as_it_stands) or isinstance(capture, Joint):
         return None
 
     def joint(gradient: Tensor) -> Use:
         products = capture(gradient)
         if not isinstance(products, Products):
-            raise TypeError(f"the rule of {node.name()} gave {type(products).__name__}")
+            raise TypeError(f"the rule of a linear layer gave {type(products).__name__}")
         return Affine(products.left[:, 0], products.right[:, 0])
 
     name = f"{weight.name} and {bias.name}"

@@ -55,12 +55,14 @@ class Graph:
 
     Attributes:
         parents: For each node, the nodes that use its outputs, with the input number and the output number.
+        by_name: All nodes by the name of their kind.
         leaves: The accumulation node of each parameter that the loss reaches, by name.
         consumers: For each consuming node, its operands that are parameters or made of them.
         made: All nodes that no data enters, with the parameters behind them.
     """
 
     parents: dict[Node, list[tuple[Node, int, int]]] = field(default_factory=dict)
+    by_name: dict[str, list[Node]] = field(default_factory=dict)
     leaves: dict[str, Node] = field(default_factory=dict)
     consumers: dict[Node, list[Operand]] = field(default_factory=dict)
     made: dict[Node, frozenset[str]] = field(default_factory=dict)
@@ -82,6 +84,7 @@ def read_graph(loss: Tensor, parameters: Mapping[str, Tensor], shared: Callable[
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
+        graph.by_name.setdefault(node.name(), []).append(node)
         for index, (child, output) in enumerate(node.next_functions):
             if child is None:
                 continue
@@ -166,8 +169,7 @@ HIDING = {
 
 def hides_parameters(graph: Graph) -> str | None:
     """Name of a node behind which parameters cannot be seen, if the graph has one, with what to do about it."""
-    names = {node.name() for node in (*graph.parents, *graph.consumers)}  # the loss itself is nobody's child
-    found = next((advice for name, advice in HIDING.items() if name in names), None)
+    found = next((advice for name, advice in HIDING.items() if name in graph.by_name), None)
     if (
         found is None
         and not hasattr(SavedTensor, "data")

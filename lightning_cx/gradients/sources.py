@@ -49,6 +49,7 @@ REARRANGING = frozenset(
         "ViewBackward0",
     }
 )
+_PLAIN = frozenset({"AliasBackward0", "DivBackward0", "MulBackward0", "NegBackward0", "TBackward0", "ToCopyBackward0"})
 SPREADING = frozenset({"ExpandBackward0", "RepeatBackward0"})  # perhaps over the examples
 _NORMALISING = frozenset({"NativeBatchNormBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0"})
 # What a node saves of its own outputs, which autograd does not always mark as such.
@@ -160,6 +161,16 @@ class Source:
     output: int
     nodes: tuple[Node, ...]
     uses: int
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the tensor is the parameter up to transposition, a factor and precision."""
+        return _PLAIN.issuperset(node.name() for node in self.nodes) and self.scale is not None
+
+    @cached_property
+    def turned(self) -> bool:
+        """Whether it is transposed."""
+        return sum(node.name() == "TBackward0" for node in self.nodes) % 2 == 1
 
     @cached_property
     def scale(self) -> float | None:

@@ -24,7 +24,7 @@ class SumCheck:
     Attributes:
         sums: For each parameter, or for each few that were contracted together, the sums of the Gram matrix and of
             its diagonal.
-        batch: For each parameter, the squared norm of its batch gradient.
+        batch: For each parameter, the norm of its batch gradient.
     """
 
     sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -32,8 +32,14 @@ class SumCheck:
 
     def see_batch(self, name: str, gradient: Tensor) -> None:
         """Take the batch gradient of one parameter."""
-        values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
-        self.batch[name] = torch.linalg.vector_norm(working(values)).double().square()
+        self.see_batches({name: gradient})
+
+    def see_batches(self, gradients: Mapping[str, Tensor]) -> None:
+        """Take the batch gradients of several parameters."""
+        if gradients:
+            values = [_values(gradient) for gradient in gradients.values()]
+            norms = torch._foreach_norm(values)
+            self.batch.update(zip(gradients, norms, strict=True))
 
     def coverage(
         self,
@@ -50,7 +56,7 @@ class SumCheck:
         if not names:
             return float("nan")
         rows = [number for name in names for number in self.sums[name]]
-        batches = [torch.stack([self.batch[member] for member in members[name]]).sum() for name in names]
+        batches = [sum(self.batch[member].double().square() for member in members[name]) for name in names]
         seen = torch.stack([number.to(rows[0]) for number in (*rows, *batches)]).tolist()  # one synchronisation
         seen = list(zip(seen[: 2 * len(names) : 2], seen[1 : 2 * len(names) : 2], seen[2 * len(names) :], strict=True))
         summed, size, batch = (sum(column) for column in zip(*seen, strict=True))
@@ -68,3 +74,8 @@ class SumCheck:
                     else "",
                 )
         return summed / batch if batch > 0 else float("nan")
+
+
+def _values(gradient: Tensor) -> Tensor:
+    gradient = gradient.detach()
+    return working(gradient.coalesce().values() if gradient.is_sparse else gradient)

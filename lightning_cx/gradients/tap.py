@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -14,22 +13,13 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from lightning_cx.gradients.accumulate import Accumulator, Request
-from lightning_cx.gradients.affine import as_affine
-from lightning_cx.gradients.buffers import DEFAULT_BYTES, buffers_of
+from lightning_cx.gradients.buffers import DEFAULT_BYTES
 from lightning_cx.gradients.errors import UnsupportedGradientError
-from lightning_cx.gradients.graph import (
-    Graph,
-    Node,
-    Operand,
-    hides_parameters,
-    is_checkpointed,
-    is_penalty,
-    read_graph,
-)
-from lightning_cx.gradients.layout import Layout
-from lightning_cx.gradients.rules import COUPLING, Capture, Joint, Site, plan
-from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample, LayerGradients
-from lightning_cx.gradients.uneven import shares_are_uneven
+from lightning_cx.gradients.graph import Node
+from lightning_cx.gradients.memory import Memory
+from lightning_cx.gradients.planning import Work, make_plan
+from lightning_cx.gradients.rules import Joint
+from lightning_cx.gradients.sample import EXACT, GradientSample, LayerGradients
 
 
 class GradientTap:
@@ -107,9 +97,9 @@ class GradientTap:
         self.loss_scale = loss_scale
         self.sample: GradientSample | None = None
         self.seconds = 0.0
-        self._request = Request(gram, norms, projections, per_layer, seed, rows)
-        self._max_buffer_bytes = max_buffer_bytes
+        self._request = Request(gram, norms, projections, per_layer, seed, rows, max_buffer_bytes)
         self._batch_first = batch_first
+        self._memory = Memory()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._forget()
 
@@ -119,6 +109,8 @@ class GradientTap:
         self._duties: list[Callable[..., None]] = []
         self._hidden: list[Node] = []
         self._unchecked: frozenset[str] = frozenset()
+        self._compared_late: dict[str, Node] = {}
+        self._begun = False
         self._status, self._notes = EXACT, ()
 
     @contextmanager
@@ -142,17 +134,24 @@ class GradientTap:
         self.detach()
         if loss.grad_fn is None:
             raise ValueError("the loss has no autograd graph: it does not depend on a trainable parameter.")
-        layout = Layout(loss.grad_fn, self.batch_size, self._batch_first)
-        graph = read_graph(loss, self._parameters, layout.flow.shared)
-        captures = self._plan(graph, layout)
+        made = self._memory.plan_for(
+            loss.grad_fn,
+            self.batch_size,
+            partial(make_plan, loss, self._parameters, self._request, self.batch_size, self._batch_first),
+        )
+        for expected in made.expected:
+            self._totals.expect(*expected)
+        self._unchecked, self._status, self._notes = made.penalised, made.status, made.notes
         self.seconds = 0.0
-        for node, work in captures.items():
+        for node, work in made.work.items():
             names = ", ".join(operand.name for operand, _ in work)
             self._watch(node, f"{node.name()} of {names}", partial(self._see, node, work))
         for name, parameter in self._parameters.items():
-            if name in graph.leaves and self._request.checked:
-                self._watch(graph.leaves[name], f"the gradient of {name}", partial(self.compare_with, name))
-            elif name not in graph.leaves and parameter.is_leaf:
+            if name in made.leaves:
+                if not self._request.checked:
+                    continue
+                self._compared_late[name] = made.leaves[name]
+            elif parameter.is_leaf:
                 self._hidden.append(get_gradient_edge(parameter).node)
                 self._watch(self._hidden[-1], f"the gradient of {name}", partial(self._surprise, name))
 
@@ -179,6 +178,7 @@ class GradientTap:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._memory.let_go()
         self._forget()
 
     def finish(self) -> GradientSample:
@@ -188,6 +188,7 @@ class GradientTap:
             UnsupportedGradientError: If a contraction failed, the backward did not reach every use of every
                 parameter, or the sum check shows that a use was missed.
         """
+        self._settle()  # something waits only if the backward ran twice
         start = perf_counter()
         try:
             if self._failure is not None:
@@ -198,66 +199,52 @@ class GradientTap:
             self.seconds += perf_counter() - start
         return self.sample
 
-    # Attaching: everything that can be refused is refused here.
-
-    def _plan(self, graph: Graph, layout: Layout) -> dict[Node, list[tuple[Operand, Capture | Joint]]]:
-        hidden = hides_parameters(graph)
-        if hidden is not None:
-            raise UnsupportedGradientError(hidden, "parameters inside it cannot be seen before the backward")
-        for name in (name for name, parameter in self._parameters.items() if parameter.is_complex()):
-            raise UnsupportedGradientError(f"{name} is complex", "only gradients of real parameters are read")
-        if not graph.leaves:
-            raise UnsupportedGradientError("the loss reaches none of the parameters")
-        totals = Accumulator(self._request, self._parameters)
-        captures: dict[Node, list[tuple[Operand, Capture | Joint]]] = {}
-        uses = Counter(operand.name for operands in graph.consumers.values() for operand in operands)
-        penalised: set[str] = set()
-        contrasted = False
-        for node, operands in graph.consumers.items():
-            if is_penalty(graph, node):
-                penalised.update(operand.name for operand in operands)
-                continue
-            if is_checkpointed(node):
-                where = f"{node.name()} of {operands[0].name}"
-                raise UnsupportedGradientError(where, "activation checkpointing holds its saved tensors")
-            captures[node] = work = [(operand, plan(Site(node, operand, layout))) for operand in operands]
-            contrasted |= layout.flow.coupled(node) or node in layout.guessed
-            joint = as_affine(node, work, uses, self.batch_size) if self._request.joint else None
-            if joint is not None:
-                captures[node] = [(joint[0], joint[2])]
-                totals.expect(joint[0].name, node.name(), joint[1])
-                continue
-            for operand in operands:
-                totals.expect(operand.name, node.name())
-        coupled = self.batch_size > 1 and any(
-            node.name() in COUPLING and COUPLING[node.name()](node) for node in graph.parents
-        )
-        uneven = self.batch_size > 1 and shares_are_uneven(graph, self.batch_size)
-        self._totals, self._status = totals, CONTRIBUTION if coupled or contrasted or uneven else EXACT
-        self._unchecked = frozenset(penalised)
-        unused = [name for name in self._parameters if name not in graph.leaves]
-        notes = {
-            "not used by this loss": unused,
-            "penalty on parameters alone, left out": sorted(penalised),
-            "rows are contributions, since BatchNorm in training mode couples the examples": [""] * coupled,
-            "rows are contributions, since examples meet outside of BatchNorm": [""] * contrasted,
-            "rows are contributions, since the loss divides by class weights or by what was not ignored": [""] * uneven,
-        }
-        self._notes = tuple(f"{text}: {', '.join(names)}".rstrip(": ") for text, names in notes.items() if names)
-        return captures
-
     # During the backward: nothing raises.
 
-    def _see(self, node: Node, work: list[tuple[Operand, Capture | Joint]], *gradients: Tensor | None) -> None:
+    def _see(self, node: Node, work: Work, *gradients: Tensor | None) -> None:
+        if not self._begun:
+            self._begin()
         arrived = next((gradient for gradient in gradients if gradient is not None), None)
-        device = "cpu" if arrived is None else arrived.device.type
         once = cache(lambda prepare: prepare(node, gradients))  # as short-lived as this call: it may be large
-        with torch.no_grad(), torch.autocast(device, enabled=False), buffers_of(self._max_buffer_bytes):
+        with _quiet(arrived):
             for operand, capture in work:
                 if isinstance(capture, Joint):
-                    self._totals.see(operand, capture.given(once), arrived)
+                    self._totals.take(operand, None if arrived is None else capture.use(once(capture.prepare)), arrived)
                 else:
-                    self._totals.see(operand, capture, gradients[0])
+                    self._totals.take(operand, None if gradients[0] is None else capture(gradients[0]), gradients[0])
+
+    def _begin(self) -> None:
+        """At the first hook of a backward: have its end announced, and see where `.grad` will be this backward's alone.
+
+        Gradients of other parameters are watched one by one, which costs more than to look at `.grad` at the end.
+        """
+        self._begun = True
+        tap = ref(self)
+
+        def at_the_end() -> None:
+            here = tap()
+            if here is not None:
+                here._settle()
+
+        torch.autograd.Variable._execution_engine.queue_callback(at_the_end)  # type: ignore[attr-defined]
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        for name, leaf in list(self._compared_late.items()):
+            parameter = self._parameters[name]
+            used_up = parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]  # an optimizer inside
+            if distributed or used_up or parameter.grad is not None:
+                del self._compared_late[name]
+                self._watch(leaf, f"the gradient of {name}", partial(self.compare_with, name))
+
+    def _settle(self) -> None:
+        """Contract what was small enough to wait, while nobody has changed it yet."""
+        start = perf_counter()
+        if self._failure is None:
+            try:
+                with _quiet(self._totals.any_tensor):
+                    self._totals.settle()
+            except Exception as error:  # still inside the user's backward
+                self._failure = f"a contraction failed with {type(error).__name__}: {error}"
+        self.seconds += perf_counter() - start
 
     def compare_with(self, name: str, gradient: Tensor | None) -> None:
         """Put one parameter's batch gradient on the other side of the sum check."""
@@ -272,6 +259,8 @@ class GradientTap:
 
     def _read(self) -> GradientSample:
         totals, scale = self._totals, self.batch_size / self.loss_scale
+        late = {name: self._parameters[name].grad for name in self._compared_late if name not in self._unchecked}
+        totals.check.see_batches({name: gradient for name, gradient in late.items() if gradient is not None})
         missed = sorted(name for name, left in totals.pending.items() if left)
         if missed:
             raise UnsupportedGradientError(f"the backward never reached {', '.join(missed)}")
@@ -296,3 +285,14 @@ class GradientTap:
             coverage=totals.check.coverage(totals.dtypes, self._parameters, totals.members),
             notes=self._notes,
         )
+
+
+@contextmanager
+def _quiet(tensor: Tensor | None) -> Iterator[None]:
+    """No graph and no autocast for what we compute, whatever the user's backward runs under."""
+    device = "cpu" if tensor is None else tensor.device.type
+    if not (torch.is_grad_enabled() or torch.is_autocast_enabled(device)):
+        yield
+        return
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from lightning_cx.gradients.graph import VIEWS, Node
 from lightning_cx.gradients.places import SHARED, Shape, locate, stride_at
@@ -15,27 +14,27 @@ class MixedError(Exception):
     """The node lets entries of the supposed axis of examples act on each other, so it is another axis."""
 
 
-@dataclass
 class Passage:
-    """One output of a node, the place of the examples in it, and the shapes of the node's inputs."""
+    """One output of a node, the place of the examples in it, and the shapes of the node's inputs.
 
-    node: Node
-    output: int
-    shape: Shape
-    inputs: list[Shape | None]  # None: data or a constant
-    stride: int
-    n: int
-    axis: int = -1
-    inner: int = 0
+    Attributes:
+        node: The node.
+        name: Its name.
+        output: Which output.
+        shape: Shape of that output.
+        inputs: Shapes of the inputs; None for data and constants.
+        stride: The place of the examples in the output.
+        n: Number of examples.
+        axis: The axis of the output that holds them, -1 if they are spread over several.
+        inner: What they are interleaved with on that axis.
+    """
 
-    def __post_init__(self) -> None:
-        found = locate(self.shape, self.stride, self.n)
-        if found is not None:
-            self.axis, self.inner = found
+    __slots__ = ("axis", "inner", "inputs", "n", "name", "node", "output", "shape", "stride")
 
-    @property
-    def name(self) -> str:
-        return self.node.name()
+    def __init__(self, node: Node, output: int, shape: Shape, inputs: list[Shape | None], stride: int, n: int) -> None:
+        self.node, self.name, self.output, self.shape, self.inputs = node, node.name(), output, shape, inputs
+        self.stride, self.n = stride, n
+        self.axis, self.inner = locate(shape, stride, n) or (-1, 0)
 
     def refuse(self, what: str) -> MixedError:
         return MixedError(f"{self.name} {what}")

@@ -127,7 +127,7 @@ def test_the_graph_goes_with_the_loss_without_the_garbage_collector(how: str, mo
     if how == "refused":
         tap = GradientTap(model.named_parameters(), 6)
     if how == "failed":
-        monkeypatch.setattr(Accumulator, "see", lambda *_: 1 / 0)
+        monkeypatch.setattr(Accumulator, "take", lambda *_: 1 / 0)
     gc.collect()
     gc.disable()
     try:
@@ -238,16 +238,16 @@ def test_gradients_that_reach_a_parameter_behind_the_graphs_back_are_noticed() -
 def test_a_dropped_use_is_caught_in_a_small_parameter_too(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module = Computing(lambda m, x: (m.f(x) * 100 + m.p) * 3 + m.p, f=nn.Linear(20, 5), p=nn.Parameter(torch.randn(5)))
-    x, seen = torch.randn(6, 20), Accumulator.see
+    x, taken = torch.randn(6, 20), Accumulator.take
     dropped: list[str] = []
 
-    def lose_one(self: Accumulator, operand: Any, capture: Any, gradient: Tensor | None) -> None:
+    def lose_one(self: Accumulator, operand: Any, use: Any, gradient: Tensor | None) -> None:
         if operand.name == "p" and not dropped:
             dropped.append("p")
-            gradient = None
-        seen(self, operand, capture, gradient)
+            use = gradient = None
+        taken(self, operand, use, gradient)
 
-    monkeypatch.setattr(Accumulator, "see", lose_one)
+    monkeypatch.setattr(Accumulator, "take", lose_one)
     with pytest.raises(UnsupportedGradientError, match="p has a use that the graph does not show"):
         per_example_gram(module, mean_square(module, x, x))
 
@@ -395,3 +395,53 @@ def test_a_wide_layer_needs_no_matrix_of_all_gradients() -> None:
 
     all_gradients = 64 * 2048 * 2048 * 4 // 1024
     assert peak("tap") - peak("plain") < all_gradients // 32
+
+
+def test_what_waits_for_the_end_of_the_backward_is_read_before_anybody_changes_it() -> None:
+    module, x, y = batch()
+    truth = naive_rows(module, cross_entropy, x, y)
+    tap = GradientTap(module.named_parameters(), 6)
+    loss = cross_entropy(module, x, y)
+    with tap(loss):
+        loss.backward()
+        with torch.no_grad():
+            x.zero_()  # the first layer's input
+            for parameter in module.parameters():
+                parameter.zero_()
+    assert relative_error(gram_of(tap), truth @ truth.T) < 1e-5
+
+
+def test_a_graph_that_is_built_alike_is_read_alike_and_one_that_is_not_is_read_anew() -> None:
+    module, x, y = batch()
+    tap = GradientTap(module.named_parameters(), 6)
+
+    def read(loss_of: Callable[..., Tensor]) -> None:
+        module.zero_grad()
+        loss = loss_of(module, x, y)
+        with tap(loss):
+            loss.backward()
+        rows = naive_rows(module, loss_of, x, y)
+        assert relative_error(gram_of(tap), rows @ rows.T) < 1e-5
+
+    def squares(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return module(x).pow(2).mean(1).mean()
+
+    def of_less(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return module(x).pow(2).sum(1).mean()
+
+    def cubes(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return module(x).pow(3).mean(1).mean()
+
+    def with_a_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return squares(module, x, y) + 0 * module[1].weight.pow(2).sum()
+
+    for loss_of in (cross_entropy, cross_entropy, squares, squares, of_less, cubes, cubes, with_a_penalty, squares):
+        read(loss_of)
+    weighted = nn.functional.cross_entropy(module(x), y, weight=torch.tensor([1.0, 2, 3, 4, 5]))
+    statuses = []
+    for loss in (cross_entropy(module, x, y), weighted, cross_entropy(module, x, y)):
+        with tap(loss):
+            loss.backward()
+        assert tap.sample is not None
+        statuses.append(tap.sample.status)
+    assert statuses == ["exact", "contribution", "exact"]

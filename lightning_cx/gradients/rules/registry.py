@@ -31,10 +31,6 @@ class Joint:
     prepare: Callable[[Node, Sequence[Tensor | None]], Any]
     use: Callable[[Any], Use]
 
-    def given(self, once: Callable[[Callable[..., Any]], Any]) -> Capture:
-        """The plain capture, where `once` runs a preparation or remembers what it gave."""
-        return lambda _: self.use(once(self.prepare))
-
 
 @dataclass(frozen=True)
 class Site:
