@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.gradients.affine import Affine
-from lightning_cx.gradients.buffers import DEFAULT_BYTES, buffers_of
+from lightning_cx.gradients.buffers import CACHE_BYTES, DEFAULT_BYTES, buffers_of
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Operand
 from lightning_cx.gradients.lifted import Lifted, scaled
@@ -93,7 +93,7 @@ class Accumulator:
             and not (source.turned and not isinstance(use, (Affine, Products)))
         ):
             size = sum(part.nbytes for part in vars(use).values() if isinstance(part, Tensor))
-            if self._waiting_bytes + size <= self.request.max_buffer_bytes:
+            if size <= CACHE_BYTES and self._waiting_bytes + size <= self.request.max_buffer_bytes:
                 self._waiting_bytes += size
                 self._waiting.append((operand, use, gradient.dtype))
                 return

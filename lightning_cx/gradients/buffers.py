@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 DEFAULT_BYTES = 16 << 20  # buffers of this size stay on the heap and near the last-level cache (measured)
+CACHE_BYTES = 1 << 20  # what is written and read again at once stays in a core's own cache
 _BYTES: ContextVar[int] = ContextVar("lightning_cx_buffer_bytes", default=DEFAULT_BYTES)
 
 

@@ -4,8 +4,9 @@ With N examples, L positions, O output channels, fan-in F = C / groups x kernel 
 
 - forming the gradients takes N L P multiplications and their Gram matrix N^2 P / 2 more;
 - the ghost route takes (N L)^2 (F + O) / 2, without forming any: it wins where few positions meet a large kernel;
-- gradients are formed either by one grouped convolution, a group per example (quick on large pictures with few
-  channels, slow on small ones), or one offset of the kernel at a time, as matrix products with shifted inputs.
+- gradients are formed by one grouped convolution, a group per example (slow on small pictures), or one offset of the
+  kernel at a time, as matrix products with shifted inputs (which copies N L F entries), or, where channels are so few
+  that these products are thin, from unfolded patches.
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cx.gradients.buffers import how_many
+from lightning_cx.gradients.buffers import CACHE_BYTES, how_many
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.uses import Use, ghost_flops, ghost_gram, ghost_norms, gram_flops
 
-# Measured on oneDNN: a grouped convolution runs at full speed from this many positions and input channels on.
-FULL_POSITIONS = 200
-FULL_CHANNELS = 8
+FULL_POSITIONS = 200  # from which on a grouped convolution is as quick as matrix products (measured on oneDNN)
 COPY_FLOPS = 12  # multiplications in the time that it takes to copy one entry of a shifted input
-CACHE_BYTES = 1 << 20  # shifted inputs of this size are still in cache when they are multiplied
+THIN, MANY = 4, 16  # with fewer channels than this before, and more behind, patches are unfolded
 NATIVE_AXES = 3
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -84,7 +83,10 @@ class Patches(Use):
         return torch.stack(offsets, -1).view(n, stop - start, *entries)
 
     def blocks(self) -> Iterator[Tensor]:
-        yield from self._grouped() if self.grouped_is_cheaper() else self._by_offset()
+        if self.geometry.groups == 1 and self.kernel[1] < THIN and self.kernel[0] >= MANY:
+            yield from self._from_patches()
+        else:
+            yield from self._grouped() if self.grouped_is_cheaper() else self._by_offset()
 
     def gram(self) -> Tensor:
         n, places = self.shape[0], self._positions
@@ -112,14 +114,10 @@ class Patches(Use):
 
     def grouped_is_cheaper(self) -> bool:
         """Whether forming gradients by one grouped convolution beats going offset by offset (see the module)."""
-        groups, channels = self.geometry.groups, self.kernel[1]
         if len(self.geometry.stride) > NATIVE_AXES or not self._fills_inputs():
             return False
-        if groups > 1:
-            return True
-        speed = min(1.0, self._positions / FULL_POSITIONS) * min(1.0, channels / FULL_CHANNELS)
-        products = self._positions * self._fan_in * self.kernel[0]
-        return products / speed < products + COPY_FLOPS * self._positions * self._fan_in
+        slowness = max(1.0, FULL_POSITIONS / self._positions)
+        return self.geometry.groups > 1 or slowness < 1 + COPY_FLOPS / self.kernel[0]
 
     def _fills_inputs(self) -> bool:
         """Whether the kernel's places fill the input, as the native convolution demands."""
@@ -151,6 +149,20 @@ class Patches(Use):
         offsets = product(*(range(size) for size in self.kernel[2:]))
         shifted = [padded[(..., *self._shifted(offset))].flatten(2) for offset in offsets]
         return torch.stack(shifted, 2).flatten(1, 2).transpose(1, 2)
+
+    def _from_patches(self) -> Iterator[Tensor]:
+        """All patches of a few examples at a time."""
+        n, fan_in = self.shape[0], self._fan_in
+        few = max(1, CACHE_BYTES // (4 * fan_in * self._positions))
+        step = how_many(4 * n * fan_in)
+        for start in range(0, self.kernel[0], step):
+            outputs = self.outputs[:, start : start + step].flatten(2)
+            block = outputs.new_empty(n, outputs.shape[1], fan_in)
+            for first in range(0, n, few):
+                some = slice(first, first + few)
+                part = replace(self, inputs=self.inputs[some], outputs=self.outputs[some])
+                torch.bmm(outputs[some], part._unfolded(), out=block[some])
+            yield block.flatten(1)
 
     def _grouped(self) -> Iterator[Tensor]:
         """One convolution with a group for each example, as autograd computes a kernel's gradient."""

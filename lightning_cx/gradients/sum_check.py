@@ -38,8 +38,7 @@ class SumCheck:
         """Take the batch gradients of several parameters."""
         if gradients:
             values = [_values(gradient) for gradient in gradients.values()]
-            norms = torch._foreach_norm(values)
-            self.batch.update(zip(gradients, norms, strict=True))
+            self.batch.update(zip(gradients, map(torch.linalg.vector_norm, values), strict=True))
 
     def coverage(
         self,
@@ -56,8 +55,9 @@ class SumCheck:
         if not names:
             return float("nan")
         rows = [number for name in names for number in self.sums[name]]
-        batches = [sum(self.batch[member].double().square() for member in members[name]) for name in names]
-        seen = torch.stack([number.to(rows[0]) for number in (*rows, *batches)]).tolist()  # one synchronisation
+        norms = [torch.stack([self.batch[member].double() for member in members[name]]).norm() for name in names]
+        numbers = [*rows, *(norm.square() for norm in norms)]
+        seen = torch.stack([number.to(rows[0]) for number in numbers]).tolist()  # one synchronisation
         seen = list(zip(seen[: 2 * len(names) : 2], seen[1 : 2 * len(names) : 2], seen[2 * len(names) :], strict=True))
         summed, size, batch = (sum(column) for column in zip(*seen, strict=True))
         used = set(dtypes)

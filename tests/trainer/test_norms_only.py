@@ -31,6 +31,7 @@ class LargestNorm(Instrument):
         self.seen.clear()
 
 
+@pytest.mark.filterwarnings("ignore:lightning_cx")
 @pytest.mark.parametrize("beside_a_gram", [False, True])
 def test_norms_come_alone_unless_somebody_needs_more(beside_a_gram: bool, tmp_path: Path) -> None:
     norms = LargestNorm()

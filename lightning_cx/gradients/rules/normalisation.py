@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from lightning_cx.gradients.buffers import CACHE_BYTES
 from lightning_cx.gradients.graph import Node, output_shape
-from lightning_cx.gradients.rules.registry import COUPLING, Capture, Site, rule
+from lightning_cx.gradients.rules.registry import COUPLING, Capture, Joint, Site, rule
 from lightning_cx.gradients.uses import Rows, Use, working
 
 
@@ -19,8 +22,8 @@ def _layer_norm(site: Site) -> Capture:
 
     def capture(gradient: Tensor) -> Use:
         mean, inverse_deviation = working(node._saved_result1), working(node._saved_result2)
-        normalised = (working(node._saved_input) - mean) * inverse_deviation
-        return Rows(split(normalised * working(gradient)).sum(1))
+        normalised = (working(node._saved_input) - mean).mul_(inverse_deviation)
+        return Rows(split(normalised.mul_(working(gradient))).sum(1))
 
     return capture
 
@@ -29,24 +32,33 @@ def _per_channel(gradient: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over positions of the gradient and of gradient times input, both [N, C]."""
     positions = (*gradient.shape[:2], -1)  # one position where the input is [N, C]
     gradient, inputs = working(gradient).reshape(positions), working(inputs).reshape(positions)
-    return gradient.sum(2), (gradient * inputs).sum(2)
+    few = max(1, CACHE_BYTES // max(1, 4 * gradient[0].numel()))  # examples whose products stay in cache
+    products = [(g * x).sum(2) for g, x in zip(gradient.split(few), inputs.split(few), strict=True)]
+    return gradient.sum(2), torch.cat(products)
 
 
 @rule("NativeGroupNormBackward0")
-def _group_norm(site: Site) -> Capture:
+def _group_norm(site: Site) -> Joint:
     node = site.node
     frames = site.frames()
     if site.operand.index == 2:
-        return lambda gradient: Rows(frames(_per_channel(gradient, gradient)[0]).sum(1))
+        return Joint(_group_sums, lambda both: Rows(frames(both[0]).sum(1)))
 
-    def capture(gradient: Tensor) -> Use:
+    def use(both: tuple[Tensor, Tensor]) -> Use:
         n, channels, groups = node._saved_N, node._saved_C, node._saved_group
         mean = working(node._saved_result1).view(n, groups, 1)
         inverse_deviation = working(node._saved_result2).view(n, groups, 1)
-        sums, products = (t.view(n, groups, -1) for t in _per_channel(gradient, node._saved_input))
+        sums, products = (t.view(n, groups, -1) for t in both)
         return Rows(frames(((products - mean * sums) * inverse_deviation).view(n, channels)).sum(1))
 
-    return capture
+    return Joint(_group_sums, use)
+
+
+def _group_sums(node: Node, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    gradient = gradients[0]
+    if gradient is None:
+        raise ValueError("no gradient arrived")
+    return _per_channel(gradient, node._saved_input)
 
 
 @rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
