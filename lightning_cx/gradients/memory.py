@@ -84,7 +84,9 @@ class Memory:
         for place, reference in self._references.items():
             reference.node = in_order[place]
         work = {in_order[place]: work for place, work in self._work.items()}
-        return replace(self._rest, work=work, leaves={name: in_order[place] for name, place in self._leaves.items()})
+        leaves = {name: in_order[place] for name, place in self._leaves.items()}
+        rest = self._rest
+        return Plan(work, rest.expected, leaves, rest.penalised, rest.status, rest.notes)
 
     def let_go(self) -> None:
         """Hold no graph any longer."""

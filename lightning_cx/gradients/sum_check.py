@@ -32,13 +32,8 @@ class SumCheck:
 
     def see_batch(self, name: str, gradient: Tensor) -> None:
         """Take the batch gradient of one parameter."""
-        self.see_batches({name: gradient})
-
-    def see_batches(self, gradients: Mapping[str, Tensor]) -> None:
-        """Take the batch gradients of several parameters."""
-        if gradients:
-            values = [_values(gradient) for gradient in gradients.values()]
-            self.batch.update(zip(gradients, map(torch.linalg.vector_norm, values), strict=True))
+        values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+        self.batch[name] = torch.linalg.vector_norm(working(values))
 
     def coverage(
         self,
@@ -55,10 +50,11 @@ class SumCheck:
         if not names:
             return float("nan")
         rows = [number for name in names for number in self.sums[name]]
-        norms = [torch.stack([self.batch[member].double() for member in members[name]]).norm() for name in names]
-        numbers = [*rows, *(norm.square() for norm in norms)]
-        seen = torch.stack([number.to(rows[0]) for number in numbers]).tolist()  # one synchronisation
-        seen = list(zip(seen[: 2 * len(names) : 2], seen[1 : 2 * len(names) : 2], seen[2 * len(names) :], strict=True))
+        parts = [self.batch[member] for name in names for member in members[name]]
+        numbers = torch.stack([number.to(rows[0]) for number in (*rows, *parts)]).tolist()  # one synchronisation
+        squares = iter([norm**2 for norm in numbers[len(rows) :]])
+        batches = [sum(next(squares) for _ in members[name]) for name in names]
+        seen = list(zip(numbers[: len(rows) : 2], numbers[1 : len(rows) : 2], batches, strict=True))
         summed, size, batch = (sum(column) for column in zip(*seen, strict=True))
         used = set(dtypes)
         tolerance = max(TOLERANCE.get(dtype, 0.2) for dtype in used)
@@ -74,8 +70,3 @@ class SumCheck:
                     else "",
                 )
         return summed / batch if batch > 0 else float("nan")
-
-
-def _values(gradient: Tensor) -> Tensor:
-    gradient = gradient.detach()
-    return working(gradient.coalesce().values() if gradient.is_sparse else gradient)

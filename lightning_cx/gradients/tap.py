@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from time import perf_counter
+from typing import Any
 from weakref import ref
 
 import torch
@@ -18,6 +19,7 @@ from lightning_cx.gradients.errors import UnsupportedGradientError
 from lightning_cx.gradients.graph import Node
 from lightning_cx.gradients.memory import Memory
 from lightning_cx.gradients.planning import Work, make_plan
+from lightning_cx.gradients.quiet import quiet
 from lightning_cx.gradients.rules import Joint
 from lightning_cx.gradients.sample import EXACT, GradientSample, LayerGradients
 
@@ -110,7 +112,7 @@ class GradientTap:
         self._hidden: list[Node] = []
         self._unchecked: frozenset[str] = frozenset()
         self._compared_late: dict[str, Node] = {}
-        self._begun = False
+        self._begun = self._used = False
         self._status, self._notes = EXACT, ()
 
     @contextmanager
@@ -131,7 +133,9 @@ class GradientTap:
             UnsupportedGradientError: If a parameter is consumed in a way that no rule reads; nothing is changed.
             ValueError: If the loss has no graph.
         """
-        self.detach()
+        if self._used:
+            self.detach()
+        self._used = True
         if loss.grad_fn is None:
             raise ValueError("the loss has no autograd graph: it does not depend on a trainable parameter.")
         made = self._memory.plan_for(
@@ -205,13 +209,17 @@ class GradientTap:
         if not self._begun:
             self._begin()
         arrived = next((gradient for gradient in gradients if gradient is not None), None)
-        once = cache(lambda prepare: prepare(node, gradients))  # as short-lived as this call: it may be large
-        with _quiet(arrived):
+        prepared: dict[Callable[..., Any], Any] = {}  # as short-lived as this call: it may be large
+        with quiet(arrived):
             for operand, capture in work:
-                if isinstance(capture, Joint):
-                    self._totals.take(operand, None if arrived is None else capture.use(once(capture.prepare)), arrived)
-                else:
-                    self._totals.take(operand, None if gradients[0] is None else capture(gradients[0]), gradients[0])
+                use = None
+                if arrived is not None and isinstance(capture, Joint):
+                    if capture.prepare not in prepared:
+                        prepared[capture.prepare] = capture.prepare(node, gradients)
+                    use = capture.use(prepared[capture.prepare])
+                elif gradients[0] is not None and not isinstance(capture, Joint):
+                    use = capture(gradients[0])
+                self._totals.take(operand, use, arrived)
 
     def _begin(self) -> None:
         """At the first hook of a backward: have its end announced, and see where `.grad` will be this backward's alone.
@@ -236,15 +244,21 @@ class GradientTap:
                 self._watch(leaf, f"the gradient of {name}", partial(self.compare_with, name))
 
     def _settle(self) -> None:
-        """Contract what was small enough to wait, while nobody has changed it yet."""
+        """Contract what was small enough to wait and look at `.grad`, while nobody has changed either yet."""
         start = perf_counter()
         if self._failure is None:
             try:
-                with _quiet(self._totals.any_tensor):
+                with quiet(self._totals.any_tensor):
                     self._totals.settle()
+                    self._compare()
             except Exception as error:  # still inside the user's backward
                 self._failure = f"a contraction failed with {type(error).__name__}: {error}"
         self.seconds += perf_counter() - start
+
+    def _compare(self) -> None:
+        late, self._compared_late = self._compared_late, {}
+        for name in late:
+            self.compare_with(name, self._parameters[name].grad)
 
     def compare_with(self, name: str, gradient: Tensor | None) -> None:
         """Put one parameter's batch gradient on the other side of the sum check."""
@@ -259,8 +273,6 @@ class GradientTap:
 
     def _read(self) -> GradientSample:
         totals, scale = self._totals, self.batch_size / self.loss_scale
-        late = {name: self._parameters[name].grad for name in self._compared_late if name not in self._unchecked}
-        totals.check.see_batches({name: gradient for name, gradient in late.items() if gradient is not None})
         missed = sorted(name for name, left in totals.pending.items() if left)
         if missed:
             raise UnsupportedGradientError(f"the backward never reached {', '.join(missed)}")
@@ -285,14 +297,3 @@ class GradientTap:
             coverage=totals.check.coverage(totals.dtypes, self._parameters, totals.members),
             notes=self._notes,
         )
-
-
-@contextmanager
-def _quiet(tensor: Tensor | None) -> Iterator[None]:
-    """No graph and no autocast for what we compute, whatever the user's backward runs under."""
-    device = "cpu" if tensor is None else tensor.device.type
-    if not (torch.is_grad_enabled() or torch.is_autocast_enabled(device)):
-        yield
-        return
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        yield
