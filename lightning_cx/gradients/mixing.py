@@ -114,6 +114,17 @@ def _chosen_class(passage: Passage) -> Inputs:
     return [passage.at(0, passage.axis + (passage.axis > 0 and shape is not None))]
 
 
+@transfer("CtcLossBackward0")
+def _transcribed(passage: Passage) -> Inputs:
+    """Time leads in the scores, unless there is one sequence without an axis for it."""
+    return [SHARED if shape is None else passage.at(i, len(shape) - 2) for i, shape in enumerate(passage.inputs)]
+
+
+@transfer("AsStridedBackward0")
+def _any_order(passage: Passage) -> Inputs:
+    return passage.everywhere("AsStridedBackward0 picks or reorders rows")
+
+
 @transfer("CdistBackward0", "EuclideanDistBackward0")
 def _distances(passage: Passage) -> Inputs:
     rank = len(passage.shape)

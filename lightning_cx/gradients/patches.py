@@ -144,11 +144,14 @@ class Patches(Use):
         )
 
     def _unfolded(self) -> Tensor:
-        """Every patch of the input, [N, positions, C k]."""
-        padded = self._padded(self.inputs)
-        offsets = product(*(range(size) for size in self.kernel[2:]))
-        shifted = [padded[(..., *self._shifted(offset))].flatten(2) for offset in offsets]
-        return torch.stack(shifted, 2).flatten(1, 2).transpose(1, 2)
+        """Every patch of the input, [N, positions, C k]: a view of the input that overlaps itself, copied once."""
+        padded, g = self._padded(self.inputs), self.geometry
+        example, channel, *steps = padded.stride()
+        offsets = [step * dilation for step, dilation in zip(steps, g.dilation, strict=True)]
+        moves = [step * stride for step, stride in zip(steps, g.stride, strict=True)]
+        size = (*padded.shape[:2], *self.kernel[2:], *self.outputs.shape[2:])
+        view = padded.as_strided(size, (example, channel, *offsets, *moves))
+        return view.reshape(self.shape[0], self._fan_in, self._positions).transpose(1, 2)
 
     def _from_patches(self) -> Iterator[Tensor]:
         """All patches of a few examples at a time."""

@@ -134,7 +134,7 @@ def _reduced(passage: Passage) -> Inputs:
 
 
 @transfer(*VIEWS, "AliasBackward0", "CloneBackward0", "ToCopyBackward0", "ContiguousBackward0")
-@transfer("SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "UnsqueezeBackward0", "AsStridedBackward0")
+@transfer("SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "UnsqueezeBackward0")
 def _view(passage: Passage) -> Inputs:
     return passage.everywhere(passage.stride)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import pytest
@@ -176,28 +175,3 @@ def test_a_pair_of_convolutions_that_share_a_kernel() -> None:
         lambda m, x: F.conv_transpose1d(F.conv1d(x, m.kernel, stride=2).tanh(), m.kernel, stride=2), kernel=kernel
     )
     assert_read(autoencoder, torch.randn(5, 3, 8))
-
-
-# Channels before and after, side of the picture, stride, examples.
-GRID = [(3, 32, 32, 1, 64), (32, 64, 16, 1, 64), (64, 64, 16, 2, 64), (16, 32, 16, 1, 256), (128, 128, 8, 1, 64)]
-GRID += [(256, 256, 4, 1, 32), (8, 8, 28, 1, 64), (64, 64, 32, 1, 16)]
-
-
-@pytest.mark.parametrize("case", GRID, ids=str)
-def test_the_chosen_route_is_nearly_the_fastest(case: tuple[int, ...]) -> None:
-    before, after, side, stride, n = case
-    inputs, weight = torch.randn(n, before, side, side), torch.randn(after, before, 3, 3)
-    outputs = torch.randn_like(F.conv2d(inputs, weight, stride=stride, padding=1))
-    use = Patches(inputs, outputs, tuple(weight.shape), Geometry((stride,) * 2, (1, 1), (1, 1)))
-    routes: dict[str, Callable[[], object]] = {
-        "chosen": use.gram,
-        "grouped": lambda: gram_of_blocks(use._grouped()),
-        "by offset": lambda: gram_of_blocks(use._by_offset()),
-    }
-    seconds = dict.fromkeys(routes, float("inf"))
-    for _ in range(5):  # interleaved, and the best of each: other work on the machine only ever adds time
-        for name, route in routes.items():
-            start = perf_counter()
-            route()
-            seconds[name] = min(seconds[name], perf_counter() - start)
-    assert seconds["chosen"] < 1.5 * min(seconds.values()), seconds
