@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, gradient_scale, replayable, replayed_loss
 from lightning_cx.callbacks.failures import Failures
@@ -24,6 +25,7 @@ from lightning_cx.gradients import (
     find_layout,
     replay_gradients,
 )
+from lightning_cx.gradients.calibration import LossOf
 from lightning_cx.gradients.sample import CONTRIBUTION
 from lightning_cx.probe import isolated
 from lightning_cx.probe.batches import take
@@ -170,14 +172,24 @@ class GradientSampler:
         parameters = dict(module.named_parameters())
         try:
             with eagerly(), isolated(module, guard=True), one_thread():  # a handful of examples
-                if self._ambiguous:
-                    self._layout = find_layout(parameters, loss_of, self._examples)
                 self._calibration = calibrate(parameters, loss_of, self._examples)
+                if self._ambiguous:
+                    self._layout = self._find_layout(parameters, loss_of, self._calibration)
         except UnsupportedGradientError as refusal:
             self._fall_back(module, refusal)
             return
         if self._calibration.note and self._calibration.conclusive:
             self.failures.tell(f"per-example gradients: {self._calibration.note}")
+
+    def _find_layout(self, parameters: dict[str, Parameter], loss_of: LossOf, calibration: Calibration) -> bool:
+        try:
+            return find_layout(parameters, loss_of, self._examples)
+        except AmbiguousLayoutError:
+            if (
+                calibration.status == CONTRIBUTION
+            ):  # no reading agrees with examples alone, where they act on each other
+                return True
+            raise
 
     def _replayed(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> GradientSample:
         count = affordable_examples(module.parameters(), self._examples)

@@ -54,9 +54,10 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
     company = min(COMPANY, examples)
     try:
         tapped = _tapped(named_parameters, loss_of(0, company), company).gram
-    except AmbiguousLayoutError:  # sequences as long as the company
-        layout = find_layout(named_parameters, loss_of, company)
-        tapped = _tapped(named_parameters, loss_of(0, company), company, layout).gram
+    except AmbiguousLayoutError:
+        tapped = _tapped(
+            named_parameters, loss_of(0, company), company, _layout(named_parameters, loss_of, company)
+        ).gram
     assert tapped is not None
     try:
         alone = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, company)).gram
@@ -76,10 +77,21 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
     )
 
 
+def _layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> bool:
+    try:
+        return find_layout(named_parameters, loss_of, examples)
+    except AmbiguousLayoutError:  # examples act on each other; which is what the comparison is about to say
+        return True
+
+
 def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> bool:
     """Tell whether the examples lead in what the loss averages over, where nothing in the graph tells two axes apart.
 
     Taps the whole batch both ways and takes the one whose norms agree with two examples replayed alone.
+
+    Raises:
+        AmbiguousLayoutError: If neither does.
+        UnsupportedGradientError: If the tap cannot read this model.
     """
     truth = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, examples)).squared_norms
     errors: dict[bool, float] = {}
@@ -87,7 +99,10 @@ def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, example
         norms = _tapped(named_parameters, loss_of(0, examples), examples, batch_first=first).squared_norms
         if truth is not None and norms is not None:
             errors[first] = min(float((norms[: len(truth)] / scale - truth).norm()) for scale in (1, examples**2))
-    return errors[True] <= errors[False]
+    first = errors[True] <= errors[False]
+    if truth is not None and errors[first] > AGREEMENT * float(truth.norm()):
+        raise AmbiguousLayoutError("both readings", "neither agrees with examples that are replayed alone")
+    return first
 
 
 def _tapped(

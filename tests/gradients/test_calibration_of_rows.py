@@ -95,6 +95,17 @@ def test_rows_that_are_stacked_before_the_model_are_told_apart(examples_lead: bo
     assert calibrate(PARAMETERS, loss, N).status == "exact"
 
 
+def test_where_examples_act_on_each_other_neither_reading_is_taken() -> None:
+    x = torch.randn(N, N, 5)
+
+    def loss(start: int, stop: int) -> Tensor:
+        out = LAYER(x[start:stop])
+        return (out - out.mean(0)).tanh().pow(2).mean() + 1.0 * out.mean(1).mean(0).exp().mean()
+
+    with pytest.raises(UnsupportedGradientError):
+        find_layout(PARAMETERS, loss, N)
+
+
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "an encoder layer that turns time first inside": lambda: (
         nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True),
