@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lightning_cx.gradients.buffers import how_many
 from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import Use, gram_of_blocks
+from lightning_cx.gradients.uses import Use, gram_flops, gram_of_blocks
 
+FEW_FLOPS = 1e8  # what is done before anything has been sorted out
 COMMON = 1 / 3  # share of the examples from which on a row is cheaper as a column block (measured)
 
 
@@ -85,6 +86,8 @@ class Lookup(Use):
 
     def gram(self) -> Tensor:
         n, entries = self.outputs.shape[0], self._entries
+        if gram_flops(n, self.entries * self.outputs.shape[2]) < FEW_FLOPS:
+            return super().gram()
         common = entries.counts > COMMON * n
         total = self.outputs.new_zeros(n, n)
         if bool(common.any()):

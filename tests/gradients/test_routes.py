@@ -15,6 +15,7 @@ from lightning_cx.gradients.uses import Products, ghost_gram, ghost_norms, gram_
 
 FACTOR = 1.5
 ROUNDS = 5
+OVERHEAD = 1e-4  # seconds that no choice of route is about
 
 
 def assert_nearly_the_fastest(chosen: Callable[[], object], **others: Callable[[], object]) -> None:
@@ -26,7 +27,7 @@ def assert_nearly_the_fastest(chosen: Callable[[], object], **others: Callable[[
                 start = perf_counter()
                 route()
                 seconds[name] = min(seconds[name], perf_counter() - start)
-        if seconds["chosen"] < FACTOR * min(seconds.values()):
+        if seconds["chosen"] < FACTOR * min(seconds.values()) + OVERHEAD:
             return
     pytest.fail(f"three times, at last in seconds {seconds}")
 
