@@ -9,17 +9,19 @@ it, a layer that sums over it, a parameter that has it), and usually one survive
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import prod
 
 from lightning_cx.gradients import mixing  # noqa: F401  (registers its transfers)
 from lightning_cx.gradients.graph import REARRANGING, Node, output_shape
 from lightning_cx.gradients.places import SHARED, Shape, candidates, locate, stride_at
+from lightning_cx.gradients.tails import Tail, tails_of
 from lightning_cx.gradients.transfer import MixedError, Passage, send_down
 
 Key = tuple[Node, int]  # one output of one node
 _PRODUCTS = {"MmBackward0": (0, 1), "AddmmBackward0": (1, 2)}
+_DATA_INPUTS = {"MmBackward0": 0, "AddmmBackward0": 1, "ConvolutionBackward0": 0, "BmmBackward0": 0}
 _ELEMENTWISE = frozenset({"AddBackward0", "DivBackward0", "ExpandBackward0", "MulBackward0", "SubBackward0"})
 
 
@@ -32,12 +34,14 @@ class Reading:
         lost: Why the place is not known, where it is not.
         coupled: Nodes in which examples meet: a place of their own and shared by all, or two places.
         spread: Whether the examples had to be spread over several axes somewhere.
+        own: Whether they have an axis of their own somewhere.
     """
 
     places: dict[Key, int] = field(default_factory=dict)
     lost: dict[Key, str] = field(default_factory=dict)
     coupled: set[Node] = field(default_factory=set)
     spread: bool = False
+    own: bool = False
 
     def update(self, other: Reading) -> None:
         """Add what another summand of the loss has shown; a place of one's own is kept."""
@@ -58,6 +62,7 @@ class Flow:
 
     Attributes:
         reading: What was found.
+        interacts: Whether examples act on each other, as far as the graph shows it.
         ambiguous: Why more than one reading is possible, or empty.
         died: Why suppositions died where none survived, or empty.
     """
@@ -65,6 +70,7 @@ class Flow:
     def __init__(self, root: Node, batch_size: int, batch_first: bool | None) -> None:
         self._n = batch_size
         self.reading = Reading()
+        self.interacts = False
         self.ambiguous = self.died = ""
         if batch_size > 1:
             self._read(root, batch_first)
@@ -73,49 +79,63 @@ class Flow:
         """Whether a node computes something that all examples share, such as a weight made of parameters."""
         return self.reading.places.get((node, 0), -1) == SHARED
 
-    def coupled(self, node: Node) -> bool:
-        """Whether examples meet in a node in more places than one."""
-        return node in self.reading.coupled
-
     # Suppositions
 
     def _read(self, root: Node, batch_first: bool | None) -> None:
-        open_tails = []
-        for tail in _tails(root):
-            survivors = self._survivors(*tail)
+        tails, open_tails, dead = list(tails_of(root)), [], []
+        for tail in tails:
+            survivors = self._survivors(tail)
             if len(survivors) == 1:
-                self.reading.update(survivors[0])
-            elif survivors:
-                open_tails.append(tail)
+                self._settle(tail, survivors[0])
+            else:
+                (open_tails if survivors else dead).append(tail)
         for tail in open_tails:  # what the others have settled may decide
-            survivors = self._survivors(*tail)
+            survivors = self._survivors(tail)
             if len(survivors) > 1 and batch_first is None:
-                shape = _shape(tail[0], tail[1])
-                self.ambiguous = (
-                    f"more than one axis of {shape}, which the loss averages, may hold the {self._n} examples"
-                )
+                self.ambiguous = f"more than one axis of {tail.shape}, which the loss averages, may hold the"
             if survivors:
-                self.reading.update(survivors[0 if batch_first in (True, None) else -1])
+                self._settle(tail, survivors[0 if batch_first in (True, None) else -1])
+        alike = Counter((tail.shape, tail.node.name(), tail.via.name()) for tail in tails if tail not in dead)
+        if batch_first is None and any(count % self._n == 0 for count in alike.values()):
+            # As many summands as examples: one for each step, or one for each example and the steps on an axis.
+            self.ambiguous = "the loss is summed one by one over what may as well be the"
         self._cross()
+        self.interacts = self.interacts or bool(self.reading.coupled) or any(self._reaches(tail.node) for tail in dead)
 
-    def _survivors(self, node: Node, output: int, via: Node) -> list[Reading]:
+    def _settle(self, tail: Tail, reading: Reading) -> None:
+        self.reading.update(reading)
+        self.interacts = self.interacts or not tail.added
+
+    def _reaches(self, node: Node) -> bool:
+        """Whether a summand that no supposition fits is made of what has examples: it lets them act on each other."""
+        waiting, seen = [node], {node}
+        while waiting:
+            here = waiting.pop()
+            if self.reading.places.get((here, 0)):
+                return True
+            fresh = {child for child, _ in here.next_functions if child is not None} - seen
+            seen |= fresh
+            waiting += fresh
+        return False
+
+    def _survivors(self, tail: Tail) -> list[Reading]:
         """The readings under which one summand of the loss makes sense, outermost axis first."""
-        shape = _shape(node, output)
         clashing: list[Reading] = []
-        for strides in candidates(shape, self._n):
+        for strides in candidates(tail.shape, self._n):
             found = []
             for stride in strides:
-                if via.name().startswith("NllLoss") and _on_axis(shape, stride, 1, self._n):
+                if tail.via.name().startswith("NllLoss") and _on_axis(tail.shape, stride, 1, self._n):
                     continue
                 try:
-                    reading, clash = self._send(node, output, stride)
+                    reading, clash = self._send(tail.node, tail.output, stride)
                 except MixedError as mixed:
                     self.died = self.died or str(mixed)
                     continue
                 (clashing if clash else found).append(reading)
-            alive = [reading for reading in found if not reading.spread] or found
-            if alive:
-                return alive
+            for better in (lambda r: not r.spread, lambda r: not r.lost, lambda r: r.own):
+                found = [reading for reading in found if better(reading)] or found
+            if found:
+                return found
         return clashing[:1]  # two summands read the same tensor along two axes: examples meet in it
 
     def _send(self, node: Node, output: int, stride: int) -> tuple[Reading, bool]:
@@ -164,11 +184,16 @@ class Flow:
         node, output = key
         children = node.next_functions
         if place == SHARED:
+            if any(_loses(node, child, number, self._n) for child, number in _children(node)) and _fed_with_data(node):
+                reading.coupled.add(node)
             yield from ((child, SHARED) for child in _children(node))
             return
         shapes = [None if child is None else _shape(child, number) for child, number in children]
         passage = Passage(node, output, _shape(node, output), shapes, place, self._n)
         reading.spread = reading.spread or passage.axis < 0
+        reading.own = reading.own or (passage.axis >= 0 and passage.shape[passage.axis] == self._n)
+        if _mixes_rows(passage):
+            reading.coupled.add(node)
         for (child, number), below in zip(children, send_down(passage), strict=True):
             if child is not None:
                 yield (child, number), below
@@ -204,19 +229,34 @@ class Flow:
                 settled.coupled.add(key[0])
 
 
-def _tails(root: Node) -> Iterator[tuple[Node, int, Node]]:
-    """Tensors that are summed into the loss, with the node that sums them."""
-    waiting, seen = [root], {root}
+def _loses(node: Node, child: Node, number: int, n: int) -> bool:
+    """Whether a node sums over an axis that is as long as the batch."""
+    summed = node.name().startswith(("Mean", "Sum", "Amax", "Max", "Logsumexp", "Var", "Std"))
+    return summed and n in _shape(child, number) and n not in output_shape(node)
+
+
+def _mixes_rows(passage: Passage) -> bool:
+    """Whether a constant matrix, such as an adjacency, mixes as many rows as there are examples."""
+    left = _PRODUCTS.get(passage.name, (0, 0))[0]
+    right = _PRODUCTS.get(passage.name, (0, 0))[1]
+    if passage.name not in _PRODUCTS or passage.axis != 0 or passage.inputs[left] is not None:
+        return False
+    rows, child = passage.inputs[right], passage.node.next_functions[right][0]
+    return rows is not None and rows[0] % passage.n == 0 and child is not None and _fed_with_data(child)
+
+
+def _fed_with_data(node: Node) -> bool:
+    """Whether a layer with an input that has no gradient, which data and constants have not, stands below."""
+    waiting, seen = [node], {node}
     while waiting:
-        node = waiting.pop()
-        for child, output in node.next_functions:
-            if child is None or hasattr(child, "variable"):
-                continue
-            if prod(_shape(child, output)) > 1:
-                yield child, output, node
-            elif child not in seen:
-                seen.add(child)
-                waiting.append(child)
+        here = waiting.pop()
+        layer = _DATA_INPUTS.get(here.name())
+        if layer is not None and here.next_functions[layer][0] is None:
+            return True
+        fresh = {child for child, _ in here.next_functions if child is not None} - seen
+        seen |= fresh
+        waiting += fresh
+    return False
 
 
 def _children(node: Node) -> Iterable[Key]:

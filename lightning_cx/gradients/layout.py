@@ -60,8 +60,8 @@ class Layout:
         if flow.ambiguous:
             raise AmbiguousLayoutError(
                 where,
-                f"{flow.ambiguous}, so the axis of the examples is ambiguous: use a batch of another size, or pass "
-                "batch_first=True or False, which lightning_cx.gradients.find_layout finds out",
+                f"{flow.ambiguous} {self.batch_size} examples, so their axis is ambiguous: use a batch of another "
+                "size, or pass batch_first=True or False, which lightning_cx.gradients.find_layout finds out",
             )
         place = next((flow.reading.places[key] for key in self._outputs(node) if flow.reading.places.get(key)), None)
         if place is not None:

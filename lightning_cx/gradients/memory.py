@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lightning_cx.gradients.graph import Node
+from lightning_cx.gradients.graph import Node, is_checkpointed
 from lightning_cx.gradients.planning import Plan, Work
 from lightning_cx.gradients.uneven import divides_unevenly
 
@@ -60,16 +60,15 @@ class Memory:
         self._leaves: dict[str, int] = {}
         self._rest = Plan()
 
-    def plan_for(self, root: Node, batch_size: int, make: Callable[[Callable[[Node], Node]], Plan]) -> Plan:
+    def plan_for(self, root: Node, make: Callable[[Callable[[Node], Node]], Plan]) -> Plan:
         """Return the plan of a graph: the last one with this graph's nodes, or what `make` makes.
 
         Args:
             root: The node of the loss.
-            batch_size: Number of examples N.
             make: Makes a plan, given what its captures are to hold in place of a node.
         """
         nodes = _walk(root)
-        signature = None if nodes is None else _signature(nodes, batch_size)
+        signature = None if nodes is None else _signature(nodes)
         if nodes is None or signature is None:
             self.__init__()
             return make(lambda node: node)
@@ -101,7 +100,7 @@ def _walk(root: Node) -> dict[Node, int] | None:
     while waiting:
         node = waiting.pop()
         of_parameters = node.name() in _OF_PARAMETERS
-        if node.name() not in _DETAILS:
+        if node.name() not in _DETAILS or (of_parameters and is_checkpointed(node)):
             return None
         for child, _ in node.next_functions:
             if child is None or child in nodes:
@@ -114,7 +113,7 @@ def _walk(root: Node) -> dict[Node, int] | None:
     return nodes
 
 
-def _signature(nodes: dict[Node, int], batch_size: int) -> list[Any] | None:
+def _signature(nodes: dict[Node, int]) -> list[Any] | None:
     """All that a plan depends on, None where that cannot be said."""
     signature: list[Any] = []
     for node in nodes:
@@ -125,6 +124,6 @@ def _signature(nodes: dict[Node, int], batch_size: int) -> list[Any] | None:
         edges = [-1 if child is None else nodes[child] for child, _ in node.next_functions]
         details = [getattr(node, detail) for detail in _DETAILS[name]]
         shape = tuple(node._input_metadata[0].shape)
-        uneven = name == "NllLossBackward0" and divides_unevenly(node, batch_size)
+        uneven = name == "NllLossBackward0" and divides_unevenly(node)
         signature.append((name, shape, edges, details, uneven))
     return signature

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_cx.gradients.places import SHARED
+from math import prod
+
+from lightning_cx.gradients.places import SHARED, stride_at
 from lightning_cx.gradients.transfer import Inputs, Passage, signed, transfer
 
 
@@ -122,7 +124,30 @@ def _transcribed(passage: Passage) -> Inputs:
 
 @transfer("AsStridedBackward0")
 def _any_order(passage: Passage) -> Inputs:
+    """In-place work on a view leaves one behind that keeps the order of memory."""
+    node, shape = passage.node, passage.inputs[0]
+    size, strides = tuple(node._saved_size), tuple(node._saved_stride)
+    row_major = all(stride == stride_at(size, axis) for axis, stride in enumerate(strides) if size[axis] > 1)
+    if shape is not None and prod(shape) == prod(size) and row_major and not node._saved_storage_offset:
+        return [passage.stride]
     return passage.everywhere("AsStridedBackward0 picks or reorders rows")
+
+
+@transfer("ConstantPadNdBackward0")
+def _padded(passage: Passage) -> Inputs:
+    pads = passage.node._saved_pad
+    from_the_end = 2 * (len(passage.shape) - 1 - passage.axis)
+    if passage.axis < 0 or any(pads[from_the_end : from_the_end + 2]):
+        return ["ConstantPadNdBackward0 picks or reorders rows"]
+    return [passage.at(0, passage.axis)]
+
+
+@transfer("TrilinearBackward0")
+def _trilinear(passage: Passage) -> Inputs:
+    """As `nn.Bilinear` calls it: two inputs, and the weight in between, which meets no axis but the last."""
+    if passage.axis == len(passage.shape) - 1 and passage.axis > 0:
+        raise passage.refuse("sums over it")
+    return [SHARED if i == 1 else passage.at(i, passage.axis) for i in range(len(passage.inputs))]
 
 
 @transfer("CdistBackward0", "EuclideanDistBackward0")

@@ -68,7 +68,7 @@ def make_plan(
     made = Plan(leaves=graph.leaves)
     uses = Counter(operand.name for operands in graph.consumers.values() for operand in operands)
     penalised: set[str] = set()
-    contrasted = False
+    contrasted = layout.flow.interacts
     for node, operands in graph.consumers.items():
         if is_penalty(graph, node):
             penalised.update(operand.name for operand in operands)
@@ -77,7 +77,7 @@ def make_plan(
             where = f"{node.name()} of {operands[0].name}"
             raise UnsupportedGradientError(where, "activation checkpointing holds its saved tensors")
         work: Work = [(operand, plan(Site(referred(node), operand, layout))) for operand in operands]
-        contrasted |= layout.flow.coupled(node) or node in layout.guessed
+        contrasted |= node in layout.guessed
         joint = as_affine(node, work, uses, batch_size) if request.joint else None
         if joint is not None:
             operand, members, capture = joint
@@ -97,6 +97,9 @@ def _refuse_what_cannot_be_seen(graph: Graph, parameters: Mapping[str, Tensor]) 
         raise UnsupportedGradientError(hidden, "parameters inside it cannot be seen before the backward")
     for name in (name for name, parameter in parameters.items() if parameter.is_complex()):
         raise UnsupportedGradientError(f"{name} is complex", "only gradients of real parameters are read")
+    for node, operands in graph.consumers.items():
+        if node._input_metadata and node._input_metadata[0].dtype.is_complex:
+            raise UnsupportedGradientError(f"{node.name()} of {operands[0].name}", "its output is complex")
     if not graph.leaves:
         raise UnsupportedGradientError("the loss reaches none of the parameters")
 
@@ -106,7 +109,7 @@ def _say_what_rows_mean(
 ) -> None:
     several = batch_size > 1
     coupled = several and any(mixes(node) for name, mixes in COUPLING.items() for node in graph.by_name.get(name, []))
-    uneven = several and shares_are_uneven(graph, batch_size)
+    uneven = several and shares_are_uneven(graph)
     made.status = CONTRIBUTION if coupled or contrasted or uneven else EXACT
     notes = {
         "not used by this loss": [name for name in parameters if name not in graph.leaves],

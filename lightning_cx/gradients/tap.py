@@ -140,7 +140,6 @@ class GradientTap:
             raise ValueError("the loss has no autograd graph: it does not depend on a trainable parameter.")
         made = self._memory.plan_for(
             loss.grad_fn,
-            self.batch_size,
             partial(make_plan, loss, self._parameters, self._request, self.batch_size, self._batch_first),
         )
         for expected in made.expected:
@@ -155,7 +154,7 @@ class GradientTap:
                 if not self._request.checked:
                     continue
                 self._compared_late[name] = made.leaves[name]
-            elif parameter.is_leaf:
+            elif parameter.is_leaf and parameter.requires_grad:
                 self._hidden.append(get_gradient_edge(parameter).node)
                 self._watch(self._hidden[-1], f"the gradient of {name}", partial(self._surprise, name))
 
@@ -294,6 +293,6 @@ class GradientTap:
             squared_norms=scaled(totals.squared_norms, 2),
             projections=scaled(totals.projections, 1),
             layers=layers,
-            coverage=totals.check.coverage(totals.dtypes, self._parameters, totals.members),
+            coverage=totals.check.coverage(totals.dtypes, self._parameters, totals.members, totals.nodes),
             notes=self._notes,
         )
