@@ -18,7 +18,7 @@ from lightning_cx.gradients.buffers import DEFAULT_BYTES
 from lightning_cx.gradients.errors import UnsupportedGradientError
 from lightning_cx.gradients.graph import Node
 from lightning_cx.gradients.memory import Memory
-from lightning_cx.gradients.planning import Work, make_plan
+from lightning_cx.gradients.planning import Plan, Work, make_plan
 from lightning_cx.gradients.quiet import quiet
 from lightning_cx.gradients.rules import Joint
 from lightning_cx.gradients.sample import EXACT, GradientSample, LayerGradients
@@ -135,25 +135,28 @@ class GradientTap:
         """
         if self._used:
             self.detach()
-        self._used = True
         if loss.grad_fn is None:
             raise ValueError("the loss has no autograd graph: it does not depend on a trainable parameter.")
-        made = self._memory.plan_for(
-            loss.grad_fn,
-            partial(make_plan, loss, self._parameters, self._request, self.batch_size, self._batch_first),
-        )
+        make = partial(make_plan, loss, self._parameters, self._request, self.batch_size, self._batch_first)
+        made = self._memory.plan_for(loss.grad_fn, make)
         for expected in made.expected:
             self._totals.expect(*expected)
         self._unchecked, self._status, self._notes = made.penalised, made.status, made.notes
-        self.seconds = 0.0
+        self.seconds, self._used = 0.0, True
+        try:
+            self._hook(made)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _hook(self, made: Plan) -> None:
         for node, work in made.work.items():
             names = ", ".join(operand.name for operand, _ in work)
             self._watch(node, f"{node.name()} of {names}", partial(self._see, node, work))
         for name, parameter in self._parameters.items():
             if name in made.leaves:
-                if not self._request.checked:
-                    continue
-                self._compared_late[name] = made.leaves[name]
+                if self._request.checked:
+                    self._compared_late[name] = made.leaves[name]
             elif parameter.is_leaf and parameter.requires_grad:
                 self._hidden.append(get_gradient_edge(parameter).node)
                 self._watch(self._hidden[-1], f"the gradient of {name}", partial(self._surprise, name))
@@ -267,8 +270,6 @@ class GradientTap:
     def _surprise(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None:
             self._failure = f"a gradient of {name} came from a place that the graph of the loss does not show"
-
-    # After it.
 
     def _read(self) -> GradientSample:
         totals, scale = self._totals, self.batch_size / self.loss_scale
