@@ -64,12 +64,19 @@ class Lookup(Use):
         _, group, sizes = rows.unique_consecutive(return_inverse=True, return_counts=True)
         return Entries(rows, keys % n, values, sizes[group])
 
+    sparse = True
+
     def slab(self, start: int, stop: int) -> Tensor:
-        entries = self._entries
-        some = entries.only((entries.rows >= start) & (entries.rows < stop))
         formed = self.outputs.new_zeros(self.outputs.shape[0], stop - start, self.outputs.shape[2])
-        formed[some.examples, some.rows - start] = some.values
+        self.add_to(formed, start, stop)
         return formed
+
+    def add_to(self, total: Tensor, start: int, stop: int) -> None:
+        entries = self._entries
+        if start > 0 or stop < self.entries:
+            entries = entries.only((entries.rows >= start) & (entries.rows < stop))
+        places = entries.examples * total.shape[1] + (entries.rows - start)
+        total.view(-1, total.shape[2]).index_add_(0, places, entries.values)
 
     def blocks(self) -> Iterator[Tensor]:
         yield from self._columns(self._entries)

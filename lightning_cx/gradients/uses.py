@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,12 @@ class Use(ABC):
     @abstractmethod
     def project(self, directions: Directions) -> Tensor:
         """Inner products of every g_i with fixed directions, [N, count]."""
+
+    sparse: ClassVar[bool] = False  # whether only few entries of the gradients are not zero
+
+    def add_to(self, total: Tensor, start: int, stop: int) -> None:
+        """Add a slab to one that is there."""
+        total += self.slab(start, stop)
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield columns of the gradients in blocks [N, c] of bounded size; order is of no account."""
@@ -196,7 +203,12 @@ class Summed(Use):
         return self.uses[0].shape
 
     def slab(self, start: int, stop: int) -> Tensor:
-        return torch.stack([use.slab(start, stop) for use in self.uses]).sum(0)
+        first, *others = sorted(self.uses, key=lambda use: use.sparse)
+        total = first.slab(start, stop)
+        total = total if isinstance(first, Products) else total.clone()  # others may hand out what they hold
+        for use in others:
+            use.add_to(total, start, stop)
+        return total
 
     def project(self, directions: Directions) -> Tensor:
         return torch.stack([use.project(directions) for use in self.uses]).sum(0)
