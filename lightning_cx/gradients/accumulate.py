@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.gradients.affine import Affine
-from lightning_cx.gradients.buffers import CACHE_BYTES, DEFAULT_BYTES, buffers_of
+from lightning_cx.gradients.buffers import CACHE_BYTES, DEFAULT_BYTES, Workspace, buffers_of
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.graph import Operand
 from lightning_cx.gradients.lifted import Lifted, scaled
@@ -69,6 +69,7 @@ class Accumulator:
     projections: Tensor | None = None
     _waiting: list[tuple[Operand, Use, torch.dtype]] = field(default_factory=list)
     _waiting_bytes: int = 0
+    _workspace: Workspace = field(default_factory=dict)
     _arrived: dict[Source, list[Use]] = field(default_factory=dict)
     _left: dict[Source, int] = field(default_factory=dict)
     _uses: dict[str, list[Use]] = field(default_factory=dict)
@@ -97,13 +98,13 @@ class Accumulator:
                 self._waiting_bytes += size
                 self._waiting.append((operand, use, gradient.dtype))
                 return
-        with buffers_of(self.request.max_buffer_bytes):
+        with buffers_of(self.request.max_buffer_bytes, self._workspace):
             self._see(operand, use, None if gradient is None else gradient.dtype)
 
     def settle(self) -> None:
         """Contract what waits."""
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        with buffers_of(self.request.max_buffer_bytes):
+        with buffers_of(self.request.max_buffer_bytes, self._workspace):
             for operand, use, dtype in waiting:
                 self._see(operand, use, dtype)
 

@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_cx.gradients.buffers import how_many
+from lightning_cx.gradients.buffers import how_many, work_buffer
 from lightning_cx.gradients.directions import Directions
 
 WIDE = 1 << 17  # entries of a matrix from which on half of its Gram matrix is quicker than all of it
@@ -170,6 +170,15 @@ class Products(Use):
 
     def slab(self, start: int, stop: int) -> Tensor:
         return torch.bmm(self.left[:, :, start:stop].transpose(1, 2), self.right)
+
+    def blocks(self) -> Iterator[Tensor]:
+        n, first, width = self.shape
+        step = how_many(4 * n * width)
+        buffer = work_buffer(n * min(step, first) * width, self.left)
+        for start in range(0, first, step):
+            left = self.left[:, :, start : start + step].transpose(1, 2)
+            block = buffer[: n * left.shape[1] * width].view(n, left.shape[1], width)
+            yield torch.bmm(left, self.right, out=block).flatten(1)
 
     def gram(self) -> Tensor:
         n, t, a = self.left.shape
