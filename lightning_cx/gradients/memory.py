@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch._C._autograd import SavedTensor
+
 from lightning_cx.gradients.graph import Node, is_checkpointed
 from lightning_cx.gradients.planning import Plan, Work
 from lightning_cx.gradients.uneven import divides_unevenly
@@ -29,6 +31,7 @@ _DETAILS: dict[str, tuple[str, ...]] = {
     "SumBackward1": ("_saved_dim", "_saved_keepdim"),
     "ViewBackward0": ("_saved_self_sym_sizes",),
 }
+_SEES_CHECKPOINTS = hasattr(SavedTensor, "data")  # older versions of torch do not tell what holds a saved tensor
 _OF_PARAMETERS = frozenset({"AddmmBackward0", "MmBackward0", "TBackward0"})
 
 
@@ -95,6 +98,8 @@ class Memory:
 
 def _walk(root: Node) -> dict[Node, int] | None:
     """All nodes of a graph with their numbers, None if it has nodes of a kind that is not remembered."""
+    if not _SEES_CHECKPOINTS:
+        return None
     nodes: dict[Node, int] = {root: 0}
     waiting = [root]
     while waiting:
