@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_cx.gradients.buffers import how_many
 from lightning_cx.gradients.directions import Directions
 from lightning_cx.gradients.lookup import Lookup
 from lightning_cx.gradients.patches import Patches
@@ -33,7 +34,8 @@ class Lifted(Use):
     def _step(self) -> int:
         widest = max(prod(self.shape[1:]), prod(self.base.shape[1:]))
         entry = max(4, self.source.leaf.variable.element_size())
-        return max(1, BUFFER_BYTES // (entry * widest))
+        size = entry * widest
+        return min(max(1, BUFFER_BYTES // size), how_many(size / 4))  # a few large blocks are quicker than many
 
     def examples(self, start: int, stop: int) -> Tensor:
         """Rows of some examples, [stop - start, *parameter]."""

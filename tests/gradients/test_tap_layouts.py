@@ -7,30 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from _layouts import Model, N, p, tapped
 from _models import Computing, mean_square, naive_rows, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from lightning_cx.gradients import (
-    GradientSample,
-    GradientTap,
-)
-
-N = 6
-Model = Callable[[], tuple[nn.Module, Tensor]]
-
-
-def p(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape))
-
-
-def tapped(module: nn.Module, x: Tensor, **options: Any) -> GradientSample:
-    tap = GradientTap(module.named_parameters(), len(x), projections=2, **options)
-    loss = mean_square(module, x, x)
-    with tap(loss):
-        loss.backward()
-    assert tap.sample is not None
-    return tap.sample
 
 
 def assert_reads_the_truth(module: nn.Module, x: Tensor, **options: Any) -> None:

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from _layouts import Model, N, p, tapped
 from _models import Computing, mean_square, naive_rows, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.gradients import (
     AmbiguousLayoutError,
-    GradientSample,
     GradientTap,
     UnsupportedGradientError,
     find_layout,
     per_example_gram,
 )
-
-N = 6
-Model = Callable[[], tuple[nn.Module, Tensor]]
-
-
-def p(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape))
-
-
-def tapped(module: nn.Module, x: Tensor, **options: Any) -> GradientSample:
-    tap = GradientTap(module.named_parameters(), len(x), projections=2, **options)
-    loss = mean_square(module, x, x)
-    with tap(loss):
-        loss.backward()
-    assert tap.sample is not None
-    return tap.sample
-
-
-def assert_reads_the_truth(module: nn.Module, x: Tensor, **options: Any) -> None:
-    module, x = module.double(), x.double() if x.is_floating_point() else x
-    truth = naive_rows(module, mean_square, x, torch.zeros(len(x)))
-    sample = tapped(module, x, **options)
-    assert relative_error(sample.gram, truth @ truth.T) < 1e-10
-    assert sample.status == "exact"
-
-
-def of_frames(layer: nn.Module) -> Callable[[Any, Tensor], Tensor]:
-    return lambda m, x: m.layer(x.flatten(0, 1)).tanh().unflatten(0, (len(x), x.shape[1]))
 
 
 def last_of_each(m: Any, x: Tensor) -> Tensor:
