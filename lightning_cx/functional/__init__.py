@@ -27,8 +27,12 @@ On examples that do not lie on a line, their similarity gives the axis:
 3 waves: level 3.000
 """
 
+from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
+from lightning_cx.functional.coherence import Coherence
+from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.features import default_features
+from lightning_cx.functional.interference import interference_profile
 from lightning_cx.functional.kernel import effective_rank, gram_participation_ratio, participation_ratio
 from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
 from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
@@ -39,25 +43,47 @@ from lightning_cx.functional.noise import (
     noise_scale,
     pool_noise_scales,
 )
-from lightning_cx.functional.spectral_bias import energies_at_half, spectral_bias_index
+from lightning_cx.functional.profile import InterferenceProfile
+from lightning_cx.functional.rates import DecayRates, decay_rates
+from lightning_cx.functional.spectral_bias import (
+    energies_at_half,
+    fitted_fraction,
+    high_complexity_dominance,
+    spectral_bias_index,
+)
 from lightning_cx.functional.spectrum import energy_spectrum, low_weights, median_complexity, median_index
+from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
     "Basis",
+    "Coherence",
+    "CumulativePower",
+    "DecayRates",
     "GradientSpectrum",
+    "InterferenceProfile",
     "NoiseScale",
+    "Whiteness",
     "band_energies",
     "cosine_basis",
+    "cumulative_power",
+    "decay_exponent",
+    "decay_rates",
+    "decay_similarity",
     "default_features",
     "effective_rank",
     "energies_at_half",
     "energy_spectrum",
+    "fitted_fraction",
     "fourier_basis",
     "gradient_diversity",
     "gradient_snr",
     "gradient_spectrum",
     "gram_participation_ratio",
+    "high_complexity_dominance",
+    "independent_outputs",
+    "interference_profile",
     "kernel_basis",
+    "kernel_target_alignment",
     "laplacian_basis",
     "low_weights",
     "median_complexity",
@@ -68,4 +94,5 @@ __all__ = [
     "participation_ratio",
     "pool_noise_scales",
     "spectral_bias_index",
+    "whiteness",
 ]

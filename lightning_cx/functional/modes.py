@@ -11,14 +11,8 @@ from lightning_cx.functional.basis import Basis
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.kernel import participation_ratio
 from lightning_cx.functional.levels import sum_by_level
-from lightning_cx.functional.linalg import eigh
+from lightning_cx.functional.principal import Axis, principal_modes
 from lightning_cx.functional.spectrum import interpolate_at, low_weights, median_index
-
-MIN_EIGENVALUE = 1e-8
-"""Eigenvalues below this share of the largest are rounding of a float32 backward (THEORY 3)."""
-
-CONSTANT_ENERGY = 1 - 1e-9
-"""A basis function with this share of its energy in the constant is the constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +90,8 @@ def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
     n = basis.vectors.shape[0]
     if gram.shape != (n, n):
         raise ValueError(f"the basis lives on {n} examples, but the Gram matrix has shape {list(gram.shape)}.")
-    axis = _axis_without_constant(basis)
-    eigenvalues, modes = _principal_modes(gram.detach())
+    axis = Axis.without_constant(basis)
+    eigenvalues, modes = principal_modes(gram.detach(), n)
     energies = axis.energies(modes)
     whole = median_index(eigenvalues @ energies)
     null_median, null_sd = _chance(eigenvalues, modes, axis)
@@ -112,51 +106,7 @@ def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Axis:
-    """The levels that centred functions are measured on."""
-
-    vectors: Tensor
-    level_of: Tensor
-    complexity: Tensor
-
-    def energies(self, functions: Tensor) -> Tensor:
-        """``[n, r]`` -> ``[r, L]``."""
-        return sum_by_level((functions.T @ self.vectors).square(), self.level_of, self.complexity.numel())
-
-    def position(self, index: Tensor) -> Tensor:
-        """Turn a median index into a share of the index range."""
-        last = self.complexity.numel() - 1
-        return index.clamp(0, last) / last if last > 0 else torch.full_like(index, torch.nan)
-
-
-def _axis_without_constant(basis: Basis) -> _Axis:
-    """Leave out the first level if it is the constant; other components of a graph stay with it."""
-    n = basis.vectors.shape[0]
-    level_of, vectors, complexity = basis.level_of, basis.vectors, basis.level_complexity
-    in_first = int((level_of == 0).sum())
-    if in_first == 1 and float(vectors[:, 0].sum() ** 2) > CONSTANT_ENERGY * n:
-        level_of, vectors, complexity = level_of[1:] - 1, vectors[:, 1:], complexity[1:]
-    return _Axis(vectors, level_of, complexity)
-
-
-def _principal_modes(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the descending eigenvalues ``[r]`` of the centred Gram matrix and its modes ``[n, r]``."""
-    n = gram.shape[0]
-    resolution = torch.finfo(gram.dtype).eps if gram.is_floating_point() else torch.finfo(torch.float64).eps
-    gram = gram.double()
-    centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
-    if not bool(centred.isfinite().all()):  # eigh raises on these
-        return gram.new_zeros(0), gram.new_zeros(n, 0)
-    eigenvalues, modes = eigh((centred + centred.T) / 2)
-    # Eigenvalues of rounding, in the dtype the Gram matrix came in, are no modes; where all gradients are alike
-    # nothing else is left, and only the size of what was centred tells.
-    rounding = n * resolution * gram.abs().max()
-    kept = eigenvalues > torch.maximum(MIN_EIGENVALUE * eigenvalues[-1], rounding)
-    return eigenvalues[kept].flip(0), modes[:, kept].flip(1)
-
-
-def _chance(eigenvalues: Tensor, modes: Tensor, axis: _Axis) -> tuple[Tensor, Tensor]:
+def _chance(eigenvalues: Tensor, modes: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
     """Return mean position and standard deviation over random pairings of examples with gradients."""
     n = modes.shape[0]
     centred = axis.vectors - axis.vectors.mean(0)

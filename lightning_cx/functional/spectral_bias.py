@@ -1,10 +1,14 @@
-"""Does a network learn the simple part of its target first?"""
+"""Does a network learn the simple part of its target first, and has it turned to the complex part?"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_cx.functional.inputs import as_tensor
+from lightning_cx.functional.levels import band_energies, sum_by_level
 from lightning_cx.functional.spectrum import low_weights
 
 
@@ -79,3 +83,81 @@ def energies_at_half(initial: Tensor, before: Tensor, after: Tensor) -> Tensor |
         else:
             far = middle
     return torch.lerp(log_before, log_after, far).exp()
+
+
+def fitted_fraction(initial: Tensor, current: Tensor, level_of: Tensor, bands: Sequence[tuple[int, int]]) -> Tensor:
+    """Say how much of each band of the target has been fitted: 0 nothing, 1 all of it.
+
+    ``s_b(t) = clip(1 - <a_b(t), a_b(0)> / <a_b(0), a_b(0)>, 0, 1)`` with a the residual's coefficients in the band.
+    Unlike a ratio of energies this does not count new errors that the fit makes elsewhere as something left to learn.
+
+    Args:
+        initial: ``[K, C]`` coefficients of the initial residual in the basis, ``Phi^T r(0)``.
+        current: ``[K, C]`` coefficients now.
+        level_of: ``[K]`` the level of each basis function.
+        bands: Half-open ranges of the level index, as from `octave_bands`.
+
+    Returns:
+        ``[len(bands)]`` float64 in ``[0, 1]``; nan where a band was empty at the start or is not finite.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    References:
+        THEORY section 4. Under exact linear dynamics of rate ``lambda``: ``1 - exp(-lambda t)``.
+
+    Example:
+        >>> import torch
+        >>> start = torch.tensor([[2.0], [1.0], [1.0]])
+        >>> fitted_fraction(start, torch.tensor([[0.5], [1.0], [0.0]]), torch.tensor([0, 1, 1]), [(0, 1), (1, 2)])
+        tensor([0.7500, 0.5000], dtype=torch.float64)
+    """
+    initial, current = as_tensor(initial), as_tensor(current)
+    if initial.shape != current.shape or initial.shape[0] != level_of.numel():
+        raise ValueError(
+            f"coefficients of different shape: {list(initial.shape)} at the start, {list(current.shape)} now, and "
+            f"{level_of.numel()} levels."
+        )
+    initial, current = initial.double().reshape(len(initial), -1), current.double().reshape(len(current), -1)
+    levels = int(level_of.max()) + 1 if level_of.numel() else 0
+    size = band_energies(sum_by_level(initial.square().sum(1), level_of, levels), list(bands))
+    left = band_energies(sum_by_level((initial * current).sum(1), level_of, levels), list(bands))
+    return torch.where((size > 0) & size.isfinite(), 1 - left / size, torch.nan).clamp(0, 1)
+
+
+def high_complexity_dominance(initial: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Say what is being learned at the moment: 0 only simple functions, 1 only complex ones, .5 both alike.
+
+    With w the low weights of the initial residual, the low side lost ``d_L = max(w . (before - after), 0)`` of its
+    energy and the high side ``d_H = max((1 - w) . (before - after), 0)``; ``D = d_H / (d_L + d_H)``. Above 1/2 most
+    of what is being fitted is complex.
+
+    Args:
+        initial: ``[L]`` energies of the initial residual, in order of complexity, without the constant.
+        before: ``[L]`` energies at the start of a window of time.
+        after: ``[L]`` energies at its end.
+
+    Returns:
+        ``[]`` float64 in ``[0, 1]``; nan where neither side lost energy or something is not finite.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    References:
+        THEORY section 4.
+
+    Example:
+        >>> import torch
+        >>> half = torch.tensor([2.0, 2.0])
+        >>> float(high_complexity_dominance(half, half, torch.tensor([1.75, 1.25])))
+        0.75
+    """
+    if not initial.shape == before.shape == after.shape:
+        raise ValueError(
+            f"energies of different length: {list(initial.shape)}, {list(before.shape)} and {list(after.shape)}."
+        )
+    weights = low_weights(initial.double())
+    lost = before.double() - after.double()
+    low, high = (weights * lost).sum().clamp_min(0), ((1 - weights) * lost).sum().clamp_min(0)
+    share = high / (low + high)
+    return torch.where(share.isfinite(), share, torch.nan)

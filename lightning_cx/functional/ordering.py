@@ -1,0 +1,118 @@
+"""How the strength of modes goes with their complexity: interference indices and what they are by chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from lightning_cx.functional.principal import Axis
+from lightning_cx.functional.spectrum import low_weights, median_index
+
+SAME_MEDIAN = 1e-9
+"""Median indices this close are a tie: rounding must not rank them."""
+
+MIN_MODES_TO_RANK = 3
+"""Two modes are always in perfect order, one way or the other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ordering:
+    """Indices of one ordering of modes, or of several at once; every tensor is float64.
+
+    Attributes:
+        rank_correlation: ``[...]`` Spearman's correlation of a mode's rank with its median complexity.
+        amplification: ``[..., q]`` a_j of the strongest modes.
+        attenuation: ``[..., q]`` d_j of the weakest modes, weakest first.
+    """
+
+    rank_correlation: Tensor
+    amplification: Tensor
+    attenuation: Tensor
+
+    @property
+    def cii(self) -> Tensor:
+        """``[...]`` the constructive interference index, the mean of a_j; nan without modes."""
+        return _mean(self.amplification)
+
+    @property
+    def dii(self) -> Tensor:
+        """``[...]`` the destructive interference index, the mean of d_j; nan without modes."""
+        return _mean(self.attenuation)
+
+
+def ordering(eigenvalues: Tensor, energies: Tensor, q: int, orders: Tensor | None = None) -> Ordering:
+    """Say whether the strong modes are simpler than the rest, and the weak ones more complex.
+
+    The strongest modes are each compared with what remains of the gradient after them: with l_j the share of u_j on
+    the low side of the median of ``g = sum_{i > j} lambda_i e_i``, ``a_j = 2 l_j - 1``. The weakest are compared with
+    what stands before them, ``sum_{i < j}``: ``d_j = 1 - 2 l_j``.
+
+    Args:
+        eigenvalues: ``[r]`` descending.
+        energies: ``[r, L]`` level energies of each mode.
+        q: Number of modes at either end; at most ``r - 1`` are used.
+        orders: ``[B, r]`` which mode takes which eigenvalue, for a null; None keeps them as they are.
+
+    Returns:
+        Ordering, with a leading axis B if there are orders.
+    """
+    r = eigenvalues.numel()
+    q = max(min(q, r - 1), 0)
+    given = torch.arange(r, device=eigenvalues.device)[None] if orders is None else orders
+    result = Ordering(
+        rank_correlation=_spearman_with_order(median_index(energies)[given]),
+        amplification=2 * _low_shares(eigenvalues, energies, given, q) - 1,
+        attenuation=1 - 2 * _low_shares(eigenvalues.flip(0), energies, given.flip(1), q),
+    )
+    if orders is not None:
+        return result
+    return Ordering(result.rank_correlation[0], result.amplification[0], result.attenuation[0])
+
+
+def permutation_null(eigenvalues: Tensor, energies: Tensor, q: int, count: int, generator: torch.Generator) -> Ordering:
+    """Pair singular values with singular functions at random, ``count`` times."""
+    r = eigenvalues.numel()
+    orders = torch.rand(count, r, generator=generator).argsort(1)
+    return ordering(eigenvalues, energies, q, orders.to(eigenvalues.device))
+
+
+def shuffled_cii(
+    eigenvalues: Tensor, modes: Tensor, axis: Axis, q: int, count: int, generator: torch.Generator
+) -> Tensor:
+    """CII ``[count]`` after pairing examples with places on the axis at random: what an axis without meaning gives."""
+    n = axis.vectors.shape[0]
+    by_example = modes.reshape(n, len(modes) // n, modes.shape[1])
+    seen = eigenvalues.new_full((count,), torch.nan)
+    for i in range(count):
+        order = torch.randperm(n, generator=generator).to(modes.device)
+        seen[i] = ordering(eigenvalues, axis.energies(by_example[order].reshape(modes.shape)), q).cii
+    return seen
+
+
+def _low_shares(eigenvalues: Tensor, energies: Tensor, orders: Tensor, q: int) -> Tensor:
+    """Share ``[B, q]`` of each of the first q modes on the low side of the gradient made of those after it."""
+    first = energies[orders[:, :q]]
+    after = torch.zeros(orders.shape, dtype=eigenvalues.dtype, device=eigenvalues.device)
+    after.scatter_(1, orders[:, q:], eigenvalues[q:].expand(len(orders), -1))
+    spectra = eigenvalues[:q, None] * first
+    # Sums from the weak end, since what is left after a dominant mode would drown in its rounding.
+    from_here = torch.cat([spectra, (after @ energies)[:, None]], 1).flip(1).cumsum(1).flip(1)
+    weights = low_weights(from_here[:, 1:])
+    return (weights * first).sum(-1) / first.sum(-1)
+
+
+def _spearman_with_order(medians: Tensor) -> Tensor:
+    r = medians.shape[-1]
+    if r < MIN_MODES_TO_RANK:
+        return medians.new_full(medians.shape[:-1], torch.nan)
+    ranks = rankdata((medians / SAME_MEDIAN).round().cpu().numpy(), axis=-1)
+    seen = torch.from_numpy(ranks).to(medians) - (r + 1) / 2
+    order = torch.arange(r, dtype=medians.dtype, device=medians.device) - (r - 1) / 2
+    return (seen @ order) / (seen.norm(dim=-1) * order.norm())
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean(-1)  # of nothing: nan
