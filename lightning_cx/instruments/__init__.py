@@ -15,12 +15,13 @@ Instruments know nothing of a Trainer. In any loop:
     ['gradient/example_norm_p05', 'gradient/example_norm_p50', 'gradient/example_norm_p95']
 """
 
-from lightning_cx.instruments.base import Instrument, ModeScatter, Needs, Observation, Reading, Spectrogram
+from lightning_cx.instruments.base import BandDecay, Instrument, ModeScatter, Needs, Observation, Reading, Spectrogram
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.spectral_bias import SpectralBias
 
 __all__ = [
+    "BandDecay",
     "GradientNoise",
     "GradientSpectrum",
     "Instrument",

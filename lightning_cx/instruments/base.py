@@ -22,12 +22,16 @@ class Needs:
         norms: Their norms: where no instrument needs more, a sampled step costs less.
         features: Features of the batch, for a graph over its examples.
         probe: A pass over the fixed probe.
+        per_layer: The Gram matrices of the single parameters as well, of whatever gradients are shown.
+        probe_gradients: Number of probe examples whose gradients are needed; these cost passes of their own.
     """
 
     gram: bool = False
     features: bool = False
     probe: bool = False
     norms: bool = False
+    per_layer: bool = False
+    probe_gradients: int = 0
 
     @property
     def gradients(self) -> bool:
@@ -82,6 +86,7 @@ class ModeScatter:
         whole_median: Median complexity of the whole gradient, 0 to 1.
         title: One line for the picture.
         reading: One sentence that says how to read it.
+        earlier: Step, singular values and medians of earlier steps, oldest first, to be seen behind this one.
     """
 
     step: int
@@ -90,9 +95,32 @@ class ModeScatter:
     whole_median: float
     title: str
     reading: str
+    earlier: Sequence[tuple[int, Tensor, Tensor]] = ()
 
 
-Picture: TypeAlias = Spectrogram | ModeScatter
+@dataclass(frozen=True)
+class BandDecay:
+    """How fast each band of the residual falls.
+
+    Attributes:
+        steps: Step numbers, length S, ascending.
+        values: Energy of each band at each step, [S, B], non-negative.
+        bands: A short label for each band, from simple to complex, length B.
+        half_lives: Steps in which each band loses half of its energy at present, length B; inf where it does not fall,
+            nan where too little is known.
+        title: One line for the picture.
+        reading: One sentence that says how to read it.
+    """
+
+    steps: Sequence[int]
+    values: Tensor
+    bands: Sequence[str]
+    half_lives: Sequence[float]
+    title: str
+    reading: str
+
+
+Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay
 
 
 @dataclass(frozen=True)
