@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
@@ -27,6 +28,7 @@ from lightning_cx.gradients import (
 )
 from lightning_cx.gradients.calibration import LossOf
 from lightning_cx.gradients.sample import CONTRIBUTION
+from lightning_cx.instruments import Needs
 from lightning_cx.probe import isolated
 from lightning_cx.probe.batches import take
 from lightning_cx.probe.eager import anything_compiled, compiled_parts, eagerly
@@ -37,7 +39,7 @@ class GradientSampler:
 
     Args:
         failures: Where refusals are told.
-        gram: Whether the Gram matrix is needed, or norms are enough.
+        needs: What the instruments want: the Gram matrix or norms alone, of all parameters or of each as well.
 
     Attributes:
         sample: What the last finished step showed, or None.
@@ -45,9 +47,10 @@ class GradientSampler:
         eager: Whether compiled parts, if there are any, run as they were written in this step.
     """
 
-    def __init__(self, failures: Failures, gram: bool) -> None:
+    def __init__(self, failures: Failures, needs: Sequence[Needs]) -> None:
         self.failures = failures
-        self._gram = gram
+        self._gram = any(need.gram for need in needs)
+        self._per_layer = any(need.gram and need.per_layer for need in needs)
         self.sample: GradientSample | None = None
         self.one_off_seconds = 0.0
         self.eager = False
@@ -97,7 +100,14 @@ class GradientSampler:
             return
         scale = gradient_scale(trainer, module) * (self._examples if self._calibration.sums else 1)
         parameters = module.named_parameters()
-        tap = GradientTap(parameters, self._examples, self._gram, loss_scale=scale, batch_first=self._layout)
+        tap = GradientTap(
+            parameters,
+            self._examples,
+            self._gram,
+            per_layer=self._per_layer,
+            loss_scale=scale,
+            batch_first=self._layout,
+        )
         try:
             tap.attach(loss)
         except AmbiguousLayoutError as refusal:

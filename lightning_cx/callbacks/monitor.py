@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
-from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, SpectralBias
+from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, Interference, SpectralBias
+from lightning_cx.instruments.control import Control
 from lightning_cx.probe import ProbeSet
 
 
@@ -28,23 +29,28 @@ class ComplexityMonitor(Callback):
     so rounds, and draws its dropout differently from an eager step, and that much differs on sampled steps.
 
     Args:
-        instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum` and `SpectralBias`.
+        instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum`, `Interference` and
+            `SpectralBias`.
         every_n_steps: Measure at every n-th batch, whatever it costs; None measures as often as the budget allows.
         overhead_budget: Share of the wall time that the monitor may spend, between 0 and 1; measured and kept, and
             logged as `complexity/overhead`. Of no account with `every_n_steps`.
         probe: The fixed examples for residual spectra; None takes `ProbeSet()`, 512 training examples.
         strict: Raise where sampling fails, instead of warning once and letting training go on.
+        control: `"shuffle"` logs a twin beside each number that depends on which example is which, measured with the
+            examples shuffled, under `<tag>_shuffled`: what the method finds where there is nothing to find. For
+            instruments of your own choice, pass it to them.
 
     Raises:
-        ValueError: If `every_n_steps` or `overhead_budget` is out of range.
+        ValueError: If `every_n_steps` or `overhead_budget` is out of range, or `control` is not known or given
+            together with `instruments`.
         TypeError: If `instruments` holds something else than instruments.
 
     Example:
         >>> from lightning_cx import ComplexityMonitor
         >>> ComplexityMonitor(every_n_steps=50)
-        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias; every 50 steps)
+        ComplexityMonitor(GradientNoise, GradientSpectrum, Interference, SpectralBias; every 50 steps)
         >>> ComplexityMonitor(overhead_budget=0.05)
-        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias; 5% of the wall time)
+        ComplexityMonitor(GradientNoise, GradientSpectrum, Interference, SpectralBias; 5% of the wall time)
     """
 
     def __init__(
@@ -54,9 +60,12 @@ class ComplexityMonitor(Callback):
         overhead_budget: float = 0.02,
         probe: ProbeSet | None = None,
         strict: bool = False,
+        control: Control = None,
     ) -> None:
         super().__init__()
-        chosen = [GradientNoise(), GradientSpectrum(), SpectralBias()] if instruments is None else list(instruments)
+        if instruments is not None and control is not None:
+            raise ValueError(f"pass control={control!r} to the instruments themselves where you choose them.")
+        chosen = _default_instruments(control) if instruments is None else list(instruments)
         strangers = [type(i).__name__ for i in chosen if not isinstance(i, Instrument)]
         if strangers or not chosen:
             raise TypeError(f"instruments must be a list of Instrument objects, got {strangers or 'an empty list'}.")
@@ -164,3 +173,12 @@ class ComplexityMonitor(Callback):
         self.probe.load_state_dict(state_dict["probe"])
         for instrument, state in zip(self.instruments, state_dict["instruments"], strict=True):
             instrument.load_state_dict(state)
+
+
+def _default_instruments(control: Control) -> list[Instrument]:
+    return [
+        GradientNoise(),
+        GradientSpectrum(control=control),
+        Interference(control=control),
+        SpectralBias(control=control),
+    ]

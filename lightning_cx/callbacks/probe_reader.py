@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -15,9 +16,14 @@ from lightning_cx.callbacks._trainer import (
     to_device,
     training_data,
 )
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.gradients import GradientSample, UnsupportedGradientError
+from lightning_cx.instruments import Needs
 from lightning_cx.probe import ProbeReading, ProbeSet
+from lightning_cx.probe.passes import LossOf
 
 BASIS_SECONDS = 5e-10  # times n^3: what a graph basis of 512 examples took on two cores (46 ms), and some
+GRADIENT_SHARE = 2.0  # the same for per-example gradients: a backward, and the Gram matrix on top
 PASS_SHARE = 0.7  # of a training step for as many examples: forward, and the backward of the head alone
 
 
@@ -26,10 +32,15 @@ class ProbeReader:
 
     Args:
         probe: What to draw and how to read it.
+        needs: What the instruments want of it.
+        failures: Where refusals are told.
     """
 
-    def __init__(self, probe: ProbeSet) -> None:
+    def __init__(self, probe: ProbeSet, needs: Sequence[Needs], failures: Failures) -> None:
         self.probe = probe
+        self._gradient_examples = max((need.probe_gradients for need in needs), default=0)
+        self._per_layer = any(need.probe_gradients and need.per_layer for need in needs)
+        self._failures = failures
         self._data: tuple[Any, Callable[[list[Any]], Any], int] | None = None
         self.read_count = 0
         self._chunk_seconds = 0.0
@@ -69,7 +80,16 @@ class ProbeReader:
         size = self._data[2] if self._data is not None else self.probe.chunk_size
         batches = n / max(1, size)
         first = 0.0 if self.read_count else BASIS_SECONDS * n**3 + batches * self._chunk_seconds
-        return first + PASS_SHARE * batches * step_seconds
+        gradients = GRADIENT_SHARE * self._gradient_passes(n, size) / max(1, size)
+        return first + (PASS_SHARE * batches + gradients) * step_seconds
+
+    def _gradient_passes(self, examples: int, chunk_size: int) -> int:
+        if not self._gradient_examples:
+            return 0
+        if self.probe.examples:
+            return self.probe.passes_for_gradients(self._gradient_examples)
+        wanted = min(examples, self._gradient_examples)
+        return wanted * max(1, -(-wanted // max(1, chunk_size)) - 1)
 
     def prepare(self) -> None:
         """Draw what is missing of an indexed probe."""
@@ -82,4 +102,20 @@ class ProbeReader:
         replay = None if replayable(module) else (lambda batch: replayed_loss(trainer, module, batch, 0))
         reading = self.probe.read(module, replay, place)
         self.read_count += 1
-        return reading
+        return (
+            reading
+            if not self._gradient_examples
+            else replace(reading, gradients=self._gradients(module, replay, place))
+        )
+
+    def _gradients(
+        self, module: LightningModule, replay: LossOf | None, place: Callable[[Any], Any]
+    ) -> GradientSample | None:
+        try:
+            return self.probe.gradients(module, replay, place, self._gradient_examples, self._per_layer)
+        except (UnsupportedGradientError, ValueError) as refusal:  # the model or the data, and it will not change
+            if self._failures.strict:
+                raise
+            self._gradient_examples = 0
+            self._failures.tell(f"gradients on the probe are off: {refusal}", "gradients on the probe")
+            return None

@@ -58,8 +58,9 @@ class Session:
         self.schedule = schedule
         self.ledger = Ledger()
         self.failures = Failures(strict)
-        self.sampler = GradientSampler(self.failures, any(i.needs.gram for i in self.instruments))
-        self.reader = ProbeReader(probe)
+        needs = [i.needs for i in self.instruments]
+        self.sampler = GradientSampler(self.failures, needs)
+        self.reader = ProbeReader(probe, needs, self.failures)
         self.publisher = Publisher(self.failures)
         self.sampling = False
         self._readings: list[Reading] = []

@@ -33,7 +33,13 @@ from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.features import default_features
 from lightning_cx.functional.interference import interference_profile
-from lightning_cx.functional.kernel import effective_rank, gram_participation_ratio, participation_ratio
+from lightning_cx.functional.kernel import (
+    EigenvalueDecay,
+    effective_rank,
+    eigenvalue_decay,
+    gram_participation_ratio,
+    participation_ratio,
+)
 from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
 from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
 from lightning_cx.functional.noise import (
@@ -59,6 +65,7 @@ __all__ = [
     "Coherence",
     "CumulativePower",
     "DecayRates",
+    "EigenvalueDecay",
     "GradientSpectrum",
     "InterferenceProfile",
     "NoiseScale",
@@ -71,6 +78,7 @@ __all__ = [
     "decay_similarity",
     "default_features",
     "effective_rank",
+    "eigenvalue_decay",
     "energies_at_half",
     "energy_spectrum",
     "fitted_fraction",

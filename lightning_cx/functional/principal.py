@@ -89,7 +89,7 @@ def principal_modes(gram: Tensor, n_examples: int, center: bool = True) -> tuple
     size = gram.shape[0]
     resolution = torch.finfo(gram.dtype).eps if gram.is_floating_point() else torch.finfo(torch.float64).eps
     gram = gram.double()
-    matrix = centred(centred(gram, n_examples).T, n_examples) if center else gram
+    matrix = centred(centred(gram, n_examples).T, n_examples) if center and size else gram
     if size == 0 or not bool(matrix.isfinite().all()):  # eigh raises on these
         return gram.new_zeros(0), gram.new_zeros(size, 0)
     eigenvalues, modes = eigh((matrix + matrix.T) / 2)

@@ -35,15 +35,15 @@ class DecayRates:
     high: Tensor
 
     @property
-    def half_life(self) -> Tensor:
-        """Steps in which half of the energy goes, ``log 2 / rate``; inf where the rate is no larger than 0."""
-        half_life = math.log(2) / self.rate.clamp_min(0)
-        return torch.where(self.rate.isnan(), torch.nan, half_life)
-
-    @property
     def falls(self) -> Tensor:
         """``[B]`` bool: whether the whole interval lies above 0."""
         return self.low > 0
+
+    @property
+    def half_life(self) -> Tensor:
+        """Steps in which half of the energy goes, ``log 2 / rate``; inf where no fall is certain, nan where unknown."""
+        half_life = torch.where(self.falls, math.log(2) / self.rate, torch.inf)
+        return torch.where(self.rate.isnan(), torch.nan, half_life)
 
 
 def decay_rates(steps: Tensor, energies: Tensor) -> DecayRates:

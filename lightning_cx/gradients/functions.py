@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -140,11 +142,20 @@ def _sample(
     tap = GradientTap(
         module.named_parameters(), batch_size, gram, not (gram or rows), batch_first=batch_first, rows=rows
     )
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return ride(tap, loss, dict(module.named_parameters()))
+
+
+def ride(tap: GradientTap, loss: Tensor, parameters: Mapping[str, Tensor]) -> GradientSample:
+    """Run a backward of the loss for the tap alone; the graph is kept and no `.grad` touched.
+
+    Raises:
+        UnsupportedGradientError: If a parameter is used in a way that the tap cannot read, by name.
+    """
+    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
     tap.attach(loss)
     try:
-        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
+        gradients = torch.autograd.grad(loss, list(trainable.values()), retain_graph=True, allow_unused=True)
+        for name, gradient in zip(trainable, gradients, strict=True):
             tap.compare_with(name, gradient)  # nothing is accumulated here, so the tap's own hook does not see it
         return tap.finish()
     finally:

@@ -66,8 +66,9 @@ def replay_gradients(
     for name, parameter in parameters.items():
         stacked = torch.stack(rows.pop(name)).to(torch.promote_types(parameter.dtype, torch.float32))
         flat = stacked.reshape(examples, -1)
-        gram += (flat @ flat.T).double()
-        layers[name] = LayerGradients("replay", squared_norms=flat.square().sum(1).double())
+        own = (flat @ flat.T).double()
+        gram += own
+        layers[name] = LayerGradients("replay", own, flat.square().sum(1).double())
         if projections:
             directions = Directions.draw(name, tuple(parameter.shape), projections, seed, parameter)
             projected += directions.of_rows(stacked).double()

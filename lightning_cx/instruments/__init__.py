@@ -18,6 +18,7 @@ Instruments know nothing of a Trainer. In any loop:
 from lightning_cx.instruments.base import BandDecay, Instrument, ModeScatter, Needs, Observation, Reading, Spectrogram
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
+from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.spectral_bias import SpectralBias
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GradientNoise",
     "GradientSpectrum",
     "Instrument",
+    "Interference",
     "ModeScatter",
     "Needs",
     "Observation",

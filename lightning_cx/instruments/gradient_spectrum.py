@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 
 from lightning_cx.functional import gradient_spectrum, laplacian_basis
-from lightning_cx.instruments.base import Instrument, ModeScatter, Needs, Observation, Reading
+from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
+from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
+from lightning_cx.instruments.modes import ModeHistory
 from lightning_cx.tensorboard import tags
 
 MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all with all and orders nothing
@@ -22,16 +24,33 @@ class GradientSpectrum(Instrument):
     Examples of the batch that look alike are joined in a graph, whose eigenvectors run from smooth to rough. Where
     the gradients vary smoothly over it, neighbours want the same of the weights and help each other; at .5 each
     example pulls for itself, as it does when noise is being fitted.
+
+    Args:
+        control: `"shuffle"` logs every number that depends on the order of the examples again with the examples
+            shuffled, under `<tag>_shuffled`.
+
+    Raises:
+        ValueError: If `control` is not known.
     """
 
+    def __init__(self, control: Control = None) -> None:
+        self._history = ModeHistory("Gradient modes of the batch")
+        self._twin = None
+        if checked(control) is not None:
+            self._twin = ShuffledTwin(GradientSpectrum(), order_free=(tags.PARTICIPATION_RATIO,))
+
     def reset(self) -> None:
-        """Every batch stands for itself: there is nothing to forget."""
+        self._history.reset()
 
     @property
     def needs(self) -> Needs:
         return Needs(gram=True, features=True)
 
     def measure(self, observation: Observation) -> Reading:
+        reading = self._measure(observation)
+        return reading if self._twin is None or not reading.scalars else self._twin.beside(reading, observation)
+
+    def _measure(self, observation: Observation) -> Reading:
         sample, features = observation.gradients, observation.features
         if sample is None or sample.gram is None:
             return Reading()
@@ -53,14 +72,14 @@ class GradientSpectrum(Instrument):
             tags.GRADIENT_MEDIAN_CHANCE_LOW: chance - 1.96 * float(spectrum.null_sd),
             tags.PARTICIPATION_RATIO: float(spectrum.participation_ratio),
         }
-        picture = ModeScatter(
-            step=observation.step,
-            singular_values=spectrum.eigenvalues.clamp_min(0).sqrt(),
-            medians=spectrum.medians,
-            whole_median=median,
-            title=f"Gradient modes of the batch at step {observation.step}",
-            reading="Each dot is a function of the examples that this batch's gradient changes: strong ones are high "
-            "up, simple ones to the left. Learning structure: the strong dots lie left of .5. Fitting noise: all "
-            "dots gather around .5.",
+        picture = self._history.picture(
+            observation.step, spectrum.eigenvalues.clamp_min(0).sqrt(), spectrum.medians, median
         )
         return Reading(scalars, pictures={tags.GRADIENT_SPECTRUM: picture})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self._history.state_dict(), **state_of(self._twin)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._history.load_state_dict(state["history"])
+        load_state(self._twin, state)

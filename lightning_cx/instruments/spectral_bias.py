@@ -1,4 +1,4 @@
-"""What of the target is still unlearned, from simple to complex."""
+"""What of the target is still unlearned, from simple to complex, and which part is being learned now."""
 
 from __future__ import annotations
 
@@ -10,123 +10,137 @@ from torch import Tensor
 from lightning_cx.functional import (
     Basis,
     band_energies,
-    energies_at_half,
     energy_spectrum,
+    independent_outputs,
     laplacian_basis,
     median_index,
     merge_levels,
     octave_bands,
-    spectral_bias_index,
+    whiteness,
 )
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading, Spectrogram
+from lightning_cx.functional.levels import sum_by_level
+from lightning_cx.instruments.band_history import BandHistory
+from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
+from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
+from lightning_cx.instruments.learning import Learning
 from lightning_cx.tensorboard import tags
 
-MAX_COLUMNS = 1024  # of the spectrogram; past this every other one is dropped
+SUMMARY = (
+    tags.RESIDUAL_ENERGY,
+    tags.RESIDUAL_MEDIAN,
+    tags.WHITENESS,
+    tags.SPECTRAL_BIAS_INDEX,
+    tags.HIGH_COMPLEXITY_DOMINANCE,
+)
 
 
 @final
 class SpectralBias(Instrument):
-    """Residual energy on the fixed probe by octave band of complexity, its median, and the spectral bias index.
+    """Residual energy on the fixed probe by octave band of complexity, and what that says about learning.
 
     Band 0 is the mean residual; each further band holds functions about twice as rough over the probe as the last.
     In a healthy run the low bands empty first. When they lie as low as the top bands and only the top bands still
     fall, the network is fitting noise.
 
-    The median and the index leave the constant out: a residual of pure noise has its median at .5.
+    All but the bands leave the constant out: a residual of pure noise has its median at .5. The whiteness distance is
+    in units of what white noise stays below in 95% of all cases. Dominance is that of the last five readings.
+
+    Args:
+        per_band: Log fitted fraction, decay rate and half-life of each band as well. A rate is that of the last 16
+            readings, and nan before the sixth.
+        control: `"shuffle"` logs every number that depends on the order of the examples again with the examples
+            shuffled, under `<tag>_shuffled`.
+
+    Raises:
+        ValueError: If `control` is not known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, per_band: bool = False, control: Control = None) -> None:
+        self.per_band = per_band
         self._basis: Basis | None = None
         self._features: Tensor | None = None
         self._fingerprint: float | None = None
-        self._initial: Tensor | None = None
-        self._previous: Tensor | None = None
-        self._index = torch.nan
-        self._steps: list[int] = []
-        self._columns: list[Tensor] = []
+        self._learning = Learning()
+        self._bands = BandHistory()
+        twin = None if checked(control) is None else SpectralBias(per_band)
+        self._twin = None if twin is None else ShuffledTwin(twin, order_free=(tags.RESIDUAL_ENERGY,))
 
     @property
     def needs(self) -> Needs:
         return Needs(probe=True)
 
     def measure(self, observation: Observation) -> Reading:
+        reading = self._measure(observation)
+        return reading if self._twin is None or not reading.scalars else self._twin.beside(reading, observation)
+
+    def _measure(self, observation: Observation) -> Reading:
         probe = observation.probe
         if probe is None:
             return Reading()
-        basis = self._basis_on(probe.features)
-        energy, complexity = merge_levels(
-            energy_spectrum(basis, probe.residuals), basis.complexity, tol=basis.tolerance
-        )
-        names = octave_bands(len(energy))
-        band_tags = [tags.residual_band(number) for number in range(len(names))]
-        summary = (tags.RESIDUAL_ENERGY, tags.RESIDUAL_MEDIAN, tags.SPECTRAL_BIAS_INDEX)
+        n, basis = len(probe.residuals), self._basis_on(probe.features)
+        energy, complexity = merge_levels(energy_spectrum(basis, probe.residuals), basis.complexity, basis.tolerance)
+        bands = octave_bands(len(energy))
+        band_tags = [tags.residual_band(number) for number in range(len(bands))]
         if not bool(energy.isfinite().all()):
             bad = int((~probe.residuals.isfinite().all(1)).sum())
-            why = f"{bad} of {len(probe.residuals)} residuals are NaN or infinite: inputs are, or training diverged"
-            return Reading(dict.fromkeys((*summary, *band_tags), torch.nan), refusals=dict.fromkeys(summary, why))
-        varying = energy[1:] if complexity[0] == 0 else energy
-        self._follow(varying)
-        bands = band_energies(energy, names) / len(probe.residuals)
-        self._remember(observation.step, bands)
+            why = f"{bad} of {n} residuals are NaN or infinite: inputs are, or training diverged"
+            return Reading(dict.fromkeys((*SUMMARY, *band_tags), torch.nan), refusals=dict.fromkeys(SUMMARY, why))
+        first = int(complexity[0] == 0)  # the constant
+        varying = energy[first:]
+        sizes = sum_by_level(torch.ones_like(basis.complexity), basis.level_of, len(energy))[first:]
+        self._learning.follow(varying, basis.vectors.T @ probe.residuals.to(basis.vectors))
+        by_band = band_energies(energy, bands) / n
+        self._bands.add(observation.step, by_band)
         scalars = {
-            tags.RESIDUAL_ENERGY: float(energy.sum()) / len(probe.residuals),
+            tags.RESIDUAL_ENERGY: float(energy.sum()) / n,
             tags.RESIDUAL_MEDIAN: float(median_index(varying)) / max(1, len(varying) - 1),
-            tags.SPECTRAL_BIAS_INDEX: self._index,
-            **dict(zip(band_tags, bands.tolist(), strict=True)),
+            tags.WHITENESS: float(whiteness(varying, sizes, float(independent_outputs(probe.residuals))).ratio),
+            tags.SPECTRAL_BIAS_INDEX: self._learning.spectral_bias,
+            tags.HIGH_COMPLEXITY_DOMINANCE: self._learning.dominance,
+            **dict(zip(band_tags, by_band.tolist(), strict=True)),
         }
-        return Reading(scalars, pictures={tags.RESIDUAL_SPECTROGRAM: self._picture(names)})
+        if self.per_band:
+            scalars |= self._band_scalars(basis, bands)
+        return Reading(scalars, pictures=self._bands.pictures(bands))
+
+    def _band_scalars(self, basis: Basis, bands: list[tuple[int, int]]) -> dict[str, float]:
+        rates = self._bands.rates()
+        fitted = self._learning.fitted(basis.level_of, bands)
+        scalars: dict[str, float] = {}
+        for number in range(len(bands)):
+            scalars[tags.fitted_fraction(number)] = float(fitted[number])
+            scalars[tags.decay_rate(number)] = float(rates.rate[number])
+            scalars[tags.half_life(number)] = float(rates.half_life[number])
+        return scalars
 
     def _basis_on(self, features: Tensor) -> Basis:
         if self._basis is None or self._features is not features:
             self._basis, self._features = laplacian_basis(features), features
             fingerprint = float(features.square().sum())
             if self._fingerprint is not None and abs(fingerprint - self._fingerprint) > 1e-9 * fingerprint:
-                self.reset()  # another probe: nothing before it is comparable
+                self._start_afresh()  # another probe: nothing before it is comparable
             self._fingerprint = fingerprint
         return self._basis
 
+    def _start_afresh(self) -> None:
+        self._learning.reset()
+        self._bands.reset()
+
     def reset(self) -> None:
-        self._initial = self._previous = None
-        self._index = torch.nan
-        self._steps, self._columns = [], []
-
-    def _follow(self, varying: Tensor) -> None:
-        if self._initial is None or self._previous is None:
-            self._initial = self._previous = varying
-            return
-        at_half = energies_at_half(self._initial, self._previous, varying)
-        if at_half is not None and self._index != self._index:  # the first crossing counts
-            self._index = float(spectral_bias_index(self._initial, at_half))
-        self._previous = varying
-
-    def _remember(self, step: int, bands: Tensor) -> None:
-        self._steps.append(step)
-        self._columns.append(bands)
-        if len(self._steps) > MAX_COLUMNS:
-            self._steps, self._columns = self._steps[::2], self._columns[::2]
-
-    def _picture(self, names: list[tuple[int, int]]) -> Spectrogram:
-        labels = ["mean", *(f"{start}" if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in names[1:])]
-        return Spectrogram(
-            steps=tuple(self._steps),
-            values=torch.stack(self._columns),
-            bands=labels,
-            title="What is still unlearned: residual energy on the probe by complexity",
-            reading="Simple functions of the data at the bottom, complex ones on top. A healthy run darkens from the "
-            "bottom up; once only the top still darkens, the network is fitting noise.",
-        )
+        self._start_afresh()
+        if self._twin is not None:
+            self._twin.twin.reset()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
-            "initial": self._initial,
-            "previous": self._previous,
-            "index": self._index,
-            "steps": self._steps,
-            "columns": self._columns,
+            **self._learning.state_dict(),
+            **self._bands.state_dict(),
+            **state_of(self._twin),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._fingerprint = state["fingerprint"]
-        self._initial, self._previous, self._index = state["initial"], state["previous"], state["index"]
-        self._steps, self._columns = list(state["steps"]), list(state["columns"])
+        self._learning.load_state_dict(state)
+        self._bands.load_state_dict(state)
+        load_state(self._twin, state)

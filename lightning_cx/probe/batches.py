@@ -49,31 +49,60 @@ def _same_mapping(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
     return changed
 
 
-def take(batch: Any, start: int, stop: int, examples: int) -> Any:
-    """Cut examples [start, stop) out of a batch of `examples`; leaves that are not per example stay whole.
+def per_example(part: Any, examples: int) -> bool:
+    """Whether a part of a batch has one entry for each example, and is not made of parts that have.
 
     A list as long as the batch that holds no per-example tensor is itself per example: texts, images of all sizes.
+    """
+    if isinstance(part, Tensor | np.ndarray):
+        return part.ndim > 0 and part.shape[0] == examples
+    if not isinstance(part, list | tuple) or hasattr(part, "_fields") or len(part) != examples:
+        return False
+    return not any(isinstance(leaf, Tensor | np.ndarray) and per_example(leaf, examples) for _, leaf in leaves(part))
+
+
+def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
+    """Put two batches of the same make together; what is not per example is taken from the first.
+
+    Raises:
+        ValueError: If what is per example in them cannot be joined, as padded sequences of different lengths.
+    """
+    parts: list[Any] = []
+    map_batch(other, parts.append, lambda part: per_example(part, sizes[1]))
+    theirs = iter(parts)
+
+    def joined(part: Any) -> Any:
+        theirs_part: Any = next(theirs, None)
+        if not per_example(part, sizes[0]):
+            return part
+        if type(part) is type(theirs_part) and isinstance(part, Tensor | np.ndarray):
+            if part.shape[1:] == theirs_part.shape[1:]:
+                return (
+                    torch.cat([part, theirs_part]) if isinstance(part, Tensor) else np.concatenate([part, theirs_part])
+                )
+        elif type(part) is type(theirs_part):
+            return part + theirs_part
+        shapes = [list(getattr(p, "shape", [])) or type(p).__name__ for p in (part, theirs_part)]
+        raise ValueError(f"two batches cannot be joined: {shapes[0]} does not fit {shapes[1]}")
+
+    return map_batch(one, joined, lambda part: per_example(part, sizes[0]))
+
+
+def take(batch: Any, start: int, stop: int, examples: int) -> Any:
+    """Cut examples [start, stop) out of a batch of `examples`; leaves that are not per example stay whole.
 
     Raises:
         TypeError: If nothing in the batch is per example.
     """
-
-    def per_example(part: Any) -> bool:
-        if isinstance(part, Tensor | np.ndarray):
-            return part.ndim > 0 and part.shape[0] == examples
-        if not isinstance(part, list | tuple) or hasattr(part, "_fields") or len(part) != examples:
-            return False
-        return not any(isinstance(leaf, Tensor | np.ndarray) and per_example(leaf) for _, leaf in leaves(part))
-
     found = []
 
     def cut(part: Any) -> Any:
-        if not per_example(part):
+        if not per_example(part, examples):
             return part
         found.append(part)
         return part[start:stop]
 
-    taken = map_batch(batch, cut, per_example)
+    taken = map_batch(batch, cut, lambda part: per_example(part, examples))
     if not found:
         raise TypeError(f"cannot take single examples out of a batch of type {type(batch).__name__}")
     return taken

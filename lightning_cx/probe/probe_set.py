@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cx.functional.features import as_matrix, default_features
+from lightning_cx.gradients import GradientSample
 from lightning_cx.probe.batches import inputs_of, padded_cat, take, to_cpu
+from lightning_cx.probe.gradients import passes_of, probe_gradients, some_chunks
 from lightning_cx.probe.isolation import isolated_rng, isolated_streams
 from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction, read_chunks
 from lightning_cx.probe.reading import ProbeReading
@@ -191,13 +193,7 @@ class ProbeSet:
         Raises:
             ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found.
         """
-        loss_fn = self.loss_fn
-        loss_of = replay if loss_fn is None else lambda batch: loss_fn(module, batch)
-        if loss_of is None:
-            raise ValueError(
-                "training_step cannot be replayed under manual optimisation: pass ProbeSet(loss_fn=...), a function "
-                "(module, batch) -> losses [n]"
-            )
+        loss_of = self._loss_of(module, replay)
 
         def chunk(held: tuple[Any, int]) -> Callable[[], Chunk]:
             return lambda: Chunk(place(held[0]), held[1])
@@ -209,6 +205,46 @@ class ProbeSet:
         chunks = [chunk(held) for held in self._chunks]
         outputs, residuals, source = read_chunks(module, chunks, loss_of, self._reduction)
         return ProbeReading(outputs, residuals, features, self._reduction.coupled, f"output of {source}")
+
+    def gradients(
+        self,
+        module: nn.Module,
+        replay: LossOf | None,
+        place: Callable[[Any], Any] = lambda b: b,
+        examples: int = 256,
+        per_layer: bool = False,
+    ) -> GradientSample:
+        """Per-example gradients of the first examples, in eval mode and in isolation; `read` comes first.
+
+        Args:
+            module: The model.
+            replay: As in `read`.
+            place: As in `read`.
+            examples: How many, at most; fewer where 8 chunks hold fewer.
+            per_layer: Keep the Gram matrices of the single parameters as well.
+
+        Raises:
+            UnsupportedGradientError: If the tap cannot read the model, by name.
+            ValueError: If chunks cannot be joined into one batch, or `read` was not called.
+        """
+        if self._reduction is None:
+            raise ValueError("how the loss adds up is not known yet: call read() first")
+        chunks = some_chunks(self._chunks, examples)
+        return probe_gradients(module, chunks, place, self._loss_of(module, replay), self._reduction, per_layer)
+
+    def passes_for_gradients(self, examples: int) -> int:
+        """How many examples pass through the module for `gradients`: every two chunks meet once."""
+        return passes_of([count for _, count in some_chunks(self._chunks, examples)])
+
+    def _loss_of(self, module: nn.Module, replay: LossOf | None) -> LossOf:
+        loss_fn = self.loss_fn
+        loss_of = replay if loss_fn is None else lambda batch: loss_fn(module, batch)
+        if loss_of is None:
+            raise ValueError(
+                "training_step cannot be replayed under manual optimisation: pass ProbeSet(loss_fn=...), a function "
+                "(module, batch) -> losses [n]"
+            )
+        return loss_of
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen indices, so that a resumed run measures on the same examples."""

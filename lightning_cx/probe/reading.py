@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_cx.gradients import GradientSample
+
 
 @dataclass(frozen=True)
 class ProbeReading:
@@ -19,6 +21,7 @@ class ProbeReading:
         coupled: Whether an example's residual depends on the others in its chunk (in-batch losses, class
             weights); the residual is then its share of the chunk's loss.
         source: In words, which tensor was taken for the model's output.
+        gradients: Per-example gradients of the first of the examples, in eval mode, where asked for.
     """
 
     outputs: Tensor
@@ -26,6 +29,7 @@ class ProbeReading:
     features: Tensor
     coupled: bool = False
     source: str = ""
+    gradients: GradientSample | None = None
 
     def __str__(self) -> str:
         n, c = self.residuals.shape

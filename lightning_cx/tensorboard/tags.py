@@ -13,15 +13,50 @@ EXAMPLE_NORM_P95 = "gradient/example_norm_p95"
 EXAMPLE_NORMS = "gradient/example_norms"
 PARTICIPATION_RATIO = "gradient/participation_ratio"
 GRADIENT_SPECTRUM = "gradient/spectrum"
+INTERFERENCE = "gradient/interference"
+INTERFERENCE_P = "gradient/interference_p"
+RANK_CORRELATION = "gradient/rank_correlation"
+PROBE_INTERFERENCE = "gradient/probe_interference"
+PROBE_INTERFERENCE_P = "gradient/probe_interference_p"
+PROBE_RANK_CORRELATION = "gradient/probe_rank_correlation"
+PROBE_GRADIENT_SPECTRUM = "gradient/probe_spectrum"
 
 GRADIENT_MEDIAN = "complexity/gradient_median"
 GRADIENT_MEDIAN_CHANCE_LOW = "complexity/gradient_median_chance_low"
 RESIDUAL_ENERGY = "complexity/residual_energy"
 RESIDUAL_MEDIAN = "complexity/residual_median"
 SPECTRAL_BIAS_INDEX = "complexity/spectral_bias_index"
+HIGH_COMPLEXITY_DOMINANCE = "complexity/high_dominance"
+WHITENESS = "complexity/whiteness_distance"
 RESIDUAL_SPECTROGRAM = "complexity/residual_spectrogram"
+BAND_DECAY = "complexity/band_decay"
 
 
 def residual_band(number: int) -> str:
     """Tag of the residual energy in octave band `number`; band 0 is the mean."""
     return f"complexity/residual_band_{number:02d}"
+
+
+def fitted_fraction(number: int) -> str:
+    """Tag of the fitted fraction of octave band `number`."""
+    return f"complexity/fitted_fraction_{number:02d}"
+
+
+def decay_rate(number: int) -> str:
+    """Tag of the decay rate of octave band `number`."""
+    return f"complexity/decay_rate_{number:02d}"
+
+
+def half_life(number: int) -> str:
+    """Tag of the half-life of octave band `number`."""
+    return f"complexity/half_life_{number:02d}"
+
+
+def of_layer(tag: str, layer: str) -> str:
+    """Tag of the same quantity for one layer alone."""
+    return f"{tag}/{layer}"
+
+
+def shuffled(tag: str) -> str:
+    """Tag of the same quantity with the examples shuffled: the control."""
+    return f"{tag}_shuffled"

@@ -1,0 +1,156 @@
+"""Do the simple functions of the examples get the strong gradients, and could that be chance?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from lightning_cx.functional import Basis, interference_profile, laplacian_basis
+from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments.base import Instrument, ModeScatter, Needs, Observation, Reading
+from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
+from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES
+from lightning_cx.instruments.modes import ModeHistory
+from lightning_cx.tensorboard import tags
+
+BATCH_TAGS: tuple[str, ...] = (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
+PROBE_TAGS: tuple[str, ...] = (tags.PROBE_INTERFERENCE, tags.PROBE_INTERFERENCE_P, tags.PROBE_RANK_CORRELATION)
+
+
+@final
+class Interference(Instrument):
+    """The low-complexity interference principle, measured: CII with its p-value, and the rank correlation.
+
+    CII lies near 1 while each strong mode of the gradients is simpler than all that remains, near 0 where strength and
+    complexity have nothing to do with each other. The p-value says how often random pairing would reach it.
+
+    On the training batch this costs nothing but arithmetic: the Gram matrix is that of the training's own backward,
+    and each batch has its own graph over its examples. On the probe the same examples are compared from step to step,
+    in eval mode, at the price of passes of their own.
+
+    Args:
+        on: `"batch"` or `"probe"`.
+        per_layer: Measure each layer's own gradients as well, under `<tag>/<layer>`.
+        control: `"shuffle"` logs every number again with the examples shuffled, under `<tag>_shuffled`: what this
+            method finds where there is nothing to find.
+        examples: How many probe examples take part; fewer where the batches of the probe are small (their number is
+            limited to 8, since each two have to meet in one pass).
+
+    Raises:
+        ValueError: If `on` or `control` is not known, or `examples` is below 16.
+
+    Example:
+        >>> Interference(on="probe", control="shuffle").needs.probe_gradients
+        256
+    """
+
+    def __init__(
+        self,
+        on: Literal["batch", "probe"] = "batch",
+        per_layer: bool = False,
+        control: Control = None,
+        examples: int = 256,
+    ) -> None:
+        if on not in ("batch", "probe"):
+            raise ValueError(f'Interference is measured on "batch" or "probe", got {on!r}.')
+        if examples < MIN_EXAMPLES:
+            raise ValueError(f"{MIN_EXAMPLES} examples are needed to order them, got examples={examples}.")
+        self.on = on
+        self.per_layer = per_layer
+        self.examples = examples
+        self._tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
+        self._history = ModeHistory(f"Gradient modes of the {on}")
+        self._basis: tuple[Tensor, Basis] | None = None
+        twin = None if checked(control) is None else Interference(on, per_layer, None, examples)
+        self._twin = None if twin is None else ShuffledTwin(twin)
+
+    def reset(self) -> None:
+        self._history.reset()
+        self._basis = None
+        if self._twin is not None:
+            self._twin.twin.reset()
+
+    @property
+    def needs(self) -> Needs:
+        if self.on == "batch":
+            return Needs(gram=True, features=True, per_layer=self.per_layer)
+        return Needs(probe=True, probe_gradients=self.examples, per_layer=self.per_layer)
+
+    def measure(self, observation: Observation) -> Reading:
+        reading = self._measure(observation)
+        if self._twin is None or not reading.scalars:
+            return reading
+        return self._twin.beside(reading, observation)
+
+    def _measure(self, observation: Observation) -> Reading:
+        sample, features = self._seen(observation)
+        if sample is None or sample.gram is None:
+            return Reading()
+        nothing = dict.fromkeys(self._tags, torch.nan)
+        if features is None:  # whoever looked for them has said why there are none
+            return Reading(nothing)
+        gram = sample.gram.cpu()
+        why = _unusable(gram)
+        if why is not None:
+            return Reading(nothing, refusals=dict.fromkeys(self._tags, why))
+        basis = self._basis_on(features, len(gram))
+        scalars, refusals, picture = self._profile(observation.step, gram, basis)
+        for layer, own in self._layers(sample).items():
+            values, _, _ = self._profile(observation.step, own, basis, whole=False)
+            scalars.update({tags.of_layer(tag, layer): value for tag, value in values.items()})
+        tag = tags.GRADIENT_SPECTRUM if self.on == "batch" else tags.PROBE_GRADIENT_SPECTRUM
+        return Reading(scalars, pictures={} if picture is None else {tag: picture}, refusals=refusals)
+
+    def _seen(self, observation: Observation) -> tuple[GradientSample | None, Tensor | None]:
+        if self.on == "batch":
+            return observation.gradients, observation.features
+        probe = observation.probe
+        return (None, None) if probe is None else (probe.gradients, probe.features)
+
+    def _basis_on(self, features: Tensor, count: int) -> Basis:
+        if self._basis is None or self._basis[0] is not features or len(self._basis[1].vectors) != count:
+            self._basis = (features, laplacian_basis(features.cpu()[:count]))
+        return self._basis[1]
+
+    def _profile(
+        self, step: int, gram: Tensor, basis: Basis, whole: bool = True
+    ) -> tuple[dict[str, float], dict[str, str], ModeScatter | None]:
+        profile = interference_profile(gram, basis, shuffles=0)
+        values = (profile.cii, profile.p_value, profile.rank_correlation)
+        scalars = {tag: float(value) for tag, value in zip(self._tags, values, strict=True)}
+        if not whole:
+            return scalars, {}, None
+        picture = self._history.picture(step, profile.singular_values, profile.positions, float(profile.whole_position))
+        refusals = {}
+        if not bool(profile.cii.isfinite()):
+            r = profile.singular_values.numel()
+            refusals = dict.fromkeys(self._tags, f"the gradients of these examples have {r} modes: too few to compare")
+        return scalars, refusals, picture
+
+    def _layers(self, sample: GradientSample) -> Mapping[str, Tensor]:
+        """The Gram matrix of each layer, the sum over its parameters."""
+        grams: dict[str, Tensor] = {}
+        for name, parameter in sample.layers.items() if self.per_layer else ():
+            if parameter.gram is not None:
+                layer = name.rpartition(".")[0] or name
+                own = parameter.gram.cpu()
+                grams[layer] = grams[layer] + own if layer in grams else own
+        return grams
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self._history.state_dict(), **state_of(self._twin)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._history.load_state_dict(state["history"])
+        load_state(self._twin, state)
+
+
+def _unusable(gram: Tensor) -> str | None:
+    if not bool(gram.isfinite().all()):
+        return "the gradients of these examples are not finite (NaN or inf in the data, or an overflow)"
+    if len(gram) < MIN_EXAMPLES:
+        return f"{len(gram)} examples are too few to order them: {MIN_EXAMPLES} are needed"
+    return None

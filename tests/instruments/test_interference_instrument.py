@@ -1,0 +1,272 @@
+"""The interference instrument: the numbers of the functional room, per layer, on batch and probe, with its control."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_cx.functional import default_features, interference_profile, laplacian_basis
+from lightning_cx.gradients import GradientSample, LayerGradients
+from lightning_cx.instruments import (
+    BandDecay,
+    GradientSpectrum,
+    Interference,
+    ModeScatter,
+    Observation,
+    SpectralBias,
+)
+from lightning_cx.instruments.control import shuffled
+from lightning_cx.instruments.modes import EARLIER_STEPS
+from lightning_cx.probe import ProbeReading
+from lightning_cx.tensorboard import tags
+
+
+def circle(n: int = 64) -> tuple[Tensor, Tensor]:
+    angle = 2 * math.pi * torch.arange(n, dtype=torch.float64) / n
+    return angle, torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def smooth_rows(n: int = 64, power: float = 1.0, seed: int = 0) -> Tensor:
+    """Gradients that follow the circle, the faster waves weaker, mixed over 100 parameters."""
+    angle, _ = circle(n)
+    frequencies = torch.arange(1, n // 2).double()
+    waves = torch.cat([torch.cos(frequencies * angle[:, None]), torch.sin(frequencies * angle[:, None])], 1)
+    sizes = torch.cat([frequencies, frequencies]) ** -power
+    mixing = torch.randn(waves.shape[1], 100, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (waves * sizes) @ mixing
+
+
+def rough_rows(n: int = 64, seed: int = 1) -> Tensor:
+    return torch.randn(n, 100, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sample_of(**layers: Tensor) -> GradientSample:
+    grams = {name.replace("__", "."): rows @ rows.T for name, rows in layers.items()}
+    gram = sum(grams.values())
+    assert isinstance(gram, Tensor)
+    known = {name: LayerGradients("AddmmBackward0", own) for name, own in grams.items()}
+    return GradientSample(len(gram), gram=gram, squared_norms=gram.diagonal(), layers=known)
+
+
+def on_batch(sample: GradientSample, features: Tensor | None, step: int = 0) -> Observation:
+    return Observation(step, gradients=sample, features=features)
+
+
+def test_a_batch_shows_the_profile_of_its_gram_on_its_own_graph() -> None:
+    _, features = circle()
+    sample = sample_of(layer__weight=smooth_rows())
+    reading = Interference().measure(on_batch(sample, features))
+    expected = interference_profile(sample.gram, laplacian_basis(features), shuffles=0)
+    assert reading.scalars == {
+        tags.INTERFERENCE: float(expected.cii),
+        tags.INTERFERENCE_P: float(expected.p_value),
+        tags.RANK_CORRELATION: float(expected.rank_correlation),
+    }
+    assert reading.scalars[tags.INTERFERENCE] > 0.6
+    assert reading.scalars[tags.INTERFERENCE_P] < 0.01
+    rough = Interference().measure(on_batch(sample_of(layer__weight=rough_rows()), features))
+    assert abs(rough.scalars[tags.INTERFERENCE]) < 0.25
+
+
+def test_layers_are_measured_apart_on_request_the_parameters_of_one_together() -> None:
+    _, features = circle()
+    sample = sample_of(body__weight=smooth_rows(), body__bias=smooth_rows(seed=3), head__weight=rough_rows())
+    instrument = Interference(per_layer=True)
+    assert instrument.needs.per_layer
+    scalars = instrument.measure(on_batch(sample, features)).scalars
+    body = sample.layers["body.weight"].gram + sample.layers["body.bias"].gram
+    expected = interference_profile(body, laplacian_basis(features), shuffles=0)
+    assert scalars[f"{tags.INTERFERENCE}/body"] == float(expected.cii)
+    assert scalars[f"{tags.INTERFERENCE}/body"] > 0.6
+    assert abs(scalars[f"{tags.INTERFERENCE}/head"]) < 0.25
+    assert set(scalars) == {
+        f"{tag}{layer}"
+        for tag in (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
+        for layer in ("", "/body", "/head")
+    }
+
+
+def test_the_probe_is_measured_from_its_own_gradients() -> None:
+    _, features = circle(160)
+    sample = sample_of(layer__weight=smooth_rows(160)[:100])
+    residuals = torch.zeros(160, 1).double()
+    reading = ProbeReading(residuals, residuals, features, gradients=sample)
+    instrument = Interference(on="probe", examples=100)
+    assert instrument.needs.probe_gradients == 100
+    assert not instrument.needs.gradients
+    scalars = instrument.measure(Observation(0, probe=reading)).scalars
+    expected = interference_profile(sample.gram, laplacian_basis(features[:100]), shuffles=0)
+    assert scalars[tags.PROBE_INTERFERENCE] == float(expected.cii)
+    assert not instrument.measure(Observation(0, probe=replace(reading, gradients=None))).scalars
+
+
+@pytest.mark.parametrize("instrument", [Interference, GradientSpectrum])
+def test_a_shuffled_twin_stands_beside_each_number_of_the_gradients(instrument) -> None:
+    _, features = circle()
+    observation = on_batch(sample_of(layer__weight=smooth_rows()), features)
+    plain, controlled = instrument().measure(observation), instrument(control="shuffle").measure(observation)
+    by_hand = instrument().measure(shuffled(observation))
+    for tag, value in plain.scalars.items():
+        assert controlled.scalars[tag] == value
+        if tag == tags.PARTICIPATION_RATIO:
+            assert tags.shuffled(tag) not in controlled.scalars
+        else:
+            assert controlled.scalars[tags.shuffled(tag)] == by_hand.scalars[tag]
+    assert controlled.pictures.keys() == plain.pictures.keys()
+
+
+def test_shuffling_takes_the_principle_away_and_leaves_strength_alone() -> None:
+    _, features = circle()
+    observation = on_batch(sample_of(layer__weight=smooth_rows()), features)
+    scalars = Interference(control="shuffle", per_layer=True).measure(observation).scalars
+    assert scalars[tags.INTERFERENCE] > 0.6
+    assert abs(scalars[tags.shuffled(tags.INTERFERENCE)]) < 0.25
+    assert abs(scalars[tags.shuffled(f"{tags.INTERFERENCE}/layer")]) < 0.25
+    other = shuffled(observation).gradients
+    torch.testing.assert_close(other.gram.diagonal().sort().values, observation.gradients.gram.diagonal().sort().values)
+    assert torch.equal(shuffled(observation).gradients.gram, other.gram), "another order at every step"
+    assert torch.equal(shuffled(observation).features, features)
+
+
+def decaying_probe(step: int, n: int = 160) -> ProbeReading:
+    angle, features = circle(n)
+    waves = [torch.cos(k * angle) * math.exp(-rate * step) for k, rate in ((2, 0.2), (9, 0.1), (40, 0.02))]
+    residuals = sum(waves)[:, None] + 0.3
+    return ProbeReading(torch.zeros_like(residuals), residuals, features)
+
+
+def test_each_band_shows_its_fitted_fraction_rate_and_half_life_on_request() -> None:
+    instrument = SpectralBias(per_band=True)
+    for step in range(12):
+        scalars = instrument.measure(Observation(step, probe=decaying_probe(step))).scalars
+    bands = {2: 0.2, 4: 0.1, 6: 0.02}  # levels 2-3, 8-15 and 32-63
+    for number, rate in bands.items():
+        assert scalars[tags.fitted_fraction(number)] == pytest.approx(1 - math.exp(-11 * rate), abs=0.01)
+        assert scalars[tags.decay_rate(number)] == pytest.approx(2 * rate, rel=0.05)
+        assert scalars[tags.half_life(number)] == pytest.approx(math.log(2) / (2 * rate), rel=0.05)
+    assert scalars[tags.fitted_fraction(0)] == pytest.approx(0, abs=1e-9)
+    assert scalars[tags.half_life(0)] == math.inf
+    assert tags.fitted_fraction(0) not in SpectralBias().measure(Observation(0, probe=decaying_probe(0))).scalars
+
+
+def test_rates_are_unknown_until_there_are_enough_readings_to_tell() -> None:
+    instrument = SpectralBias(per_band=True)
+    for step in range(6):
+        scalars = instrument.measure(Observation(step, probe=decaying_probe(step))).scalars
+        assert math.isnan(scalars[tags.decay_rate(2)]) == (step < 5)
+        assert math.isnan(scalars[tags.HIGH_COMPLEXITY_DOMINANCE]) == (step < 5)
+
+
+def test_dominance_turns_from_the_simple_to_the_complex_side() -> None:
+    instrument = SpectralBias()
+    seen = [
+        instrument.measure(Observation(s, probe=decaying_probe(s))).scalars[tags.HIGH_COMPLEXITY_DOMINANCE]
+        for s in range(60)
+    ]
+    assert seen[5] < 0.3
+    assert seen[-1] > 0.9
+
+
+def test_whiteness_is_in_units_of_its_limit_and_tells_noise_from_structure() -> None:
+    _, features = circle(160)
+    noise = torch.randn(160, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    readings = [
+        SpectralBias().measure(Observation(0, probe=ProbeReading(r, r, features)))
+        for r in (noise, decaying_probe(0).residuals)
+    ]
+    white, structured = (reading.scalars[tags.WHITENESS] for reading in readings)
+    assert white < 1 < structured
+
+
+def test_the_control_of_the_residual_is_white_from_the_start() -> None:
+    scalars = SpectralBias(control="shuffle").measure(Observation(0, probe=decaying_probe(0))).scalars
+    assert scalars[tags.RESIDUAL_MEDIAN] < 0.3
+    assert scalars[tags.shuffled(tags.RESIDUAL_MEDIAN)] == pytest.approx(0.5, abs=0.1)
+    assert scalars[tags.shuffled(tags.WHITENESS)] < 1
+    assert tags.shuffled(tags.RESIDUAL_ENERGY) not in scalars
+
+
+def test_the_bands_are_drawn_with_their_half_lives() -> None:
+    instrument = SpectralBias()
+    for step in range(12):
+        reading = instrument.measure(Observation(step, probe=decaying_probe(step)))
+    picture = reading.pictures[tags.BAND_DECAY]
+    assert isinstance(picture, BandDecay)
+    assert picture.values.shape == (12, len(picture.bands))
+    assert len(picture.half_lives) == len(picture.bands)
+    assert picture.half_lives[2] == pytest.approx(math.log(2) / 0.4, rel=0.05)
+
+
+def test_the_modes_of_earlier_steps_stand_behind_the_present_ones_evenly_over_the_run() -> None:
+    _, features = circle()
+    instrument = Interference()
+    for step in range(0, 400, 10):
+        reading = instrument.measure(on_batch(sample_of(layer__weight=smooth_rows()), features, step))
+    picture = reading.pictures[tags.GRADIENT_SPECTRUM]
+    assert isinstance(picture, ModeScatter)
+    steps = [step for step, _, _ in picture.earlier]
+    assert picture.step == 390
+    assert 3 < len(steps) <= EARLIER_STEPS
+    assert steps[0] == 0
+    assert len({later - earlier for earlier, later in pairwise(steps)}) == 1
+
+
+@pytest.mark.parametrize("make", [lambda: SpectralBias(True, "shuffle"), lambda: Interference(control="shuffle")])
+def test_a_resumed_instrument_goes_on_where_it_was(make) -> None:
+    _, features = circle()
+
+    def at(step: int) -> Observation:
+        sample = sample_of(layer__weight=smooth_rows(seed=step))
+        return Observation(step, gradients=sample, features=features, probe=decaying_probe(step))
+
+    whole, first, second = make(), make(), make()
+    for step in range(10):
+        expected = whole.measure(at(step))
+        if step < 5:
+            first.measure(at(step))
+    second.load_state_dict(first.state_dict())
+    for step in range(5, 10):
+        seen = second.measure(at(step))
+    assert seen.scalars == pytest.approx(expected.scalars, nan_ok=True)
+    assert seen.pictures.keys() == expected.pictures.keys()
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (sample_of(w=rough_rows(8)), "8 examples are too few to order them: 16 are needed"),
+        (GradientSample(32, gram=torch.full((32, 32), math.nan).double()), "not finite"),
+        (GradientSample(32, gram=torch.ones(32, 32).double()), "0 modes: too few"),
+    ],
+)
+def test_what_cannot_be_measured_is_nan_with_the_reason(sample, message) -> None:
+    features = default_features(torch.randn(32, 3))
+    reading = Interference().measure(on_batch(sample, features))
+    assert all(math.isnan(value) for value in reading.scalars.values())
+    assert message in reading.refusals[tags.INTERFERENCE]
+
+
+def test_without_features_nothing_is_claimed_and_without_gradients_nothing_said() -> None:
+    reading = Interference().measure(on_batch(sample_of(w=rough_rows()), None))
+    assert all(math.isnan(value) for value in reading.scalars.values())
+    assert not Interference(control="shuffle").measure(Observation(0)).scalars
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Interference(on="validation"), '"batch" or "probe", got \'validation\''),
+        (lambda: Interference(control="rotate"), "got 'rotate'"),
+        (lambda: SpectralBias(control="rotate"), "got 'rotate'"),
+        (lambda: GradientSpectrum(control="rotate"), "got 'rotate'"),
+        (lambda: Interference(examples=4), "16 examples are needed"),
+    ],
+)
+def test_settings_that_are_not_known_are_refused(make, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
