@@ -1,0 +1,111 @@
+"""Interference, rates and controls in a real Trainer: logged, drawn, refused by name, and without a trace."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from _lightning import Classifier, fingerprint, fit
+from _models import Unread
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from lightning_cx import ComplexityMonitor, ProbeSet
+from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias
+from lightning_cx.tensorboard import tags
+
+# Small random runs often have no significant signal, and the monitor says so once.
+pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. gradient/noise_scale. nan, the signal")
+
+
+def everything() -> list:
+    return [
+        GradientNoise(),
+        GradientSpectrum(control="shuffle"),
+        Interference(per_layer=True, control="shuffle"),
+        Interference(on="probe", per_layer=True, control="shuffle"),
+        SpectralBias(per_band=True, control="shuffle"),
+    ]
+
+
+def monitor(**options: Any) -> ComplexityMonitor:
+    return ComplexityMonitor(**{"every_n_steps": 1, "probe": ProbeSet(size=128), "strict": True, **options})
+
+
+@pytest.mark.filterwarnings("ignore:lightning_cx.*BatchNorm in training mode")
+@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"batch_norm": True}], ids=["dropout", "BatchNorm"])
+def test_every_state_is_bitwise_identical_with_all_of_it_and_without(options: dict[str, Any], tmp_path: Path) -> None:
+    def run(callbacks: list) -> dict[str, str]:
+        pl.seed_everything(3)
+        return fingerprint(fit(Classifier(**options), callbacks, tmp_path, max_epochs=1))
+
+    assert run([monitor(instruments=everything())]) == run([])
+
+
+def test_every_number_and_its_shuffled_twin_reach_the_event_file(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name=None)
+    fit(Classifier(), [monitor(instruments=everything())], tmp_path, logger=logger)
+    events = EventAccumulator(logger.log_dir).Reload()
+    scalars = set(events.Tags()["scalars"])
+    for tag in (tags.INTERFERENCE, tags.PROBE_INTERFERENCE, tags.RANK_CORRELATION, tags.PROBE_INTERFERENCE_P):
+        layers = {logged for logged in scalars if logged.startswith(f"{tag}/")}
+        assert {tag, tags.shuffled(tag)} <= scalars
+        assert any(layer.endswith("_shuffled") for layer in layers)
+        assert len(layers) >= 4
+    for tag in (tags.WHITENESS, tags.fitted_fraction(3), tags.decay_rate(3), tags.RESIDUAL_MEDIAN):
+        assert {tag, tags.shuffled(tag)} <= scalars
+    assert tags.shuffled(tags.GRADIENT_NORM) not in scalars
+    pictures = set(events.Tags()["images"])
+    assert {tags.BAND_DECAY, tags.GRADIENT_SPECTRUM, tags.PROBE_GRADIENT_SPECTRUM} <= pictures
+
+
+def test_one_argument_adds_the_control_to_the_default_instruments(tmp_path: Path) -> None:
+    trainer = fit(Classifier(), [monitor(control="shuffle")], tmp_path, max_epochs=1)
+    logged = set(trainer.callback_metrics)
+    for tag in (tags.INTERFERENCE, tags.GRADIENT_MEDIAN, tags.RESIDUAL_MEDIAN):
+        assert tags.shuffled(tag) in logged
+    with pytest.raises(ValueError, match="to the instruments themselves"):
+        ComplexityMonitor(instruments=[SpectralBias()], control="shuffle")
+    with pytest.raises(ValueError, match="got 'scramble'"):
+        ComplexityMonitor(control="scramble")  # type: ignore[arg-type]
+
+
+def test_the_default_set_stays_near_thirty_numbers(tmp_path: Path) -> None:
+    options = {"every_n_steps": 1, "strict": True}
+    from _lightning import loader
+
+    trainer = fit(Classifier(), [ComplexityMonitor(**options)], tmp_path, data=loader(512), max_epochs=1)
+    ours = [tag for tag in trainer.callback_metrics if "/" in tag]
+    assert len(ours) <= 30, ours
+
+
+def test_gradients_on_the_probe_that_cannot_be_read_are_refused_once_and_the_rest_goes_on(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(100, 16), Unread(), nn.Linear(16, 5))
+    callback = ComplexityMonitor(
+        every_n_steps=2, probe=ProbeSet(size=128), instruments=[Interference(on="probe"), SpectralBias()]
+    )
+    with pytest.warns(UserWarning, match="gradients on the probe are off.*UnreadFunctionBackward") as seen:
+        trainer = fit(Classifier(net=net), [callback], tmp_path)
+    assert sum("gradients on the probe" in str(w.message) for w in seen) == 1
+    assert tags.RESIDUAL_MEDIAN in trainer.callback_metrics
+    assert tags.PROBE_INTERFERENCE not in trainer.callback_metrics
+
+
+@pytest.mark.filterwarnings("ignore:lightning_cx. unsupported")
+def test_a_layer_that_is_replayed_has_numbers_of_its_own_as_well(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(100, 16), Unread(), nn.Linear(16, 5))
+    trainer = fit(Classifier(net=net), [monitor(instruments=[Interference(per_layer=True)])], tmp_path, max_epochs=1)
+    assert math.isfinite(trainer.callback_metrics[f"{tags.INTERFERENCE}/net.2.1"])
+
+
+def test_the_network_learns_simple_functions_and_the_control_does_not_follow(tmp_path: Path) -> None:
+    trainer = fit(Classifier(), [monitor(control="shuffle")], tmp_path, max_epochs=4)
+    seen = trainer.callback_metrics
+    assert seen[tags.SPECTRAL_BIAS_INDEX].isnan() or seen[tags.SPECTRAL_BIAS_INDEX] > 0
+    assert seen[tags.RESIDUAL_MEDIAN] < seen[tags.shuffled(tags.RESIDUAL_MEDIAN)]
+    assert torch.isfinite(seen[tags.HIGH_COMPLEXITY_DOMINANCE])
