@@ -109,13 +109,39 @@ def pool_noise_scales(scales: Sequence[NoiseScale]) -> NoiseScale:
     """
     if not scales:
         raise ValueError("pooling needs at least one noise scale, got none.")
-    count = len(scales)
-    return _with_interval(
-        torch.stack([scale.signal for scale in scales]).mean(),
-        torch.stack([scale.noise for scale in scales]).mean(),
-        torch.stack([scale.covariance for scale in scales]).mean(0) / count,
+    return noise_scale_from_sums(
+        torch.stack([scale.signal for scale in scales]).sum(),
+        torch.stack([scale.noise for scale in scales]).sum(),
+        torch.stack([scale.covariance for scale in scales]).sum(0),
         sum(scale.degrees_of_freedom for scale in scales),
+        len(scales),
     )
+
+
+def noise_scale_from_sums(
+    signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_freedom: int, count: int
+) -> NoiseScale:
+    """Combine the noise scales of several batches of which only sums were kept, as `pool_noise_scales` does.
+
+    Sums can be added over processes, where lists of noise scales would have to be gathered.
+
+    Args:
+        signal: ``[]`` float64, sum of the signals of the batches.
+        noise: ``[]`` float64, sum of their noises.
+        covariance: ``[2, 2]`` float64, sum of their covariances.
+        degrees_of_freedom: Sum of theirs.
+        count: Number of batches.
+
+    Returns:
+        NoiseScale; all nan for no batches.
+
+    Example:
+        >>> scale = noise_scale(torch.tensor([[2., 0., 2.], [0., 2., 2.], [2., 2., 4.]]))
+        >>> twice = noise_scale_from_sums(2 * scale.signal, 2 * scale.noise, 2 * scale.covariance, 4, 2)
+        >>> float(twice.value) == float(scale.value)
+        True
+    """
+    return _with_interval(signal / count, noise / count, covariance / count / count, degrees_of_freedom)
 
 
 def gradient_snr(gram: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import gradient_diversity, gradient_snr, noise_scale, pool_noise_scales
+from lightning_cx.functional.noise import noise_scale_from_sums
 
 TOY_NOISE_SCALE = 39.2
 """tr Sigma / |G|^2 of the toy in 20 dimensions (THEORY 8)."""
@@ -176,3 +177,19 @@ def test_diversity_runs_from_one_over_n_for_agreement_to_one_for_orthogonality()
 def test_a_person_can_read_the_noise_scale():
     assert str(noise_scale(random_gram(2500, seed=3))).startswith("noise scale 40.1 examples")
     assert "95% between" in str(noise_scale(random_gram(2500, seed=3)))
+
+
+def test_sums_over_batches_pool_as_the_batches_themselves():
+    scales = [noise_scale(random_gram(n, seed)) for seed, n in enumerate((16, 32, 48))]
+    sums = [sum(getattr(s, name) for s in scales) for name in ("signal", "noise", "covariance", "degrees_of_freedom")]
+    from_sums, pooled = noise_scale_from_sums(*sums, len(scales)), pool_noise_scales(scales)
+    for name in ("value", "low", "high", "signal", "noise", "covariance"):
+        torch.testing.assert_close(getattr(from_sums, name), getattr(pooled, name), rtol=1e-12, atol=0)
+    assert from_sums.degrees_of_freedom == 15 + 31 + 47
+
+
+def test_sums_over_no_batches_say_nothing():
+    nothing = torch.zeros((), dtype=torch.float64)
+    scale = noise_scale_from_sums(nothing, nothing, torch.zeros(2, 2, dtype=torch.float64), 0, 0)
+    for number in (scale.value, scale.low, scale.high, scale.signal, scale.noise):
+        assert math.isnan(number)
