@@ -16,18 +16,21 @@ ALLOWED = {
     "functional": {"functional"},
     "gradients": {"functional", "gradients"},
     "probe": {"functional", "gradients", "probe"},
-    "instruments": {"functional", "gradients", "probe", "instruments", "tensorboard.tags"},
+    "metrics": {"functional", "metrics"},
+    "instruments": {"functional", "gradients", "probe", "metrics", "instruments", "tensorboard.tags"},
     "tensorboard": {"functional", "instruments.base", "tensorboard"},
-    "callbacks": {"functional", "gradients", "probe", "instruments", "tensorboard", "callbacks"},
+    "callbacks": {"functional", "gradients", "probe", "metrics", "instruments", "tensorboard", "callbacks"},
 }
 OUTSIDE = {
     "functional": {"torch", "scipy", "numpy"},
     "gradients": {"torch"},
     "probe": {"torch", "numpy"},
+    "metrics": {"torch", "torchmetrics", "matplotlib"},  # matplotlib for types only: torchmetrics does the drawing
     "instruments": {"torch"},
     "tensorboard": {"torch", "numpy", "matplotlib"},
     "callbacks": {"torch"},
 }
+MATPLOTLIB_FOR_TYPES = {"matplotlib.axes.Axes", "matplotlib.figure.Figure"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
 STANDARD = sys.stdlib_module_names
 
@@ -53,7 +56,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
         if top == "lightning_cx":
             inside = name.removeprefix("lightning_cx.")
             assert any(inside == a or inside.startswith(a + ".") for a in ALLOWED[room]), f"{room} imports {name}"
-        elif top in LIGHTNING:
+        elif top in LIGHTNING - OUTSIDE[room]:
             assert path.name == "_trainer.py", f"{path.name} imports {name}: only callbacks/_trainer.py knows Lightning"
         else:
             assert top in OUTSIDE[room] or top in STANDARD or top == "__future__", f"{room} imports {name}"
@@ -73,6 +76,13 @@ def test_no_file_is_longer_than_300_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "metrics").rglob("*.py")), ids=lambda p: p.name)
+def test_metrics_know_matplotlib_only_as_the_type_of_what_torchmetrics_draws(path: Path) -> None:
+    assert {name for name in imports(path) if name.startswith("matplotlib")} <= MATPLOTLIB_FOR_TYPES
+    run = {node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert not any("matplotlib" in ast.unparse(node) for node in run)  # they stand under TYPE_CHECKING
+
+
 def test_there_are_at_most_15_public_names() -> None:
     import lightning_cx
 
@@ -85,3 +95,11 @@ def test_the_rooms_below_the_callbacks_do_not_import_lightning() -> None:
     code = f"import sys, {rooms}; print([m for m in sys.modules if m.split('.')[0] in {LIGHTNING}])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.strip() == "[]"
+
+
+def test_metrics_import_torchmetrics_but_not_lightning() -> None:
+    code = "import sys, lightning_cx.metrics; print({m.split('.')[0] for m in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    loaded = ast.literal_eval(result.stdout)
+    assert "torchmetrics" in loaded
+    assert not loaded & (LIGHTNING - {"torchmetrics", "lightning_utilities"})  # the second comes with the first
