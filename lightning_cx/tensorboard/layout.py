@@ -9,7 +9,13 @@ from lightning_cx.tensorboard import tags
 
 Chart: TypeAlias = tuple[str, list[str]]
 
-_BAND_PREFIX = tags.residual_band(0)[:-2]
+_PER_BAND = {
+    "residual energy by band, simple (low) to complex (high)": tags.residual_band,
+    "fitted fraction by band": tags.fitted_fraction,
+    "decay rate by band (per step)": tags.decay_rate,
+    "half-life by band (steps)": tags.half_life,
+}
+MAX_BANDS = 64  # octaves: more levels than atoms
 
 # Category -> chart -> its kind and tags; a margin chart takes a value with its lower and upper end.
 _CHARTS: dict[str, dict[str, Chart]] = {
@@ -20,6 +26,18 @@ _CHARTS: dict[str, dict[str, Chart]] = {
         ),
         "residual energy": ("Multiline", [tags.RESIDUAL_ENERGY]),
         "spectral bias index": ("Multiline", [tags.SPECTRAL_BIAS_INDEX]),
+        "share of what is learned now that is complex (over .5: mostly noise)": (
+            "Multiline",
+            [tags.HIGH_COMPLEXITY_DOMINANCE],
+        ),
+        "whiteness distance of the residual (up to 1: like noise)": ("Multiline", [tags.WHITENESS]),
+    },
+    "Do simple functions get the strong gradients": {
+        "interference and rank correlation (1: they do, 0: no relation)": (
+            "Multiline",
+            [tags.INTERFERENCE, tags.RANK_CORRELATION, tags.PROBE_INTERFERENCE, tags.PROBE_RANK_CORRELATION],
+        ),
+        "how often chance would look like that": ("Multiline", [tags.INTERFERENCE_P, tags.PROBE_INTERFERENCE_P]),
     },
     "How the examples agree": {
         "noise scale with 95% interval (examples)": (
@@ -54,8 +72,13 @@ def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
     """
     logged = set(there)
     charts = {category: dict(of_category) for category, of_category in _CHARTS.items()}
-    bands = sorted(tag for tag in logged if tag.startswith(_BAND_PREFIX))
-    charts["What is being learned"]["residual energy by band, simple (low) to complex (high)"] = ("Multiline", bands)
+    for title, tag_of in _PER_BAND.items():
+        bands = [tag_of(number) for number in range(MAX_BANDS)]
+        charts["What is being learned"][title] = ("Multiline", bands)
+    for of_category in charts.values():
+        for title, (kind, wanted) in of_category.items():
+            if kind == "Multiline":  # the control belongs beside what it controls
+                of_category[title] = (kind, [*wanted, *map(tags.shuffled, wanted)])
     layout: dict[str, dict[str, list]] = {}
     for category, of_category in charts.items():
         for title, (kind, wanted) in of_category.items():

@@ -62,7 +62,8 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
     assert (series.value, series.lower, series.upper) == (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH)
     listed = [tag for chart in charts.values() for tag in chart.multiline.tag]
     assert len(listed) == len(set(listed))
-    pictures = {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM, tags.EXAMPLE_NORMS}
+    drawn = {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM, tags.PROBE_GRADIENT_SPECTRUM, tags.BAND_DECAY}
+    pictures = {*drawn, tags.EXAMPLE_NORMS}
     assert set(listed) | {series.value, series.lower, series.upper} == set(ALL_TAGS) - pictures
 
 
@@ -75,9 +76,23 @@ def test_charts_list_only_what_is_there() -> None:
     assert chart == ["Multiline", [tags.EXAMPLE_NORM_P05, tags.EXAMPLE_NORM_P50]]
 
 
+def test_a_control_stands_in_the_chart_of_what_it_controls() -> None:
+    twins = [tags.INTERFERENCE, tags.shuffled(tags.INTERFERENCE), tags.fitted_fraction(3)]
+    layout = custom_scalars_layout([*twins, tags.shuffled(tags.fitted_fraction(3))])
+    ((_, interference),) = layout["Do simple functions get the strong gradients"].items()
+    ((_, fitted),) = layout["What is being learned"].items()
+    assert interference == ["Multiline", twins[:2]]
+    assert fitted == ["Multiline", [tags.fitted_fraction(3), tags.shuffled(tags.fitted_fraction(3))]]
+
+
 def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path) -> None:
     with serve(run) as get:
         assert tags.NOISE_SCALE in get("data/plugin/scalars/tags")["run"]
         assert set(get("data/plugin/images/tags")["run"]) == {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM}
         titles = [category["title"] for category in get("data/plugin/custom_scalars/layout")["category"]]
-    assert titles == ["What is being learned", "How the examples agree", "What it costs"]
+    assert titles == [
+        "What is being learned",
+        "Do simple functions get the strong gradients",
+        "How the examples agree",
+        "What it costs",
+    ]
