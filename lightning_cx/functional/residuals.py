@@ -21,6 +21,10 @@ def median_position(basis: Basis, values: Tensor) -> Tensor:
     clamped to [0, 1], since half a cell of the first and the last level lies outside. A share of the index range can
     be compared between sets of examples, where complexities of a graph cannot.
 
+    Levels of many functions weigh no more than others, and move the place of noise. All differences between exact
+    copies of examples share one level of a graph: with a tenth of the examples copied noise lies at .55, with half at
+    .75.
+
     Args:
         basis: Basis on n examples.
         values: ``[n]`` or ``[n, ...]``, one row per example in the order of the basis; outputs add up. Any real

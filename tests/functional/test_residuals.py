@@ -82,6 +82,14 @@ def test_what_tells_separate_clusters_apart_is_simple():
     assert float(median_position(basis, is_second + 0.1 * noise(120, 1)[:, 0])) < 0.01
 
 
+@pytest.mark.parametrize(("copied", "place"), [(30, 0.55), (150, 0.75)])
+def test_copies_share_one_level_and_lift_the_place_of_noise(copied, place):
+    features = points(300)
+    basis = laplacian_basis(torch.cat([features, features[:copied]]))
+    assert basis.n_levels == 301
+    assert float(median_position(basis, noise(300 + copied, 200))) == pytest.approx(place, abs=0.02)
+
+
 def test_octaves_add_up_the_squares_of_the_projections():
     basis, values = fourier_basis(16), noise(16, 3)
     energy = [[float(basis.vectors[:, k] @ values[:, c]) ** 2 for c in range(3)] for k in range(16)]
