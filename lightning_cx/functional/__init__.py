@@ -47,10 +47,12 @@ from lightning_cx.functional.noise import (
     gradient_diversity,
     gradient_snr,
     noise_scale,
+    noise_scale_from_sums,
     pool_noise_scales,
 )
 from lightning_cx.functional.profile import InterferenceProfile
 from lightning_cx.functional.rates import DecayRates, decay_rates
+from lightning_cx.functional.residuals import median_position, octave_energies
 from lightning_cx.functional.spectral_bias import (
     energies_at_half,
     fitted_fraction,
@@ -96,9 +98,12 @@ __all__ = [
     "low_weights",
     "median_complexity",
     "median_index",
+    "median_position",
     "merge_levels",
     "noise_scale",
+    "noise_scale_from_sums",
     "octave_bands",
+    "octave_energies",
     "participation_ratio",
     "pool_noise_scales",
     "spectral_bias_index",

@@ -39,13 +39,13 @@ def default_features(values: Tensor) -> Tensor:
         [[1.0, 2.0], [3.0, 0.0]]
     """
     values = as_tensor(values)
-    if _holds_ids(values) and values.ndim < 2:
+    if holds_ids(values) and values.ndim < 2:
         raise ValueError(
             f"a tensor of {str(values.dtype).removeprefix('torch.')} of shape {list(values.shape)} looks like one "
             "label or id per example, and differences of ids mean nothing: pass features= with one row of "
             "numbers per example (for example an embedding of the ids)."
         )
-    if _holds_ids(values) and values.ndim == 2:
+    if holds_ids(values) and values.ndim == 2:
         return _bag_of_words(values)
     return _z_score(as_matrix(values))
 
@@ -72,7 +72,8 @@ def as_matrix(values: Tensor) -> Tensor:
     return matrix
 
 
-def _holds_ids(values: Tensor) -> bool:
+def holds_ids(values: Tensor) -> bool:
+    """Tell token ids and labels from measurements by dtype and shape: integers, but neither bytes nor images."""
     is_integer = not values.is_floating_point() and not values.is_complex() and values.dtype != torch.bool
     is_image = values.ndim > 1 and (values.dtype == torch.uint8 or values.ndim > 2)
     return is_integer and not is_image

@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_cx.functional.alignment import cumulative_power, kernel_target_alignment
 from lightning_cx.functional.basis import Basis
 from lightning_cx.functional.coherence import Coherence, coherence, gradient_similarity
-from lightning_cx.functional.decay import decay_exponent
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.kernel import effective_rank, participation_ratio
 from lightning_cx.functional.ordering import ordering, permutation_null, shuffled_cii
@@ -94,13 +93,15 @@ def interference_profile(
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     generator = torch.Generator().manual_seed(seed)
     here = ordering(system.eigenvalues, system.energies, q)
-    null = permutation_null(system.eigenvalues, system.energies, q, permutations, generator)
+    null, rank_null = permutation_null(system.eigenvalues, system.energies, q, permutations, generator)
     control = shuffled_cii(system.eigenvalues, system.modes, system.axis, q, shuffles, generator)
     spectrum = system.eigenvalues @ system.energies
     axis, index, whole = system.axis, median_index(system.energies), median_index(spectrum)
     leading, trailing, similarity = system.between_parameters(q)
     return InterferenceProfile(
         singular_values=system.eigenvalues.sqrt(),
+        spectrum=spectrum,
+        axis=axis,
         medians=interpolate_at(axis.complexity, index),
         positions=axis.position(index),
         whole_median=interpolate_at(axis.complexity, whole),
@@ -110,14 +111,13 @@ def interference_profile(
         attenuation=here.attenuation,
         cii=here.cii,
         dii=here.dii,
-        p_value=_p_value(here.cii, null.cii),
-        rank_correlation_p_value=_p_value(here.rank_correlation, null.rank_correlation),
-        null_mean=_mean(null.cii),
-        null_sd=_sd(null.cii),
+        p_value=_p_value(here.cii, null),
+        rank_correlation_p_value=_p_value(here.rank_correlation, rank_null),
+        null_mean=_mean(null),
+        null_sd=_sd(null),
         shuffled_cii=_mean(control),
         shuffled_sd=_sd(control),
         expressed=system.expressed,
-        decay_exponent=decay_exponent(axis.functions_of(spectrum), axis.complexity[axis.level_of]),
         decay_similarity=similarity,
         participation_ratio=participation_ratio(system.eigenvalues),
         effective_rank=effective_rank(system.eigenvalues),

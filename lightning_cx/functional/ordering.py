@@ -20,12 +20,12 @@ MIN_MODES_TO_RANK = 3
 
 @dataclass(frozen=True, eq=False)
 class Ordering:
-    """Indices of one ordering of modes, or of several at once; every tensor is float64.
+    """How strength goes with complexity in one set of modes; every tensor is float64.
 
     Attributes:
-        rank_correlation: ``[...]`` Spearman's correlation of a mode's rank with its median complexity.
-        amplification: ``[..., q]`` a_j of the strongest modes.
-        attenuation: ``[..., q]`` d_j of the weakest modes, weakest first.
+        rank_correlation: ``[]`` Spearman's correlation of a mode's rank with its median complexity.
+        amplification: ``[q]`` a_j of the strongest modes.
+        attenuation: ``[q]`` d_j of the weakest modes, weakest first.
     """
 
     rank_correlation: Tensor
@@ -34,16 +34,16 @@ class Ordering:
 
     @property
     def cii(self) -> Tensor:
-        """``[...]`` the constructive interference index, the mean of a_j; nan without modes."""
-        return _mean(self.amplification)
+        """``[]`` the constructive interference index, the mean of a_j; nan without modes."""
+        return self.amplification.mean()
 
     @property
     def dii(self) -> Tensor:
-        """``[...]`` the destructive interference index, the mean of d_j; nan without modes."""
-        return _mean(self.attenuation)
+        """``[]`` the destructive interference index, the mean of d_j; nan without modes."""
+        return self.attenuation.mean()
 
 
-def ordering(eigenvalues: Tensor, energies: Tensor, q: int, orders: Tensor | None = None) -> Ordering:
+def ordering(eigenvalues: Tensor, energies: Tensor, q: int) -> Ordering:
     """Say whether the strong modes are simpler than the rest, and the weak ones more complex.
 
     The strongest modes are each compared with what remains of the gradient after them: with l_j the share of u_j on
@@ -54,29 +54,25 @@ def ordering(eigenvalues: Tensor, energies: Tensor, q: int, orders: Tensor | Non
         eigenvalues: ``[r]`` descending.
         energies: ``[r, L]`` level energies of each mode.
         q: Number of modes at either end; at most ``r - 1`` are used.
-        orders: ``[B, r]`` which mode takes which eigenvalue, for a null; None keeps them as they are.
 
     Returns:
-        Ordering, with a leading axis B if there are orders.
+        Ordering of ``min(q, r - 1)`` modes.
     """
-    r = eigenvalues.numel()
-    q = max(min(q, r - 1), 0)
-    given = torch.arange(r, device=eigenvalues.device)[None] if orders is None else orders
-    result = Ordering(
-        rank_correlation=_spearman_with_order(median_index(energies)[given]),
-        amplification=2 * _low_shares(eigenvalues, energies, given, q) - 1,
-        attenuation=1 - 2 * _low_shares(eigenvalues.flip(0), energies, given.flip(1), q),
+    as_they_are = torch.arange(eigenvalues.numel(), device=eigenvalues.device)[None]
+    return Ordering(
+        rank_correlation=_spearman_with_order(median_index(energies)[as_they_are])[0],
+        amplification=2 * _low_shares(eigenvalues, energies, as_they_are, q)[0] - 1,
+        attenuation=1 - 2 * _low_shares(eigenvalues.flip(0), energies, as_they_are.flip(1), q)[0],
     )
-    if orders is not None:
-        return result
-    return Ordering(result.rank_correlation[0], result.amplification[0], result.attenuation[0])
 
 
-def permutation_null(eigenvalues: Tensor, energies: Tensor, q: int, count: int, generator: torch.Generator) -> Ordering:
-    """Pair singular values with singular functions at random, ``count`` times."""
-    r = eigenvalues.numel()
-    orders = torch.rand(count, r, generator=generator).argsort(1)
-    return ordering(eigenvalues, energies, q, orders.to(eigenvalues.device))
+def permutation_null(
+    eigenvalues: Tensor, energies: Tensor, q: int, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Pair singular values with singular functions at random: CII and rank correlation ``[count]`` by chance."""
+    orders = torch.rand(count, eigenvalues.numel(), generator=generator).argsort(1).to(eigenvalues.device)
+    amplification = 2 * _low_shares(eigenvalues, energies, orders, q) - 1
+    return amplification.mean(1), _spearman_with_order(median_index(energies)[orders])
 
 
 def shuffled_cii(
@@ -85,15 +81,28 @@ def shuffled_cii(
     """CII ``[count]`` after pairing examples with places on the axis at random: what an axis without meaning gives."""
     n = axis.vectors.shape[0]
     by_example = modes.reshape(n, len(modes) // n, modes.shape[1])
+    as_they_are = torch.arange(eigenvalues.numel(), device=eigenvalues.device)[None]
     seen = eigenvalues.new_full((count,), torch.nan)
     for i in range(count):
         order = torch.randperm(n, generator=generator).to(modes.device)
-        seen[i] = ordering(eigenvalues, axis.energies(by_example[order].reshape(modes.shape)), q).cii
+        energies = axis.energies(by_example[order].reshape(modes.shape))
+        seen[i] = (2 * _low_shares(eigenvalues, energies, as_they_are, q) - 1).mean()
     return seen
 
 
 def _low_shares(eigenvalues: Tensor, energies: Tensor, orders: Tensor, q: int) -> Tensor:
-    """Share ``[B, q]`` of each of the first q modes on the low side of the gradient made of those after it."""
+    """Share of each of the first q modes on the low side of the gradient made of those after it.
+
+    Args:
+        eigenvalues: ``[r]`` in order.
+        energies: ``[r, L]`` level energies of the modes.
+        orders: ``[B, r]`` which mode takes which eigenvalue.
+        q: Number of modes; at most ``r - 1`` have others after them.
+
+    Returns:
+        ``[B, min(q, r - 1)]``.
+    """
+    q = max(min(q, eigenvalues.numel() - 1), 0)
     first = energies[orders[:, :q]]
     after = torch.zeros(orders.shape, dtype=eigenvalues.dtype, device=eigenvalues.device)
     after.scatter_(1, orders[:, q:], eigenvalues[q:].expand(len(orders), -1))
@@ -112,7 +121,3 @@ def _spearman_with_order(medians: Tensor) -> Tensor:
     seen = torch.from_numpy(ranks).to(medians) - (r + 1) / 2
     order = torch.arange(r, dtype=medians.dtype, device=medians.device) - (r - 1) / 2
     return (seen @ order) / (seen.norm(dim=-1) * order.norm())
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean(-1)  # of nothing: nan

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from lightning_cx.functional.alignment import CumulativePower
 from lightning_cx.functional.coherence import Coherence
+from lightning_cx.functional.decay import decay_exponent
+from lightning_cx.functional.principal import Axis
 
 SIGNIFICANT = 0.05
 """Level of the permutation test at which the principle is said to hold, or, from the other end, to be reversed."""
@@ -22,6 +25,8 @@ class InterferenceProfile:
 
     Attributes:
         singular_values: ``[r]`` descending, of the gradients: square roots of the Gram matrix's eigenvalues.
+        spectrum: ``[L]`` energy of the gradient at each level, ``sum_j lambda_j e_lj``.
+        axis: The levels: their complexities and basis functions.
         medians: ``[r]`` median complexity of each singular function, in the unit of the basis.
         positions: ``[r]`` the same as a share of the index range, 0 the simplest level and 1 the most complex.
         whole_median: ``[]`` median complexity of the whole gradient.
@@ -40,7 +45,6 @@ class InterferenceProfile:
         shuffled_cii: ``[]`` mean CII with the examples shuffled against the basis: the control, near 0.
         shuffled_sd: ``[]`` standard deviation of a single shuffle's CII.
         expressed: ``[]`` share of the gradient's energy that the basis can express; 1 for a complete one.
-        decay_exponent: ``[]`` p of the gradient spectrum ``e ~ complexity^-p``: condition (a).
         decay_similarity: ``[]`` in [0, 1], how alike the spectra of the single parameters are: condition (a); None
             without gradients.
         participation_ratio: ``[]`` number of modes that share the energy: condition (b).
@@ -52,6 +56,8 @@ class InterferenceProfile:
     """
 
     singular_values: Tensor
+    spectrum: Tensor
+    axis: Axis
     medians: Tensor
     positions: Tensor
     whole_median: Tensor
@@ -68,7 +74,6 @@ class InterferenceProfile:
     shuffled_cii: Tensor
     shuffled_sd: Tensor
     expressed: Tensor
-    decay_exponent: Tensor
     decay_similarity: Tensor | None
     participation_ratio: Tensor
     effective_rank: Tensor
@@ -76,6 +81,11 @@ class InterferenceProfile:
     power: CumulativePower | None
     leading: Coherence | None
     trailing: Coherence | None
+
+    @cached_property
+    def decay_exponent(self) -> Tensor:
+        """``[]`` p of the gradient spectrum, ``e ~ complexity^-p``: condition (a); nan with too few levels."""
+        return decay_exponent(self.axis.functions_of(self.spectrum), self.axis.complexity[self.axis.level_of])
 
     @property
     def iota_leading(self) -> Tensor | None:

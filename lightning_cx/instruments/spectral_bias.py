@@ -9,16 +9,14 @@ from torch import Tensor
 
 from lightning_cx.functional import (
     Basis,
-    band_energies,
-    energy_spectrum,
     independent_outputs,
     laplacian_basis,
-    median_index,
-    merge_levels,
+    median_position,
     octave_bands,
+    octave_energies,
     whiteness,
 )
-from lightning_cx.functional.levels import sum_by_level
+from lightning_cx.functional.principal import Axis
 from lightning_cx.instruments.band_history import BandHistory
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
@@ -77,24 +75,23 @@ class SpectralBias(Instrument):
         probe = observation.probe
         if probe is None:
             return Reading()
-        n, basis = len(probe.residuals), self._basis_on(probe.features)
-        energy, complexity = merge_levels(energy_spectrum(basis, probe.residuals), basis.complexity, basis.tolerance)
-        bands = octave_bands(len(energy))
+        n, basis, residuals = len(probe.residuals), self._basis_on(probe.features), probe.residuals
+        bands = octave_bands(basis.n_levels)
         band_tags = [tags.residual_band(number) for number in range(len(bands))]
-        if not bool(energy.isfinite().all()):
-            bad = int((~probe.residuals.isfinite().all(1)).sum())
+        bad = int((~residuals.isfinite().all(1)).sum())
+        if bad:
             why = f"{bad} of {n} residuals are NaN or infinite: inputs are, or training diverged"
             return Reading(dict.fromkeys((*SUMMARY, *band_tags), torch.nan), refusals=dict.fromkeys(SUMMARY, why))
-        first = int(complexity[0] == 0)  # the constant
-        varying = energy[first:]
-        sizes = sum_by_level(torch.ones_like(basis.complexity), basis.level_of, len(energy))[first:]
-        self._learning.follow(varying, basis.vectors.T @ probe.residuals.to(basis.vectors))
-        by_band = band_energies(energy, bands) / n
+        axis = Axis.without_constant(basis)
+        varying = axis.energies(residuals.reshape(-1, 1))[0]
+        self._learning.follow(varying, basis.vectors.T @ residuals)
+        by_band = octave_energies(basis, residuals)
         self._bands.add(observation.step, by_band)
+        white = whiteness(varying, torch.bincount(axis.level_of), float(independent_outputs(residuals)))
         scalars = {
-            tags.RESIDUAL_ENERGY: float(energy.sum()) / n,
-            tags.RESIDUAL_MEDIAN: float(median_index(varying)) / max(1, len(varying) - 1),
-            tags.WHITENESS: float(whiteness(varying, sizes, float(independent_outputs(probe.residuals))).ratio),
+            tags.RESIDUAL_ENERGY: float(residuals.square().sum()) / n,
+            tags.RESIDUAL_MEDIAN: float(median_position(basis, residuals)),
+            tags.WHITENESS: float(white.ratio),
             tags.SPECTRAL_BIAS_INDEX: self._learning.spectral_bias,
             tags.HIGH_COMPLEXITY_DOMINANCE: self._learning.dominance,
             **dict(zip(band_tags, by_band.tolist(), strict=True)),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_cx.functional.basis import Basis, laplacian_basis
-from lightning_cx.functional.features import _holds_ids, default_features
+from lightning_cx.functional.features import default_features, holds_ids
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.metrics.base import DoubleMetric
 from lightning_cx.metrics.subset import content_sample
@@ -79,13 +79,13 @@ class ExampleMetric(DoubleMetric):
                 example, or they are not of the kind and size of those before.
         """
         features, values = as_tensor(features), as_tensor(values)
-        holds_ids = _holds_ids(features)
-        if holds_ids and features.ndim < 2:
+        ids = holds_ids(features)
+        if ids and features.ndim < 2:
             default_features(features)  # says why labels are no features, and raises
         left, right = self._matrix("features", features), self._matrix("values", values)
         if len(left) != len(right):
             raise ValueError(f"each example needs features and values, got {len(left)} and {len(right)} rows.")
-        self._agree([left.shape[1], right.shape[1], int(holds_ids), int(not holds_ids)])
+        self._agree([left.shape[1], right.shape[1], int(ids), int(not ids)])
         rows = torch.cat([left, right], dim=1)
         is_finite = rows.isfinite().all(1)
         assert isinstance(self.rows, list)  # a tensor only between sync and unsync

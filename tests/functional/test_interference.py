@@ -19,9 +19,11 @@ from torch import Tensor
 from lightning_cx.functional import (
     Basis,
     cosine_basis,
+    cumulative_power,
     energy_spectrum,
     fourier_basis,
     interference_profile,
+    kernel_target_alignment,
     laplacian_basis,
     low_weights,
     median_complexity,
@@ -385,3 +387,49 @@ def test_what_the_basis_cannot_express_is_left_out_and_told():
 def test_what_does_not_fit_is_refused_with_the_reason(arguments, message):
     with pytest.raises(ValueError, match=message):
         interference_profile(basis=cosine_basis(4), **arguments)
+
+
+# With targets, and in words ---------------------------------------------------------------------------------
+
+
+def test_with_targets_the_profile_says_how_the_gradients_align_with_them():
+    gradients = gaussian_gradients(BASIS, SIZES["decaying as 1/k"], seed=0)
+    gram = gradients @ gradients.T
+    simple, rough = BASIS.vectors[:, 1:4], BASIS.vectors[:, -3:]
+    easy, hard = (interference_profile(gram, BASIS, targets=t, permutations=0) for t in (simple, rough))
+    torch.testing.assert_close(easy.alignment, kernel_target_alignment(gram, simple))
+    torch.testing.assert_close(easy.power.area, cumulative_power(gram, simple).area)
+    assert float(easy.power.area) > 0.9
+    assert float(hard.power.area) < 0.2
+    assert float(easy.alignment) > float(hard.alignment)
+    assert "target: alignment" in str(easy)
+    without = interference_profile(gram, BASIS, permutations=0)
+    assert without.alignment is None
+    assert without.power is None
+
+
+def test_the_profile_reads_as_sentences_with_its_verdict():
+    holds, absent, reversed_ = (
+        interference_profile(None, BASIS, gaussian_gradients(BASIS, SIZES[name], 0, rotate, width=300))
+        for name, rotate in (("decaying as 1/k", False), ("decaying as 1/k", True), ("growing as 1/k", False))
+    )
+    assert str(holds).startswith("interference profile of 127 modes: the principle holds\n")
+    assert "principle is absent" in str(absent)
+    assert "is reversed: complex functions get the large singular values" in str(reversed_)
+    assert "by interference: iota" in str(holds)
+    assert (holds.verdict, absent.verdict, reversed_.verdict) == ("holds", "absent", "reversed")
+
+
+def test_conditions_for_the_principle_are_reported_beside_it():
+    gradients = gaussian_gradients(BASIS, SIZES["decaying as 1/k"], seed=0)
+    profile = interference_profile(None, BASIS, gradients, permutations=0)
+    assert float(profile.decay_exponent) == pytest.approx(2, abs=0.2)  # energies are squares of 1/k
+    values = profile.singular_values**2
+    torch.testing.assert_close(profile.participation_ratio, values.sum() ** 2 / values.square().sum())
+    identical = BASIS.vectors[:, 1:5].sum(1, keepdim=True).repeat(1, 30)
+    disjoint = BASIS.vectors[:, 1:5]
+    alike, unlike = (
+        interference_profile(None, BASIS, g, permutations=0).decay_similarity for g in (identical, disjoint)
+    )
+    assert float(alike) == pytest.approx(1)
+    assert float(unlike) == pytest.approx(0.5)  # four equal spectra without overlap: 4^-1/2
