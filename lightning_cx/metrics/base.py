@@ -36,7 +36,7 @@ class DoubleMetric(Metric, ABC):
         return torch.float64
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take in what another metric has seen; needs torchmetrics 1.6.
+        """Take in what another metric has seen.
 
         Args:
             incoming_state: A metric of the same class, or its states by name.

@@ -101,7 +101,7 @@ class ExampleMetric(DoubleMetric):
         return value
 
     def merge_state(self, incoming_state: Any) -> None:
-        """Take in what another metric has seen; needs torchmetrics 1.6."""
+        """Take in what another metric has seen."""
         super().merge_state(incoming_state)
         self._drop_surplus()
 

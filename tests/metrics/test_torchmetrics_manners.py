@@ -16,7 +16,6 @@ from torchmetrics import ClasswiseWrapper, Metric, MetricCollection
 from lightning_cx.metrics import GradientNoiseScale, MedianComplexity, ResidualSpectrum
 
 EACH = pytest.mark.parametrize("kind", [MedianComplexity, ResidualSpectrum, GradientNoiseScale])
-CAN_MERGE = hasattr(Metric, "merge_state")  # from torchmetrics 1.6 on
 
 
 def inputs(kind: type[Metric], part: int = 0) -> tuple[torch.Tensor, ...]:
@@ -145,7 +144,6 @@ def test_a_classwise_wrapper_makes_a_scalar_of_each_band():
     assert torch.equal(torch.stack(list(scalars.values())), updated(ResidualSpectrum, 0).compute())
 
 
-@pytest.mark.skipif(not CAN_MERGE, reason="merge_state came with torchmetrics 1.6")
 @EACH
 def test_merging_equals_having_seen_both(kind):
     metric, other = updated(kind, 0), updated(kind, 1, 2)
@@ -155,7 +153,6 @@ def test_merging_equals_having_seen_both(kind):
     torch.testing.assert_close(other.compute(), updated(kind, 1, 2).compute(), rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not CAN_MERGE, reason="merge_state came with torchmetrics 1.6")
 @EACH
 def test_a_fresh_metric_can_gather_others(kind):
     total = kind()
@@ -164,7 +161,6 @@ def test_a_fresh_metric_can_gather_others(kind):
     torch.testing.assert_close(total.compute(), updated(kind, 0, 1).compute(), rtol=1e-12, atol=0)
 
 
-@pytest.mark.skipif(not CAN_MERGE, reason="merge_state came with torchmetrics 1.6")
 def test_merging_keeps_the_sample_small():
     total, whole = MedianComplexity(max_examples=32), MedianComplexity(max_examples=32)
     for part in range(5):
