@@ -6,7 +6,8 @@
 `ComplexityMonitor` rides on the training's own backward passes and logs what single examples want of the weights, and
 what of the target is still unlearned. `ProbeSet` chooses the fixed examples on which the latter is measured. The rooms
 below work without a Trainer and without importing Lightning: `lightning_cx.functional` (maths on tensors),
-`lightning_cx.gradients` (per-example gradients) and `lightning_cx.instruments` (what is measured).
+`lightning_cx.gradients` (per-example gradients), `lightning_cx.metrics` (torchmetrics for any loop) and
+`lightning_cx.instruments` (what is measured).
 """
 
 from importlib import import_module

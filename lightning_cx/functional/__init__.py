@@ -25,6 +25,16 @@ On examples that do not lie on a line, their similarity gives the axis:
 1 waves: level 1.000
 2 waves: level 2.000
 3 waves: level 3.000
+
+Do the gradients of a network prefer simple functions, and could that be chance?
+
+>>> from lightning_cx.gradients import per_example_gram
+>>> _ = torch.manual_seed(0)
+>>> net = torch.nn.Sequential(torch.nn.Linear(1, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
+>>> x = torch.linspace(-1, 1, 128)
+>>> profile = interference_profile(per_example_gram(net, net(x[:, None])[:, 0]), cosine_basis(x))
+>>> profile.verdict, bool(profile.cii > 0.9), bool(abs(profile.shuffled_cii) < 0.05), bool(profile.p_value < 0.01)
+('holds', True, True, True)
 """
 
 from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
