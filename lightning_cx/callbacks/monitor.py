@@ -29,8 +29,8 @@ class ComplexityMonitor(Callback):
     so rounds, and draws its dropout differently from an eager step, and that much differs on sampled steps.
 
     Args:
-        instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum`, `Interference` and
-            `SpectralBias`.
+        instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum`, `SpectralBias` and
+            `Interference`.
         every_n_steps: Measure at every n-th batch, whatever it costs; None measures as often as the budget allows.
         overhead_budget: Share of the wall time that the monitor may spend, between 0 and 1; measured and kept, and
             logged as `complexity/overhead`. Of no account with `every_n_steps`.
@@ -48,9 +48,9 @@ class ComplexityMonitor(Callback):
     Example:
         >>> from lightning_cx import ComplexityMonitor
         >>> ComplexityMonitor(every_n_steps=50)
-        ComplexityMonitor(GradientNoise, GradientSpectrum, Interference, SpectralBias; every 50 steps)
+        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias, Interference; every 50 steps)
         >>> ComplexityMonitor(overhead_budget=0.05)
-        ComplexityMonitor(GradientNoise, GradientSpectrum, Interference, SpectralBias; 5% of the wall time)
+        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias, Interference; 5% of the wall time)
     """
 
     def __init__(
@@ -179,6 +179,6 @@ def _default_instruments(control: Control) -> list[Instrument]:
     return [
         GradientNoise(),
         GradientSpectrum(control=control),
-        Interference(control=control),
         SpectralBias(control=control),
+        Interference(control=control),
     ]
