@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional.features import as_matrix
-from lightning_cx.functional.graph import doubly_stochastic_graph, eigh_with_constant_first
+from lightning_cx.functional.graph import doubly_stochastic_graph
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.levels import (
     EXACT_TOLERANCE,
@@ -18,7 +18,14 @@ from lightning_cx.functional.levels import (
     level_index,
     mean_by_level,
 )
-from lightning_cx.functional.linalg import eigh
+from lightning_cx.functional.sparse_graph import (
+    checked_count,
+    dense_is_faster,
+    eigh_with_constant_first,
+    laplacian,
+    large_eigh,
+    simplest_functions,
+)
 
 MIN_COSINE_PIVOT = 1e-8
 """Cosines that the earlier ones already span on these points, up to this share, are left out (THEORY 1)."""
@@ -74,6 +81,32 @@ class Basis:
     def level_complexity(self) -> Tensor:
         """``[n_levels]`` float64: the mean complexity of each level."""
         return mean_by_level(self.complexity, self.level_of, self.n_levels)
+
+    def captured_share(self, values: Tensor) -> Tensor:
+        """Say how much of a function the basis expresses, ``sum_k <phi_k, f>^2 / sum f^2``; medians see no more.
+
+        Subtract the mean of the values first where the constant should not count.
+
+        Args:
+            values: ``[n]`` or ``[n, C]``, one row per example; energies of several outputs add up.
+
+        Returns:
+            Scalar float64 in ``[0, 1]``, 1 on a complete basis; nan where the values are all zero or not finite.
+
+        Raises:
+            ValueError: If the number of rows is not that of the basis.
+
+        Example:
+            >>> first_two = Basis(torch.eye(3)[:, :2], torch.arange(2.0))
+            >>> first_two.captured_share(torch.tensor([3.0, 0.0, 4.0])).item()
+            0.36
+        """
+        values, n = as_tensor(values), self.vectors.shape[0]
+        if values.ndim == 0 or values.shape[0] != n or values.numel() == 0:
+            raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
+        values = values.detach().double().reshape(n, -1)
+        values = values / values.abs().max()  # squares of 1e200 would overflow; zeros become nan here
+        return (self.vectors.T @ values).square().sum() / values.square().sum()
 
     def to(self, device: torch.device | str) -> Basis:
         """Return the same basis on another device."""
@@ -144,7 +177,7 @@ def fourier_basis(n: int) -> Basis:
     return Basis(waves / waves.norm(dim=0), frequency.double())
 
 
-def laplacian_basis(features: Tensor, n_neighbors: int = 10) -> Basis:
+def laplacian_basis(features: Tensor, n_neighbors: int = 10, n_functions: int | None = None) -> Basis:
     """Order functions on arbitrary examples by how fast they change between similar examples.
 
     Similar means near in feature space: examples form a k-nearest-neighbour graph with self-tuning weights and
@@ -155,16 +188,23 @@ def laplacian_basis(features: Tensor, n_neighbors: int = 10) -> Basis:
 
     Complexities of different probes cannot be compared, since they grow with n: compare ranks.
 
+    A few functions of very many come from the sparse graph by Lanczos iterations on the host. A basis cut to
+    ``n_functions`` knows nothing of what lies above: medians on it are those of the part that it spans (see
+    `Basis.captured_share`), and which of several equally complex functions come last is arbitrary.
+
     Args:
         features: ``[n, ...]``, flattened per example, any real dtype; see `default_features` for raw data.
             Duplicates, constant features and fewer than ``n_neighbors + 1`` examples are welcome.
         n_neighbors: Neighbours that each example is connected to.
+        n_functions: Keep only the simplest so many; needed above 4096 examples, and there at most a quarter of
+            their number. None, or more than there are examples, means all.
 
     Returns:
-        Basis of n columns, on the device of the features; time and memory of an ``n x n`` eigenproblem.
+        Basis of n or ``n_functions`` columns, on the device of the features.
 
     Raises:
-        ValueError: If there is no example, a feature is NaN or infinite, or ``n_neighbors < 1``.
+        ValueError: If there is no example or feature, a feature is NaN or infinite, a count is below 1, or there
+            are more than 4096 examples and ``n_functions`` is not given or too large, or most examples are copies.
 
     References:
         Belkin & Niyogi 2003, "Laplacian eigenmaps"; Zelnik-Manor & Perona 2004, section 2.1; Marshall & Coifman
@@ -175,13 +215,20 @@ def laplacian_basis(features: Tensor, n_neighbors: int = 10) -> Basis:
         >>> laplacian_basis(two_far_pairs, n_neighbors=1).complexity.round(decimals=3).tolist()
         [0.0, 0.0, 1.0, 1.0]
     """
-    features = as_tensor(features)
+    matrix = as_matrix(features)
+    if matrix.shape[1] < 1:
+        raise ValueError(f"nothing tells the {len(matrix)} examples apart: they have no feature, pass at least one.")
     if n_neighbors < 1:
         raise ValueError(f"each example needs at least one neighbour, got n_neighbors={n_neighbors}.")
-    graph = doubly_stochastic_graph(as_matrix(features), n_neighbors)
-    eigenvalues, vectors = eigh_with_constant_first(graph.sum(1).diag() - graph)
+    count = checked_count(len(matrix), n_functions)
+    graph = doubly_stochastic_graph(matrix, n_neighbors)
+    if dense_is_faster(len(matrix), count):
+        dense = torch.from_numpy(laplacian(graph).toarray()).to(matrix.device)
+        eigenvalues, vectors = (part[..., :count] for part in eigh_with_constant_first(dense))
+    else:
+        eigenvalues, vectors = (part.to(matrix.device) for part in simplest_functions(graph, count))
     eigenvalues = torch.where(eigenvalues < ZERO_EIGENVALUE, 0.0, eigenvalues)
-    return Basis(vectors, eigenvalues.sqrt(), GRAPH_TOLERANCE)
+    return Basis(vectors.contiguous(), eigenvalues.sqrt(), GRAPH_TOLERANCE)
 
 
 def kernel_basis(gram: Tensor) -> Basis:
@@ -206,7 +253,7 @@ def kernel_basis(gram: Tensor) -> Basis:
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
     gram = as_matrix(gram)
-    _, vectors = eigh((gram + gram.T) / 2)
+    _, vectors = large_eigh((gram + gram.T) / 2)
     rank = torch.arange(gram.shape[0], dtype=torch.float64, device=gram.device)
     return Basis(vectors.flip(1), rank)
 

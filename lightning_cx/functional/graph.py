@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
-
-from lightning_cx.functional.linalg import eigh
 
 LOCAL_SCALE_NEIGHBOR = 7
 """Which neighbour's distance sets an example's length scale (Zelnik-Manor & Perona 2004, section 2.1)."""
 
 TIE = 1e-9
 """Neighbours this close (relatively) to the k-th are taken too, so that the order of examples never decides."""
+
+BLOCK_ENTRIES = 1 << 20
+"""Numbers in one block of distances or differences, 8 MiB: 2 to 32 took the same time within a fourth."""
+
+MAX_EDGES = 1 << 24
+"""Edges of the complete graph on 4096 examples; more come only from ties, as among thousands of copies."""
 
 ROW_SUM_TOLERANCE = 1e-12
 """The scaling stops once every row sums to 1 within this; rounding allows little better."""
@@ -20,42 +26,27 @@ MAX_SCALING_STEPS = 10_000
 """Ordinary graphs need 20 to 60 steps; this only bounds the time spent on a pathological one."""
 
 
-def doubly_stochastic_graph(features: Tensor, n_neighbors: int) -> Tensor:
+def doubly_stochastic_graph(features: Tensor, n_neighbors: int) -> sparse.csr_matrix:
     """Connect each example with its nearest neighbours by weights that sum to one at every example.
 
     Args:
-        features: ``[n, d]`` finite, any float dtype.
+        features: ``[n, d]`` finite, any float dtype, on any device.
         n_neighbors: Neighbours per example; more than ``n - 1`` means all the others.
 
     Returns:
-        ``[n, n]`` float64: symmetric, non-negative, rows summing to 1.
+        ``[n, n]`` float64 on the host: exactly symmetric, non-negative, rows summing to 1.
+
+    Raises:
+        ValueError: If there are too many edges to store, see `nearest_neighbors`.
+
+    Example:
+        >>> doubly_stochastic_graph(torch.tensor([[0.0], [1.0], [9.0], [9.0]]), 1).toarray().round(3).tolist()
+        [[0.503, 0.497, 0.0, 0.0], [0.497, 0.503, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 0.5]]
     """
-    return sinkhorn(knn_affinity(distances(features), n_neighbors))
+    return sinkhorn(knn_affinity(features, n_neighbors))
 
 
-def distances(features: Tensor) -> Tensor:
-    """Measure all pairwise Euclidean distances, up to one common factor.
-
-    Differences are taken before squaring (`torch.pdist`), so that duplicates are at distance exactly zero,
-    and no ``n x n x d`` array is formed.
-
-    Args:
-        features: ``[n, d]`` finite, any float dtype.
-
-    Returns:
-        ``[n, n]`` float64, symmetric; the unit is the largest absolute coordinate.
-    """
-    n = features.shape[0]
-    # Without the division a feature of 1e200 would overflow when squared; the graph knows no unit of length.
-    features = features.double()
-    features = features / features.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    result = features.new_zeros(n, n)
-    row, column = torch.triu_indices(n, n, offset=1, device=features.device)
-    result[row, column] = torch.pdist(features)
-    return result + result.T
-
-
-def knn_affinity(distance: Tensor, n_neighbors: int) -> Tensor:
+def knn_affinity(features: Tensor, n_neighbors: int) -> sparse.csr_matrix:
     """Weigh the union k-nearest-neighbour graph by self-tuning Gaussians.
 
     ``w_ij = exp(-d_ij^2 / (s_i s_j))`` where i is among the neighbours of j or j among those of i, 1 on the
@@ -64,29 +55,28 @@ def knn_affinity(distance: Tensor, n_neighbors: int) -> Tensor:
     example that is not a copy sets the scale instead.
 
     Args:
-        distance: ``[n, n]`` float64, symmetric with zero diagonal.
+        features: ``[n, d]`` finite, any float dtype.
         n_neighbors: Neighbours per example.
 
     Returns:
-        ``[n, n]`` float64, symmetric.
+        ``[n, n]`` float64 on the host, exactly symmetric.
+
+    Example:
+        >>> knn_affinity(torch.tensor([[0.0], [1.0], [3.0]]), 1).toarray().round(3).tolist()
+        [[1.0, 0.846, 0.0], [0.846, 1.0, 0.513], [0.0, 0.513, 1.0]]
     """
-    n = distance.shape[0]
-    if n == 1:
-        return torch.ones_like(distance)
-    others = distance.clone().fill_diagonal_(torch.inf)
-    k, local = min(n_neighbors, n - 1), min(LOCAL_SCALE_NEIGHBOR, n - 1)
-    nearest = others.topk(max(k, local), largest=False).values
-    is_neighbor = others <= nearest[:, k - 1 : k] * (1 + TIE)
-    scale = nearest[:, local - 1]
-    nearest_other = others.masked_fill(others == 0, torch.inf).amin(1)
-    scale = torch.where(scale > 0, scale, nearest_other)  # inf where all coincide: every weight is then 1
+    n = features.shape[0]
+    row, column, distance, scale = nearest_neighbors(features, n_neighbors)
     # Two ratios rather than d^2 / (s_i s_j), which can underflow to 0 / 0.
-    exponent = (distance / scale[:, None]) * (distance / scale[None, :])
-    weights = torch.where(is_neighbor | is_neighbor.T, torch.exp(-exponent), 0.0)
-    return weights.fill_diagonal_(1.0)
+    weight = torch.exp(-(distance / scale[row]) * (distance / scale[column]))
+    pairs = (row.cpu().numpy(), column.cpu().numpy())
+    neighbors = sparse.csr_matrix((weight.cpu().numpy(), pairs), shape=(n, n))
+    affinity = sparse.csr_matrix(neighbors.maximum(neighbors.T) + sparse.identity(n))
+    affinity.eliminate_zeros()
+    return affinity
 
 
-def sinkhorn(affinity: Tensor) -> Tensor:
+def sinkhorn(affinity: sparse.csr_matrix) -> sparse.csr_matrix:
     """Scale a symmetric non-negative matrix to row sums 1, keeping it symmetric: ``S = D W D``.
 
     The damped fixed point ``d <- d / sqrt(d * (W d))`` contracts at the rate ``(1 - smallest eigenvalue of S) / 2``;
@@ -97,41 +87,121 @@ def sinkhorn(affinity: Tensor) -> Tensor:
 
     Returns:
         ``[n, n]`` float64 doubly stochastic.
+
+    Example:
+        >>> sinkhorn(sparse.csr_matrix([[2.0, 0.0], [0.0, 8.0]])).toarray().round(9).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
-    scale = affinity.sum(1).rsqrt()
+    n = affinity.get_shape()[0]
+    scale = 1 / np.sqrt(affinity @ np.ones(n))
     for _ in range(MAX_SCALING_STEPS):
         row_sums = scale * (affinity @ scale)
-        if bool((row_sums - 1).abs().max() < ROW_SUM_TOLERANCE):
+        if abs(row_sums - 1).max() < ROW_SUM_TOLERANCE:
             break
-        scale = scale / row_sums.sqrt()
-    return affinity * scale[:, None] * scale[None, :]
+        scale /= np.sqrt(row_sums)
+    row = np.repeat(np.arange(n), np.diff(affinity.indptr))
+    # The product of the two scales first: w s_i s_j is then the same number as w s_j s_i.
+    weights = affinity.data * (scale[row] * scale[affinity.indices])
+    return sparse.csr_matrix((weights, affinity.indices, affinity.indptr), shape=(n, n))
 
 
-def eigh_with_constant_first(laplacian: Tensor) -> tuple[Tensor, Tensor]:
-    """Diagonalise a Laplacian on the complement of the constant, and put the constant in front.
+def nearest_neighbors(features: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find the neighbours of every example, exactly, and the length scale around it.
 
-    `eigh` on the whole matrix returns an arbitrary rotation of the null space, and the constant mixed with
-    every eigenvector of small eigenvalue.
+    All distances are first bracketed by a product of matrices, block by block of examples; only the pairs whose
+    bracket reaches below that of the k-th neighbour are then measured by their differences. So copies are at
+    distance exactly zero, near copies keep their digits, and neither ``n x n`` nor ``n x n x d`` numbers are held.
 
     Args:
-        laplacian: ``[n, n]`` float64, symmetric, rows summing to 0.
+        features: ``[n, d]`` finite, any float dtype.
+        n_neighbors: Neighbours per example; ties with the last one come on top.
 
     Returns:
-        Ascending eigenvalues ``[n]``, the first exactly 0, and orthonormal eigenvectors ``[n, n]``, the first
-        exactly constant.
+        Example, neighbour and distance of each of E pairs (``[E]`` int64, int64, float64), and the scale ``[n]``
+        float64, which is positive, and inf where all examples coincide. The unit of length is the largest
+        absolute coordinate.
+
+    Raises:
+        ValueError: If ties make more than 16.8 million pairs.
+
+    Example:
+        >>> row, column, distance, _ = nearest_neighbors(torch.tensor([[0.0], [1.0], [4.0]]), 1)
+        >>> row.tolist(), column.tolist(), distance.tolist()
+        ([0, 1, 2], [1, 0, 1], [0.25, 0.25, 0.75])
     """
-    n = laplacian.shape[0]
-    constant = laplacian.new_full((n, 1), n**-0.5)
-    if n == 1:
-        return laplacian.new_zeros(1), constant
-    mirror = constant.clone()  # Householder: reflecting along e_0 + c swaps -e_0 and the constant c
-    mirror[0] += 1.0
-    mirror = mirror / mirror.norm()
+    n = features.shape[0]
+    # Without the division a feature of 1e200 would overflow when squared; the graph knows no unit of length.
+    features = features.detach().double()
+    features = features / features.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    centred = features - features.mean(0)  # brackets are as tight as the distances from the centre are short
+    squares = centred.square().sum(1)
+    copy_of = features.unique(dim=0, return_inverse=True)[1]
+    found, scales, n_edges = [], [], 0
+    height = max(1, min(n, BLOCK_ENTRIES // n))
+    # Blocks made anew each time would leave holes between the small results: the heap grew to n x n after all.
+    blocks = squares.new_empty(height, n), squares.new_empty(height, n), squares.new_empty(height, n, dtype=torch.bool)
+    for rows in torch.arange(n, device=features.device).split(height):
+        row, column = _candidates(rows, centred, squares, copy_of, n_neighbors, blocks)
+        distance = _exact_distances(features, row, column, copy_of)
+        near, scale = _nearest(row - rows[0], distance, len(rows), n_neighbors)
+        found.append((row[near], column[near], distance[near]))
+        scales.append(scale)
+        n_edges += len(found[-1][0])
+        if n_edges > MAX_EDGES:
+            raise ValueError(
+                f"the {int(rows[-1]) + 1} first of {n} examples have {n_edges} equally near neighbours, {MAX_EDGES} "
+                "pairs can be stored: drop copies of examples (features.unique(dim=0)) or pass fewer examples."
+            )
+    row, column, distance = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return row, column, distance, torch.cat(scales)
 
-    def reflect(matrix: Tensor) -> Tensor:
-        return matrix - 2 * mirror @ (mirror.T @ matrix)
 
-    inner = reflect(reflect(laplacian).T)[1:, 1:]
-    eigenvalues, rotation = eigh((inner + inner.T) / 2)
-    others = reflect(torch.cat([rotation.new_zeros(1, n - 1), rotation]))
-    return torch.cat([eigenvalues.new_zeros(1), eigenvalues]), torch.cat([constant, others], dim=1)
+def _candidates(
+    rows: Tensor, centred: Tensor, squares: Tensor, copy_of: Tensor, n_neighbors: int, blocks: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """List the pairs that may be neighbours, or set the scale: all that rounding does not rule out."""
+    n, d = centred.shape
+    size, squared, is_copy = (block[: len(rows)] for block in blocks)
+    torch.add(squares[rows, None], squares, out=size)
+    torch.addmm(size, centred[rows], centred.T, alpha=-2, out=squared)
+    torch.eq(copy_of[rows, None], copy_of, out=is_copy)
+    number = torch.finfo(torch.float64)
+    # Bounds the rounding of the sums of d products, with a factor of two to spare.
+    doubt = size.mul_((2 * d + 16) * number.eps).add_(number.tiny)
+    upper = squared.add_(doubt).masked_fill_(is_copy, 0.0)
+    itself = (torch.arange(len(rows), device=rows.device), rows)
+    upper[itself] = torch.inf
+    count = min(max(n_neighbors, LOCAL_SCALE_NEIGHBOR), n - 1)
+    farthest = upper.topk(count, largest=False).values[:, -1:] if count else upper.amin(1, keepdim=True)
+    # The nearest example that is no copy sets the scale where all these are copies.
+    limit = torch.maximum(farthest, upper.masked_fill_(is_copy, torch.inf).amin(1, keepdim=True))
+    lower = upper.sub_(doubt, alpha=2).masked_fill_(is_copy, 0.0)
+    may_be_near = torch.le(lower, limit * (1 + 3 * TIE), out=is_copy)
+    may_be_near[itself] = False
+    row, column = may_be_near.nonzero(as_tuple=True)
+    return rows[row], column
+
+
+def _exact_distances(features: Tensor, row: Tensor, column: Tensor, copy_of: Tensor) -> Tensor:
+    distance = features.new_zeros(len(row))
+    pairs = (copy_of[row] != copy_of[column]).nonzero()[:, 0]
+    for part in pairs.split(max(1, BLOCK_ENTRIES // max(1, features.shape[1]))):
+        difference = features[row[part]].sub_(features[column[part]])
+        # Divided by the largest before squaring: examples that differ at all are at a distance above zero.
+        largest = difference.abs().amax(1, keepdim=True)
+        distance[part] = difference.div_(largest).square_().sum(1).sqrt_().mul_(largest[:, 0])
+    return distance
+
+
+def _nearest(row: Tensor, distance: Tensor, n_rows: int, n_neighbors: int) -> tuple[Tensor, Tensor]:
+    """Tell which candidate pairs are neighbours, and how far the scale of each row reaches; rows ascend from 0."""
+    counts = row.bincount(minlength=n_rows)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    table = distance.new_full((n_rows, max(1, int(counts.max()))), torch.inf)
+    table[row, place] = distance
+    ascending = table.sort(1).values
+    last = (counts - 1).clamp_min(0)
+    kth = ascending.gather(1, last.clamp_max(n_neighbors - 1)[:, None])[:, 0]
+    scale = ascending.gather(1, last.clamp_max(LOCAL_SCALE_NEIGHBOR - 1)[:, None])[:, 0]
+    nearest_other = table.masked_fill_(table == 0, torch.inf).amin(1)
+    return distance <= kth[row] * (1 + TIE), torch.where(scale > 0, scale, nearest_other)

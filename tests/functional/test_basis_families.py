@@ -179,7 +179,43 @@ def test_identical_examples_give_the_constant_and_one_level_beside_it(value):
     torch.testing.assert_close(basis.level_complexity, torch.tensor([0.0, 1.0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("components", [2, 4])
+def test_features_that_do_not_vary_change_nothing():
+    features = torch.randn(40, 2, dtype=torch.float64, generator=generator())
+    constant = torch.full((40, 3), 7.0, dtype=torch.float64)
+    padded = laplacian_basis(torch.cat([features, constant], dim=1))
+    assert_sound_laplacian(padded, 40)
+    torch.testing.assert_close(padded.complexity, laplacian_basis(features).complexity, rtol=0, atol=1e-7)
+
+
+def test_two_examples_differ_by_one_function_and_two_copies_too():
+    for pair in (torch.tensor([0.0, 3.0]), torch.tensor([3.0, 3.0])):
+        basis = laplacian_basis(pair)
+        assert_sound_laplacian(basis, 2)
+        assert basis.vectors[:, 1].abs().tolist() == pytest.approx([0.5**0.5] * 2)
+    torch.testing.assert_close(basis.complexity, torch.tensor([0.0, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("distance", [1e3, 1e12])
+def test_isolated_outliers_leave_the_basis_sound(distance):
+    """An outlier is tied to the nearest others: by a weight while that is a number at all, alone beyond."""
+    features = torch.randn(60, 2, dtype=torch.float64, generator=generator())
+    features[:3] += distance * torch.tensor([[1.0, 0.0], [0.0, 2.0], [-4.0, 0.0]])
+    basis = laplacian_basis(features, n_neighbors=4)
+    assert_sound_laplacian(basis, 60)
+    n_simplest = int((basis.complexity < 1e-3).sum())
+    torch.testing.assert_close(level_energies(basis, torch.ones(60))[0], torch.tensor(60.0, dtype=torch.float64))
+    assert n_simplest >= 2, "an outlier is a function of its own, simpler than any wave in the cloud"
+
+
+def test_pairs_of_duplicates_are_many_components_with_one_zero_each():
+    pairs = 10.0 ** torch.arange(40.0, dtype=torch.float64)[:, None].repeat_interleave(2, dim=0)
+    basis = laplacian_basis(pairs, n_neighbors=1)
+    assert_sound_laplacian(basis, 80)
+    assert int((basis.complexity == 0).sum()) == 40
+    torch.testing.assert_close(basis.level_complexity, torch.tensor([0.0, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("components", [2, 4, 30])
 def test_a_graph_in_pieces_has_one_zero_per_piece_and_still_the_constant_first(components):
     pieces = torch.randn(components, 15, 2, dtype=torch.float64, generator=generator())
     pieces += 1e4 * torch.arange(components)[:, None, None]
@@ -233,6 +269,7 @@ def test_features_of_any_dtype_give_a_float64_basis(dtype):
     ("features", "message"),
     [
         (torch.zeros(0, 3), "at least one example"),
+        (torch.zeros(3, 0), "they have no feature"),
         (torch.tensor(1.0), "at least one example"),
         (torch.tensor([[0.0], [torch.nan]]), "1 of 2 features are NaN or infinite, the first is nan in example 1"),
         (torch.tensor([[0.0, torch.inf]]), "the first is inf in example 0"),
