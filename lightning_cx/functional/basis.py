@@ -169,10 +169,10 @@ def fourier_basis(n: int) -> Basis:
     """
     column = torch.arange(_checked_size(n))
     frequency = (column + 1) // 2
-    # Turns are reduced in integers, so that high frequencies lose no digits.
-    turns = (column[:, None] * frequency % n).double() / n
-    angle = 2 * math.pi * turns
-    waves = torch.where(column % 2 == 1, angle.cos(), angle.sin())
+    # Turns are reduced in integers: high frequencies lose no digits, and n angles are all there are.
+    turns = column[:, None] * frequency % n
+    angle = column.double() * (2 * math.pi / n)
+    waves = torch.where(column % 2 == 1, angle.cos()[turns], angle.sin()[turns])
     waves[:, 0] = 1.0
     return Basis(waves / waves.norm(dim=0), frequency.double())
 
@@ -281,8 +281,8 @@ def _dct_basis(position: Tensor) -> Basis:
     n = position.numel()
     k = torch.arange(n, device=position.device)
     # cos(pi k (2 i + 1) / (2 n)) has period 4 n in k (2 i + 1): reduced in integers, no digit is lost.
-    angle = (k * (2 * position[:, None] + 1) % (4 * n)).double() * (math.pi / (2 * n))
-    waves = angle.cos()
+    angle = torch.arange(4 * n, dtype=torch.float64, device=position.device) * (math.pi / (2 * n))
+    waves = angle.cos()[k * (2 * position[:, None] + 1) % (4 * n)]
     return Basis(waves / waves.norm(dim=0), k.double() / 2)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_cx.functional.linalg import ONE_THREAD_UP_TO, eigh
 
 MAX_DENSE = 4096
-"""Examples up to which all functions are computed: 8 s and 0.5 GB there on two cores, growing as n^3 and n^2."""
+"""Examples up to which all functions are computed: 6 s and 0.6 GB there on two cores, growing as n^3 and n^2."""
 
 DENSE_SHARE = 1 / 16
 """Share of all functions above which computing all of them is the faster way to so many."""
@@ -178,8 +178,8 @@ def _most_amplified(
     amplify: Callable[[np.ndarray], np.ndarray], known: np.ndarray, count: int, random: np.random.Generator
 ) -> np.ndarray:
     """Find the `count` leading eigenvectors of a positive operator in the complement of what is known."""
-    # Since scipy 1.17 `eigsh` draws from the system's entropy where an invariant subspace ends the iteration.
     options: dict[str, Any] = {"tol": LANCZOS_TOLERANCE}
+    # Since scipy 1.17 `eigsh` draws from the system's entropy where an invariant subspace ends the iteration.
     if "rng" in inspect.signature(eigsh).parameters:
         options["rng"] = random
     operator = _Beside(known, amplify)
@@ -257,7 +257,7 @@ def large_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Diagonalise a symmetric matrix of any size with the faster of torch's and scipy's LAPACK.
 
     Up to 1024 rows `eigh` keeps to one thread; above, on a host, scipy's OpenBLAS takes two thirds of the time of
-    torch's MKL on AMD processors (4096 rows on two idle cores: 7.8 against 11.5 s).
+    torch's MKL on AMD processors (4096 rows on two cores: 7.8 against 11.5 s).
 
     Args:
         matrix: ``[n, n]`` float64, symmetric.
