@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from lightning_cx.instruments.base import ModeScatter, Picture, Spectrogram
+from lightning_cx.instruments.base import BandDecay, ModeScatter, Picture, Spectrogram
+from lightning_cx.tensorboard.band_decay import draw_band_decay
 from lightning_cx.tensorboard.mode_scatter import draw_mode_scatter
 from lightning_cx.tensorboard.spectrogram import draw_spectrogram
 
-_DRAW = {Spectrogram: draw_spectrogram, ModeScatter: draw_mode_scatter}
+_DRAW = {Spectrogram: draw_spectrogram, ModeScatter: draw_mode_scatter, BandDecay: draw_band_decay}
 
 
 def draw(picture: Picture) -> Figure:

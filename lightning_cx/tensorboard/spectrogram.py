@@ -8,15 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from lightning_cx.instruments.base import Spectrogram
+from lightning_cx.tensorboard.shares import Array, shares_of_first, thin_out
 from lightning_cx.tensorboard.sheet import INK, LETTERS, NOTE, WIDTH, open_sheet, plain, say_nothing_to_show
-
-Array = NDArray[np.float64]
-
-MAX_COLUMNS = 400
-"""More columns than this would be narrower than two pixels."""
 
 FLOOR, CEILING = -4.0, 1.0
 """Colours span at most these decades of the first energy; the small print of a spectrum is rounding."""
@@ -46,28 +41,12 @@ def draw_spectrogram(picture: Spectrogram) -> Figure:
         say_nothing_to_show(axes, "nothing measured yet")
         return figure
     steps = np.asarray(picture.steps, dtype=np.float64)
-    shares = _shares_of_first(picture.values.detach().double().cpu().numpy())
-    mesh = _draw_cells(axes, *_thin_out(steps, shares))
+    shares = shares_of_first(picture.values.detach().double().cpu().numpy())
+    mesh = _draw_cells(axes, *thin_out(steps, shares))
     _mark_halves(axes, steps, shares)
     _label(axes, labels, has_gaps=bool(np.isnan(shares).any()))
     _draw_colour_bar(figure, axes, mesh)
     return figure
-
-
-def _shares_of_first(values: Array) -> Array:
-    usable = np.isfinite(values) & (values > 0)
-    first = values[usable.argmax(0), np.arange(values.shape[1])]
-    first = np.where(usable.any(0), first, np.nan)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        shares = values / first
-    return np.where(np.isfinite(values) & (values >= 0), shares, np.nan)
-
-
-def _thin_out(steps: Array, shares: Array) -> tuple[Array, Array]:
-    if len(steps) <= MAX_COLUMNS:
-        return steps, shares
-    kept = np.linspace(0, len(steps) - 1, MAX_COLUMNS).round().astype(int)
-    return steps[kept], shares[kept]
 
 
 def _draw_cells(axes: Axes, steps: Array, shares: Array) -> QuadMesh:
