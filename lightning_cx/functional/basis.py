@@ -18,12 +18,12 @@ from lightning_cx.functional.levels import (
     level_index,
     mean_by_level,
 )
+from lightning_cx.functional.linalg import eigh
 from lightning_cx.functional.sparse_graph import (
     checked_count,
     dense_is_faster,
     eigh_with_constant_first,
     laplacian,
-    large_eigh,
     simplest_functions,
 )
 
@@ -253,7 +253,7 @@ def kernel_basis(gram: Tensor) -> Basis:
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
     gram = as_matrix(gram)
-    _, vectors = large_eigh((gram + gram.T) / 2)
+    _, vectors = eigh((gram + gram.T) / 2)
     rank = torch.arange(gram.shape[0], dtype=torch.float64, device=gram.device)
     return Basis(vectors.flip(1), rank)
 

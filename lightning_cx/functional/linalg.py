@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
+import numpy as np
 import torch
+from scipy import linalg
 from torch import Tensor
 
 ONE_THREAD_UP_TO = 1024
@@ -18,7 +20,11 @@ two took 5 to 10 seconds.
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, at a cost that other processes do not change.
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, by the LAPACK that is fastest at its size.
+
+    On a host, small ones keep to one thread, so that other processes do not change what they cost. Larger ones go to
+    scipy's OpenBLAS, which took two thirds of the time of torch's MKL on an AMD processor (4096 rows, two cores: 7.8
+    against 11.5 s).
 
     Args:
         matrix: ``[n, n]`` symmetric, floating point.
@@ -31,10 +37,17 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         >>> values
         tensor([1., 2.])
     """
-    small = matrix.device.type == "cpu" and matrix.shape[-1] <= ONE_THREAD_UP_TO
-    with one_thread() if small else nullcontext():
+    if matrix.device.type != "cpu":
         values, vectors = torch.linalg.eigh(matrix)
-    return values, vectors
+        return values, vectors
+    if matrix.shape[-1] <= ONE_THREAD_UP_TO:
+        with one_thread():
+            values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    # A copy in LAPACK's order, columns first, which the eigenvectors overwrite; the transpose is the same matrix.
+    columns = np.array(matrix.detach().T.numpy(), order="F")
+    values, vectors = linalg.eigh(columns, driver="evd", overwrite_a=True, check_finite=False)
+    return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
 @contextmanager

@@ -245,29 +245,9 @@ def eigh_with_constant_first(laplacian: Tensor) -> tuple[Tensor, Tensor]:
     image = laplacian @ mirror
     image -= (mirror @ image) * mirror
     laplacian.addr_(mirror, image, alpha=-2).addr_(image, mirror, alpha=-2)
-    eigenvalues, rotation = large_eigh(laplacian[1:, 1:])
+    eigenvalues, rotation = eigh(laplacian[1:, 1:])
     vectors = laplacian.zero_()
     vectors[1:, 1:] = rotation
     vectors[:, 1:].addr_(mirror, mirror[1:] @ rotation, alpha=-2)
     vectors[:, 0] = constant
     return torch.cat([eigenvalues.new_zeros(1), eigenvalues]), vectors
-
-
-def large_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Diagonalise a symmetric matrix of any size with the faster of torch's and scipy's LAPACK.
-
-    Up to 1024 rows `eigh` keeps to one thread; above, on a host, scipy's OpenBLAS takes two thirds of the time of
-    torch's MKL on AMD processors (4096 rows on two cores: 7.8 against 11.5 s).
-
-    Args:
-        matrix: ``[n, n]`` float64, symmetric.
-
-    Returns:
-        ``[n]`` eigenvalues, ascending, and ``[n, n]`` orthonormal eigenvectors in columns.
-    """
-    if matrix.device.type != "cpu" or matrix.shape[0] <= ONE_THREAD_UP_TO:
-        return eigh(matrix)
-    # A copy in LAPACK's order, columns first, which the eigenvectors overwrite; the transpose is the same matrix.
-    columns = np.array(matrix.T.numpy(), order="F")
-    values, vectors = linalg.eigh(columns, driver="evd", overwrite_a=True, check_finite=False)
-    return torch.from_numpy(values), torch.from_numpy(vectors)

@@ -12,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lightning_cx.functional.basis import Basis, laplacian_basis
 from lightning_cx.functional.features import default_features, holds_ids
 from lightning_cx.functional.inputs import as_tensor
+from lightning_cx.functional.sparse_graph import MAX_DENSE
 from lightning_cx.metrics.base import DoubleMetric
 from lightning_cx.metrics.subset import content_sample
 
@@ -20,9 +21,6 @@ MIN_EXAMPLES = 16
 
 MAX_EXAMPLES = 1024
 """Twice the default probe of the monitor. A graph of 1024 takes 0.6 s on one core, one of 2048 already 7 s."""
-
-LARGEST_GRAPH = 4096
-"""`laplacian_basis` computes all functions on up to as many examples, and a median needs all."""
 
 
 class ExampleMetric(DoubleMetric):
@@ -53,9 +51,9 @@ class ExampleMetric(DoubleMetric):
         super().__init__(**kwargs)
         if n_neighbors < 1:
             raise ValueError(f"each example needs at least one neighbour, got n_neighbors={n_neighbors}.")
-        if not MIN_EXAMPLES <= max_examples <= LARGEST_GRAPH:
+        if not MIN_EXAMPLES <= max_examples <= MAX_DENSE:
             raise ValueError(
-                f"a graph needs at least {MIN_EXAMPLES} examples and holds at most {LARGEST_GRAPH}, "
+                f"a graph needs at least {MIN_EXAMPLES} examples and holds at most {MAX_DENSE}, "
                 f"got max_examples={max_examples}: of more examples a sample of that size is kept."
             )
         self.n_neighbors, self.max_examples, self.standardize = n_neighbors, max_examples, standardize

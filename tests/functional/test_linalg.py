@@ -28,7 +28,7 @@ def test_the_number_of_threads_is_the_same_afterwards_also_after_an_error() -> N
     assert torch.get_num_threads() == before
 
 
-def test_small_matrices_get_one_thread_and_large_ones_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_matrices_get_one_thread_and_large_ones_the_other_library(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
     def watched(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,13 +36,18 @@ def test_small_matrices_get_one_thread_and_large_ones_all(monkeypatch: pytest.Mo
         return matrix[0], matrix
 
     monkeypatch.setattr(linalg.torch.linalg, "eigh", watched)
-    eigh(torch.empty(ONE_THREAD_UP_TO, ONE_THREAD_UP_TO))
-    eigh(torch.empty(ONE_THREAD_UP_TO + 1, ONE_THREAD_UP_TO + 1))
-    assert seen == [1, 2]
+    eigh(torch.eye(ONE_THREAD_UP_TO))
+    assert seen == [1]
+    values, _ = eigh(torch.diag(torch.arange(float(ONE_THREAD_UP_TO + 1), 0, -1)))
+    assert seen == [1]
+    torch.testing.assert_close(values, torch.arange(1.0, ONE_THREAD_UP_TO + 2))
 
 
-def test_the_decomposition_is_torchs_own() -> None:
-    matrix = torch.randn(30, 30, dtype=torch.float64)
+@pytest.mark.parametrize("size", [30, ONE_THREAD_UP_TO + 1])
+def test_the_matrix_comes_back_from_its_decomposition_and_is_left_alone(size: int) -> None:
+    matrix = torch.randn(size, size, dtype=torch.float64)
     matrix = matrix + matrix.T
+    before = matrix.clone()
     values, vectors = eigh(matrix)
+    assert torch.equal(matrix, before)
     torch.testing.assert_close(vectors @ values.diag() @ vectors.T, matrix)
