@@ -59,7 +59,7 @@ def _label(band: str, half_life: float) -> str:
     if math.isnan(half_life):
         return band
     if math.isinf(half_life):
-        return f"{band}: does not fall"
+        return f"{band}: no certain fall"
     return f"{band}: half in {half_life:,.0f} steps" if half_life >= 10 else f"{band}: half in {half_life:.2g} steps"
 
 

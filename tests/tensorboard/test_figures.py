@@ -147,7 +147,7 @@ def test_earlier_steps_lie_behind_the_present_one_with_a_scale_of_steps() -> Non
 def test_each_line_is_named_with_its_half_life() -> None:
     picture = decay(half_lives=[12.3, 4.567, float("inf"), float("nan"), 1234.5, 50.0])
     text = words(draw(picture))
-    for label in ("band 0: half in 12 steps", "band 1: half in 4.6 steps", "band 2: does not fall", "1,234 steps"):
+    for label in ("band 0: half in 12 steps", "band 1: half in 4.6 steps", "band 2: no certain fall", "1,234 steps"):
         assert label in text
     assert "band 3:" not in text
     dead = decay(values=decay().values.index_fill(1, torch.tensor([3]), 0))
