@@ -106,8 +106,8 @@ class BandDecay:
         steps: Step numbers, length S, ascending.
         values: Energy of each band at each step, [S, B], non-negative.
         bands: A short label for each band, from simple to complex, length B.
-        half_lives: Steps in which each band loses half of its energy at present, length B; inf where no fall is certain,
-            nan where too little is known.
+        half_lives: Steps in which each band loses half of its energy at present, length B; inf where no fall is
+            certain, nan where too little is known.
         title: One line for the picture.
         reading: One sentence that says how to read it.
     """
