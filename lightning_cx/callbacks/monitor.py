@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
-from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, Interference, SpectralBias
+from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, SpectralBias
 from lightning_cx.instruments.control import Control
 from lightning_cx.probe import ProbeSet
 
@@ -29,8 +29,7 @@ class ComplexityMonitor(Callback):
     so rounds, and draws its dropout differently from an eager step, and that much differs on sampled steps.
 
     Args:
-        instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum`, `SpectralBias` and
-            `Interference`.
+        instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum` and `SpectralBias`.
         every_n_steps: Measure at every n-th batch, whatever it costs; None measures as often as the budget allows.
         overhead_budget: Share of the wall time that the monitor may spend, between 0 and 1; measured and kept, and
             logged as `complexity/overhead`. Of no account with `every_n_steps`.
@@ -48,9 +47,9 @@ class ComplexityMonitor(Callback):
     Example:
         >>> from lightning_cx import ComplexityMonitor
         >>> ComplexityMonitor(every_n_steps=50)
-        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias, Interference; every 50 steps)
+        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias; every 50 steps)
         >>> ComplexityMonitor(overhead_budget=0.05)
-        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias, Interference; 5% of the wall time)
+        ComplexityMonitor(GradientNoise, GradientSpectrum, SpectralBias; 5% of the wall time)
     """
 
     def __init__(
@@ -180,5 +179,4 @@ def _default_instruments(control: Control) -> list[Instrument]:
         GradientNoise(),
         GradientSpectrum(control=control),
         SpectralBias(control=control),
-        Interference(control=control),
     ]

@@ -25,7 +25,7 @@ def test_the_event_file_and_the_server_hold_curves_pictures_histogram_and_layout
     # The index is read when half of the residual is gone; the upper end is inf while the signal is not significant.
     early = EXPECTED - {"complexity/spectral_bias_index", "gradient/noise_scale_high"}
     assert set(found["scalars"]) >= early
-    assert set(found["images"]) == {"complexity/residual_spectrogram", "gradient/spectrum"}
+    assert set(found["images"]) == {"complexity/residual_spectrogram", "complexity/band_decay", "gradient/spectrum"}
     assert found["histograms"] == ["gradient/example_norms"]
     steps = [event.step for event in events.Scalars("gradient/norm")]
     assert steps == list(range(60))
