@@ -1,0 +1,69 @@
+"""The examples run, and what they say about their networks comes out in a short form of them too."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lightning_cx.tensorboard import tags
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def main_of(name: str) -> Callable[..., dict]:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def width(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.width
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short_enough_to_be_read(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 100
+
+
+def test_digits_obey_the_principle_and_random_labels_and_waves_do_not(tmp_path: Path, capsys) -> None:
+    found = main_of("interference")(str(tmp_path), epochs=12, seed=1)
+    true, random, waves = (found[name] for name in ("true labels", "random labels", "Fourier features"))
+    assert true[tags.PROBE_INTERFERENCE][0] > 0.3
+    assert true[tags.PROBE_INTERFERENCE_P][0] < 0.05
+    for other in (random, waves):
+        assert abs(other[tags.PROBE_INTERFERENCE][0]) < 0.15
+    assert true[tags.SPECTRAL_BIAS_INDEX][-1] > 0.2
+    assert abs(waves[tags.SPECTRAL_BIAS_INDEX][-1]) < 0.15
+    assert true[tags.RESIDUAL_MEDIAN][0] < 0.05
+    assert random[tags.RESIDUAL_MEDIAN][0] == pytest.approx(0.5, abs=0.05)
+    for name in ("true_labels", "random_labels", "Fourier_features"):
+        for picture in ("probe_spectrum", "residual_spectrogram", "band_decay"):
+            assert width(tmp_path / f"{name}_{picture}.png") == 800
+    printed = capsys.readouterr().out
+    assert "gradient/probe_interference_shuffled" in printed
+    assert str(tmp_path) in printed
+
+
+def test_a_photograph_appears_from_low_to_high_unless_waves_are_given(tmp_path: Path, capsys) -> None:
+    found = main_of("spectral_bias_image")(str(tmp_path), steps=61, seed=1)
+
+    def half(name: str, band: int) -> float:
+        steps = (step for step, value in found[name][tags.fitted_fraction(band)] if value > 0.5)
+        return next(steps, float("inf"))
+
+    relu = [half("ReLU", band) for band in (1, 4, 8)]
+    assert relu[0] < relu[1] < relu[2] == float("inf")
+    assert all(half("Fourier features", band) <= 40 for band in range(1, 11))
+    assert "not yet" in capsys.readouterr().out
+    assert (tmp_path / "strip.png").exists()
+    assert width(tmp_path / "ReLU_bands.png") == 800
