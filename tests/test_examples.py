@@ -55,7 +55,7 @@ def test_digits_obey_the_principle_and_random_labels_and_waves_do_not(tmp_path: 
 
 
 def test_a_photograph_appears_from_low_to_high_unless_waves_are_given(tmp_path: Path, capsys) -> None:
-    found = main_of("spectral_bias_image")(str(tmp_path), steps=61, seed=1)
+    found = main_of("spectral_bias_image")(str(tmp_path), steps=121, seed=1)
 
     def half(name: str, band: int) -> float:
         steps = (step for step, value in found[name][tags.fitted_fraction(band)] if value > 0.5)
