@@ -31,6 +31,7 @@ from lightning_cx.probe import ProbeSet
 from lightning_cx.tensorboard import tags
 
 GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds of work that share the budget
+FEATURES = "features of a batch"
 
 WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
 STEP_TIMES = 16  # recent plain steps whose median is the step time
@@ -259,12 +260,17 @@ class Session:
         if sample is None:
             return
         features = None
-        if any(i.needs.features for i in self.instruments):
-            try:
-                features = self.probe.features_of(batch, self._examples)
-            except ValueError as refusal:
-                self.failures.tell(f"the examples of a batch cannot be ordered by their inputs: {refusal}", "features")
+        if any(i.needs.features for i in self.instruments) and not self.failures.off(FEATURES):
+            with self.failures.guard(FEATURES):  # the user's own code may run here
+                features = self._features_of(batch)
         self._measure(Observation(self._step, gradients=sample, features=features), lambda needs: needs.gradients)
+
+    def _features_of(self, batch: Any) -> Tensor | None:
+        try:
+            return self.probe.features_of(batch, self._examples)
+        except ValueError as refusal:
+            self.failures.tell(f"the examples of a batch cannot be ordered by their inputs: {refusal}", FEATURES)
+            return None
 
     def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:
         start = perf_counter()

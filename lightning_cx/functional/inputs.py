@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,5 +19,5 @@ def as_tensor(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values
     if hasattr(values, "__array__"):
-        return torch.as_tensor(values)
+        return torch.as_tensor(np.asarray(values, order="C"))  # torch knows no negative strides
     return torch.as_tensor(values, dtype=torch.float64)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lightning_cx.functional.alignment import cumulative_power, kernel_target_alignment
 from lightning_cx.functional.basis import Basis
-from lightning_cx.functional.coherence import Coherence, coherence, gradient_similarity
+from lightning_cx.functional.gradient_system import GradientSystem
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.kernel import effective_rank, participation_ratio
 from lightning_cx.functional.ordering import ordering, permutation_null, shuffled_cii
-from lightning_cx.functional.principal import Axis, centred, principal_modes
 from lightning_cx.functional.profile import InterferenceProfile
 from lightning_cx.functional.spectrum import interpolate_at, median_index
-
-MIN_EXPRESSED = 1e-9
-"""Modes with less of their energy than this in the basis have no complexity that it could tell."""
 
 
 def interference_profile(
@@ -63,12 +57,12 @@ def interference_profile(
 
     Returns:
         InterferenceProfile on the device of the Gram matrix. With fewer than 2 modes, or entries that are not finite,
-        the numbers that cannot be had are nan; modes that the basis cannot express are left out and `expressed` says
-        so.
+        the numbers that cannot be had are nan and `unknown` says why; modes of which the basis expresses less than half
+        are left out, and `expressed` says how much it expresses of the whole.
 
     Raises:
-        ValueError: If neither Gram matrix nor gradients are given, if a shape does not fit the basis, or if ``q``,
-            ``permutations`` or ``shuffles`` is out of range.
+        ValueError: If neither Gram matrix nor gradients are given, if they are complex or a shape does not fit the
+            basis, or if ``q``, ``permutations`` or ``shuffles`` is out of range.
 
     References:
         Ishii (seed 000), part 1; THEORY section 3.
@@ -87,20 +81,18 @@ def interference_profile(
           decay exponent 1.93; 4.9 modes share the energy (effective rank 9.7)
           by interference: iota +0.39 in the strongest modes, -0.50 in the weakest; likeness of spectra 0.84
     """
-    system = _System.of(gram, basis, gradients, center)
     for name, value, least in (("q", q, 1), ("permutations", permutations, 0), ("shuffles", shuffles, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
+    system = GradientSystem.of(gram, basis, gradients, center)
     generator = torch.Generator().manual_seed(seed)
     here = ordering(system.eigenvalues, system.energies, q)
     null, rank_null = permutation_null(system.eigenvalues, system.energies, q, permutations, generator)
-    control = shuffled_cii(system.eigenvalues, system.modes, system.axis, q, shuffles, generator)
-    spectrum = system.eigenvalues @ system.energies
-    axis, index, whole = system.axis, median_index(system.energies), median_index(spectrum)
+    axis, index, whole = system.axis, median_index(system.energies), median_index(system.spectrum)
     leading, trailing, similarity = system.between_parameters(q)
     return InterferenceProfile(
-        singular_values=system.eigenvalues.sqrt(),
-        spectrum=spectrum,
+        singular_values=system.unit * system.eigenvalues.sqrt(),
+        spectrum=system.spectrum,
         axis=axis,
         medians=interpolate_at(axis.complexity, index),
         positions=axis.position(index),
@@ -111,12 +103,9 @@ def interference_profile(
         attenuation=here.attenuation,
         cii=here.cii,
         dii=here.dii,
-        p_value=_p_value(here.cii, null),
-        rank_correlation_p_value=_p_value(here.rank_correlation, rank_null),
-        null_mean=_mean(null),
-        null_sd=_sd(null),
-        shuffled_cii=_mean(control),
-        shuffled_sd=_sd(control),
+        null=null,
+        rank_null=rank_null,
+        shuffled=shuffled_cii(system.eigenvalues, system.modes, axis, q, shuffles, generator),
         expressed=system.expressed,
         decay_similarity=similarity,
         participation_ratio=participation_ratio(system.eigenvalues),
@@ -125,75 +114,5 @@ def interference_profile(
         power=None if targets is None else cumulative_power(system.gram, as_tensor(targets), center),
         leading=leading,
         trailing=trailing,
+        unknown=system.unknown,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _System:
-    """Gradients of n examples in their principal modes, seen on the levels of a basis."""
-
-    gram: Tensor
-    gradients: Tensor | None
-    axis: Axis
-    eigenvalues: Tensor
-    modes: Tensor
-    energies: Tensor
-    expressed: Tensor
-
-    @classmethod
-    def of(cls, gram: Tensor | None, basis: Basis, gradients: Tensor | None, center: bool) -> _System:
-        gram, gradients = _checked(gram, basis, gradients)
-        n = basis.vectors.shape[0]
-        axis = Axis.without_constant(basis) if center else Axis.of(basis)
-        eigenvalues, modes = principal_modes(gram, n, center)
-        energies = axis.energies(modes)
-        inside = energies.sum(1)
-        expressed = (eigenvalues @ inside) / eigenvalues.sum()
-        kept = inside > MIN_EXPRESSED
-        if gradients is not None and center:
-            gradients = centred(gradients, n)
-        return cls(gram, gradients, axis, eigenvalues[kept], modes[:, kept], energies[kept], expressed)
-
-    def between_parameters(self, q: int) -> tuple[Coherence | None, Coherence | None, Tensor | None]:
-        """Coherence of the strongest and of the weakest modes, and how alike the parameters' spectra are."""
-        if self.gradients is None:
-            return None, None, None
-        strongest = coherence(self.eigenvalues, self.modes, self.gradients, self.axis, q)
-        weakest = coherence(self.eigenvalues, self.modes, self.gradients, self.axis, q, trailing=True)
-        return strongest, weakest, gradient_similarity(self.gradients, self.axis)
-
-
-def _checked(gram: Tensor | None, basis: Basis, gradients: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    n = basis.vectors.shape[0]
-    if gradients is not None:
-        gradients = as_tensor(gradients).detach()
-        if gradients.ndim != 2 or gradients.shape[0] == 0 or gradients.shape[0] % n:
-            raise ValueError(
-                f"the basis lives on {n} examples, but the gradients have shape {list(gradients.shape)}: pass one row "
-                "of parameters for each example (and output)."
-            )
-    if gram is None:
-        if gradients is None:
-            raise ValueError("an interference profile needs a Gram matrix or gradients, got neither.")
-        gram = gradients.double() @ gradients.double().T
-    gram = as_tensor(gram).detach()
-    rows = gram.shape[0] if gram.ndim else 0
-    if gram.ndim != 2 or gram.shape[1] != rows or rows == 0 or rows % n:
-        raise ValueError(f"the basis lives on {n} examples, but the Gram matrix has shape {list(gram.shape)}.")
-    if gradients is not None and len(gradients) != rows:
-        raise ValueError(f"the Gram matrix has {rows} rows, but the gradients have {len(gradients)}.")
-    return gram, gradients
-
-
-def _p_value(seen: Tensor, null: Tensor) -> Tensor:
-    """One-sided, with the observed ordering counted among the permutations (Phipson & Smyth 2010)."""
-    p = (1 + (null >= seen).sum()).double() / (1 + len(null))
-    return torch.where(seen.isfinite() & (len(null) > 0), p, torch.nan)
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean() if values.numel() else values.new_full((), torch.nan)
-
-
-def _sd(values: Tensor) -> Tensor:
-    return values.std() if values.numel() > 1 else values.new_full((), torch.nan)

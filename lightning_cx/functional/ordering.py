@@ -12,7 +12,7 @@ from lightning_cx.functional.principal import Axis
 from lightning_cx.functional.spectrum import low_weights, median_index
 
 SAME_MEDIAN = 1e-9
-"""Median indices this close are a tie: rounding must not rank them."""
+"""Median indices, and values of an index, this close are a tie: rounding must not rank them."""
 
 MIN_MODES_TO_RANK = 3
 """Two modes are always in perfect order, one way or the other."""
@@ -35,12 +35,12 @@ class Ordering:
     @property
     def cii(self) -> Tensor:
         """``[]`` the constructive interference index, the mean of a_j; nan without modes."""
-        return self.amplification.mean()
+        return mean_or_nan(self.amplification)
 
     @property
     def dii(self) -> Tensor:
         """``[]`` the destructive interference index, the mean of d_j; nan without modes."""
-        return self.attenuation.mean()
+        return mean_or_nan(self.attenuation)
 
 
 def ordering(eigenvalues: Tensor, energies: Tensor, q: int) -> Ordering:
@@ -88,6 +88,27 @@ def shuffled_cii(
         energies = axis.energies(by_example[order].reshape(modes.shape))
         seen[i] = (2 * _low_shares(eigenvalues, energies, as_they_are, q) - 1).mean()
     return seen
+
+
+def tail_probability(seen: Tensor, null: Tensor) -> Tensor:
+    """``(1 + #{null >= seen}) / (1 + #null)``: the observed one counts among the random (Phipson & Smyth 2010).
+
+    Example:
+        >>> float(tail_probability(torch.tensor(1.0), torch.tensor([0.0, 1.0, 2.0])))
+        0.75
+    """
+    p = (1 + (null >= seen - SAME_MEDIAN).sum()).double() / (1 + len(null))
+    return torch.where(seen.isfinite() & (len(null) > 0), p, torch.nan)
+
+
+def mean_or_nan(values: Tensor) -> Tensor:
+    """Mean of a vector; nan of an empty one."""
+    return values.mean() if values.numel() else values.new_full((), torch.nan)
+
+
+def sd_or_nan(values: Tensor) -> Tensor:
+    """Standard deviation of a vector; nan of fewer than two numbers."""
+    return values.std() if values.numel() > 1 else values.new_full((), torch.nan)
 
 
 def _low_shares(eigenvalues: Tensor, energies: Tensor, orders: Tensor, q: int) -> Tensor:

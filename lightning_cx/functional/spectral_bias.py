@@ -38,6 +38,7 @@ def spectral_bias_index(initial: Tensor, current: Tensor) -> Tensor:
         >>> spectral_bias_index(torch.tensor([1.0, 1.0]), torch.tensor([0.25, 0.75]))
         tensor(0.5000, dtype=torch.float64)
     """
+    initial, current = as_tensor(initial), as_tensor(current)
     if initial.shape != current.shape:
         raise ValueError(f"energies of different length: {list(initial.shape)} and {list(current.shape)}.")
     initial, current = initial.double(), current.double()
@@ -69,7 +70,7 @@ def energies_at_half(initial: Tensor, before: Tensor, after: Tensor) -> Tensor |
         >>> energies_at_half(one, one, one * 0.9) is None
         True
     """
-    initial, before, after = initial.double(), before.double(), after.double()
+    initial, before, after = as_tensor(initial).double(), as_tensor(before).double(), as_tensor(after).double()
     half = initial.sum() / 2
     if not (before.sum() > half >= after.sum()):
         return None
@@ -112,7 +113,7 @@ def fitted_fraction(initial: Tensor, current: Tensor, level_of: Tensor, bands: S
         >>> fitted_fraction(start, torch.tensor([[0.5], [1.0], [0.0]]), torch.tensor([0, 1, 1]), [(0, 1), (1, 2)])
         tensor([0.7500, 0.5000], dtype=torch.float64)
     """
-    initial, current = as_tensor(initial), as_tensor(current)
+    initial, current, level_of = as_tensor(initial), as_tensor(current), as_tensor(level_of).long()
     if initial.shape != current.shape or initial.shape[0] != level_of.numel():
         raise ValueError(
             f"coefficients of different shape: {list(initial.shape)} at the start, {list(current.shape)} now, and "
@@ -120,6 +121,8 @@ def fitted_fraction(initial: Tensor, current: Tensor, level_of: Tensor, bands: S
         )
     initial, current = initial.double().reshape(len(initial), -1), current.double().reshape(len(current), -1)
     levels = int(level_of.max()) + 1 if level_of.numel() else 0
+    largest = initial.abs().amax() if initial.numel() else 1.0
+    initial, current = initial / largest, current / largest  # squares of 1e200 overflow, those of 1e-200 vanish
     size = band_energies(sum_by_level(initial.square().sum(1), level_of, levels), list(bands))
     left = band_energies(sum_by_level((initial * current).sum(1), level_of, levels), list(bands))
     return torch.where((size > 0) & size.isfinite(), 1 - left / size, torch.nan).clamp(0, 1)
@@ -152,6 +155,7 @@ def high_complexity_dominance(initial: Tensor, before: Tensor, after: Tensor) ->
         >>> float(high_complexity_dominance(half, half, torch.tensor([1.75, 1.25])))
         0.75
     """
+    initial, before, after = as_tensor(initial), as_tensor(before), as_tensor(after)
     if not initial.shape == before.shape == after.shape:
         raise ValueError(
             f"energies of different length: {list(initial.shape)}, {list(before.shape)} and {list(after.shape)}."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import final
+from dataclasses import asdict
+from typing import Any, final
 
 import torch
 
@@ -75,3 +76,10 @@ class GradientNoise(Instrument):
             refusals = {tags.NOISE_SCALE: why}
         scalars.update(zip(TAGS[1:4], values, strict=True))
         return Reading(scalars, histograms={tags.EXAMPLE_NORMS: norms.cpu()}, refusals=refusals)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": [asdict(scale) for scale in self._recent]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._recent.clear()
+        self._recent.extend(NoiseScale(**scale) for scale in state["recent"])

@@ -65,7 +65,8 @@ class GradientSpectrum(Instrument):
             why = f"a batch of {sample.batch_size} is too small to order its examples: {MIN_EXAMPLES} are needed"
         if why is not None:
             return Reading(nothing, refusals=dict.fromkeys(TAGS, why))
-        spectrum = gradient_spectrum(gram, laplacian_basis(features.cpu()[: len(gram)]))
+        basis = laplacian_basis(features.cpu()[: len(gram)])
+        spectrum = gradient_spectrum(gram, basis)
         median, chance = float(spectrum.whole_median), float(spectrum.null_median)
         scalars = {
             tags.GRADIENT_MEDIAN: median,
@@ -75,7 +76,11 @@ class GradientSpectrum(Instrument):
         picture = self._history.picture(
             observation.step, spectrum.eigenvalues.clamp_min(0).sqrt(), spectrum.medians, median
         )
-        return Reading(scalars, pictures={tags.GRADIENT_SPECTRUM: picture})
+        refusals = {}
+        if basis.n_levels < 3:  # the constant, and one for all that differs
+            why = "the graph of this batch orders nothing: its examples are all alike, or all equally unlike"
+            refusals = dict.fromkeys(TAGS[:2], why)
+        return Reading(scalars, pictures={tags.GRADIENT_SPECTRUM: picture}, refusals=refusals)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self._history.state_dict(), **state_of(self._twin)}

@@ -127,7 +127,8 @@ class Interference(Instrument):
         refusals = {}
         if not bool(profile.cii.isfinite()):
             r = profile.singular_values.numel()
-            refusals = dict.fromkeys(self._tags, f"the gradients of these examples have {r} modes: too few to compare")
+            why = profile.unknown or f"the gradients of these examples have {r} modes: too few to compare"
+            refusals = dict.fromkeys(self._tags, why)
         return scalars, refusals, picture
 
     def _layers(self, sample: GradientSample) -> Mapping[str, Tensor]:

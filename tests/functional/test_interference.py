@@ -29,6 +29,7 @@ from lightning_cx.functional import (
     median_complexity,
     merge_levels,
 )
+from lightning_cx.functional.ordering import tail_probability
 from lightning_cx.functional.principal import Axis, principal_modes
 
 BASIS = cosine_basis(N)
@@ -285,7 +286,66 @@ def test_a_profile_of_512_examples_with_200_permutations_takes_less_than_two_sec
     assert min(seconds) < 2
 
 
+def test_the_p_value_counts_ties_and_the_observed_order_itself():
+    null = torch.tensor([0.0, 0.5, 0.5, 1.0], dtype=torch.float64)
+    assert float(tail_probability(torch.tensor(0.5).double(), null)) == pytest.approx(4 / 5)
+    assert float(tail_probability(torch.tensor(2.0).double(), null)) == pytest.approx(1 / 5)
+    assert tail_probability(torch.tensor(math.nan).double(), null).isnan()
+    pure = BASIS.vectors[:, [4, 9]] * torch.tensor([2.0, 1.0])  # half of all pairings of two modes are in perfect order
+    profile = interference_profile(None, BASIS, pure)
+    assert 0.35 < float(profile.p_value) < 0.65
+    assert 0.9 < float(profile.lower_p_value) <= 1
+
+
+@pytest.mark.parametrize("columns", [[4, 9], [9, 4], [4, 9, 20], [20, 9, 4]])
+def test_a_few_modes_prove_nothing_either_way(columns):
+    sizes = torch.tensor([4.0, 2.0, 1.0])[: len(columns)]
+    profile = interference_profile(None, BASIS, BASIS.vectors[:, columns] * sizes)
+    assert profile.verdict == "unknown"
+    assert "too few modes or permutations" in str(profile)
+
+
+def test_a_few_permutations_prove_nothing_either_way():
+    gradients = gaussian_gradients(BASIS, SIZES["decaying as 1/k"], seed=0, width=300)
+    assert interference_profile(None, BASIS, gradients, permutations=18).verdict == "unknown"
+    assert interference_profile(None, BASIS, gradients, permutations=40).verdict == "holds"
+
+
+def test_no_order_is_called_reversed_no_more_often_than_holding():
+    verdicts = []
+    for seed in range(100):
+        gradients = torch.randn(40, 5, generator=generator(seed), dtype=torch.float64)
+        verdicts.append(interference_profile(None, cosine_basis(40), gradients, seed=seed).verdict)
+    assert verdicts.count("reversed") < 12
+    assert verdicts.count("holds") < 12
+
+
+def test_the_shuffled_control_keeps_the_outputs_of_an_example_together():
+    one, other = (gaussian_gradients(BASIS, SIZES["decaying as 1/k"], seed, width=40) for seed in (0, 1))
+    jacobian = torch.stack([one, 3 * other], 1).flatten(0, 1)
+    profile = interference_profile(None, BASIS, jacobian, permutations=0, shuffles=30, q=3)
+    by_example = jacobian.reshape(N, 2, -1)
+    seen = []
+    for seed in range(30):
+        order = torch.randperm(N, generator=generator(100 + seed))
+        shuffled = by_example[order].flatten(0, 1)
+        seen.append(interference_profile(None, BASIS, shuffled, permutations=0, shuffles=0, q=3).cii)
+    outside = torch.stack(seen)
+    assert float(profile.shuffled_sd) == pytest.approx(float(outside.std()), rel=0.6)
+    assert float(profile.shuffled_cii) == pytest.approx(float(outside.mean()), abs=4 * float(outside.std()) / 30**0.5)
+
+
 # What must not matter -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-161, 1e160, 1e200])
+def test_gradients_of_any_size_have_the_same_profile(scale):
+    gradients = gaussian_gradients(BASIS, SIZES["decaying as 1/k"], seed=0, width=300)
+    before = interference_profile(None, BASIS, gradients)
+    after = interference_profile(None, BASIS, scale * gradients)
+    for name in ("cii", "dii", "rank_correlation", "p_value", "iota_leading", "iota_trailing", "decay_exponent"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=0, atol=1e-8, msg=name)
+    torch.testing.assert_close(after.singular_values / scale, before.singular_values)
 
 
 @pytest.mark.parametrize("change", ["scale", "sign", "order of parameters", "order of examples"])
@@ -341,7 +401,7 @@ def test_gradients_that_do_not_differ_or_are_not_finite_have_no_profile(gram):
 def test_few_examples_give_nan_where_nothing_can_be_said(n):
     gradients = torch.randn(n, 10, generator=generator())
     profile = interference_profile(None, laplacian_basis(torch.arange(float(n))), gradients)
-    assert profile.singular_values.numel() == n - 1
+    assert profile.singular_values.numel() == (n - 1 if n > 2 else 0)  # one level besides the constant orders nothing
     assert math.isnan(profile.rank_correlation) == (n < 4)
     assert math.isnan(profile.cii) == (n < 3)
     assert str(profile)
@@ -369,6 +429,54 @@ def test_what_the_basis_cannot_express_is_left_out_and_told():
     energies = (1 / RANKS[1:]) ** 2
     assert float(profile.expressed) == pytest.approx(float(energies[: N // 2 - 1].sum() / energies.sum()))
     assert profile.singular_values.numel() == N // 2 - 1
+    assert float(profile.rank_correlation) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("n", "columns"), [(64, 8), (128, 16), (256, 64)])
+def test_modes_that_a_cut_basis_hardly_expresses_do_not_spoil_the_ranks(n, columns):
+    whole = cosine_basis(n)
+    cut = Basis(whole.vectors[:, :columns], whole.complexity[:columns])
+    gradients = gaussian_gradients(whole, (1 + torch.arange(n).double()) ** -1, seed=0)
+    profile = interference_profile(None, cut, gradients)
+    assert float(profile.rank_correlation) > 0.9
+    assert float(profile.cii) > 0.7
+    assert abs(float(profile.null_mean)) < 0.1
+    assert "of the energy, the basis misses the rest" in str(profile)
+
+
+@pytest.mark.parametrize(
+    ("basis", "gradients", "reason"),
+    [
+        (laplacian_basis(torch.ones(20, 3)), torch.randn(20, 9, generator=generator()), "orders nothing"),
+        (
+            Basis(BASIS.vectors[:, 60:70], BASIS.complexity[60:70]),
+            BASIS.vectors[:, 2:6],
+            "less than half of every mode",
+        ),
+        (cosine_basis(8), torch.ones(8, 3), "do not differ between examples"),
+        (cosine_basis(8), torch.zeros(8, 0), "do not differ between examples"),
+        (cosine_basis(8), torch.full((8, 3), math.inf), "not finite"),
+    ],
+)
+def test_where_there_is_no_profile_the_reason_is_the_true_one(basis, gradients, reason):
+    profile = interference_profile(None, basis, gradients)
+    assert reason in profile.unknown
+    assert reason in str(profile)
+    assert math.isnan(profile.cii)
+
+
+def test_rounding_has_no_decay_exponent():
+    assert math.isnan(interference_profile(None, BASIS, BASIS.vectors[:, 3:4]).decay_exponent)
+
+
+@pytest.mark.parametrize("make", [lambda g: g.numpy(), lambda g: g.numpy()[::-1][::-1], lambda g: g.T.contiguous().T])
+def test_arrays_and_views_are_welcome(make):
+    gradients = gaussian_gradients(BASIS, SIZES["decaying as 1/k"], seed=0, width=50)
+    expected = interference_profile(None, BASIS, gradients).cii
+    assert float(interference_profile(None, BASIS, make(gradients)).cii) == pytest.approx(float(expected), abs=1e-9)
+    upside_down = Basis(BASIS.vectors.flip(0), BASIS.complexity)
+    flipped = interference_profile(None, upside_down, gradients.numpy()[::-1])
+    assert float(flipped.cii) == pytest.approx(float(expected), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +487,7 @@ def test_what_the_basis_cannot_express_is_left_out_and_told():
         ({"gram": None}, "needs a Gram matrix or gradients"),
         ({"gram": torch.eye(4), "gradients": torch.ones(5, 2)}, r"gradients have shape \[5, 2\]"),
         ({"gram": torch.eye(4), "gradients": torch.ones(8, 2)}, "4 rows, but the gradients have 8"),
+        ({"gram": torch.eye(4, dtype=torch.complex64)}, "complex gradients"),
         ({"gram": torch.eye(4), "q": 0}, "q must be at least 1, got 0"),
         ({"gram": torch.eye(4), "permutations": -1}, "permutations must be at least 0"),
         ({"gram": torch.eye(4), "shuffles": -1}, "shuffles must be at least 0"),

@@ -7,7 +7,7 @@ import test_interference as profiles
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import fourier_basis, interference, ordering, principal, spectrum
+from lightning_cx.functional import fourier_basis, gradient_system, interference, ordering, principal, spectrum
 from lightning_cx.functional.principal import Axis
 
 
@@ -119,12 +119,12 @@ def test_singular_values_in_place_of_their_squares_are_noticed(monkeypatch):
         eigenvalues, modes = right(gram, n_examples, center)
         return eigenvalues.sqrt(), modes
 
-    monkeypatch.setattr(interference, "principal_modes", unsquared)
+    monkeypatch.setattr(gradient_system, "principal_modes", unsquared)
     assert noticed_by()
 
 
 def test_a_gram_matrix_that_is_not_centred_is_noticed(monkeypatch):
     right = principal.principal_modes
-    monkeypatch.setattr(interference, "principal_modes", lambda gram, n, center=True: right(gram, n, False))
+    monkeypatch.setattr(gradient_system, "principal_modes", lambda gram, n, center=True: right(gram, n, False))
     monkeypatch.setattr(Axis, "without_constant", Axis.of)
     assert "a_shuffled_probe_shows_no_principle" in noticed_by()

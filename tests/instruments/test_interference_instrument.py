@@ -14,6 +14,7 @@ from lightning_cx.functional import default_features, interference_profile, lapl
 from lightning_cx.gradients import GradientSample, LayerGradients
 from lightning_cx.instruments import (
     BandDecay,
+    GradientNoise,
     GradientSpectrum,
     Interference,
     ModeScatter,
@@ -216,7 +217,9 @@ def test_the_modes_of_earlier_steps_stand_behind_the_present_ones_evenly_over_th
     assert len({later - earlier for earlier, later in pairwise(steps)}) == 1
 
 
-@pytest.mark.parametrize("make", [lambda: SpectralBias(True, "shuffle"), lambda: Interference(control="shuffle")])
+@pytest.mark.parametrize(
+    "make", [lambda: SpectralBias(True, "shuffle"), lambda: Interference(control="shuffle"), GradientNoise]
+)
 def test_a_resumed_instrument_goes_on_where_it_was(make) -> None:
     _, features = circle()
 
@@ -241,7 +244,7 @@ def test_a_resumed_instrument_goes_on_where_it_was(make) -> None:
     [
         (sample_of(w=rough_rows(8)), "8 examples are too few to order them: 16 are needed"),
         (GradientSample(32, gram=torch.full((32, 32), math.nan).double()), "not finite"),
-        (GradientSample(32, gram=torch.ones(32, 32).double()), "0 modes: too few"),
+        (GradientSample(32, gram=torch.ones(32, 32).double()), "do not differ between examples"),
     ],
 )
 def test_what_cannot_be_measured_is_nan_with_the_reason(sample, message) -> None:
@@ -249,6 +252,14 @@ def test_what_cannot_be_measured_is_nan_with_the_reason(sample, message) -> None
     reading = Interference().measure(on_batch(sample, features))
     assert all(math.isnan(value) for value in reading.scalars.values())
     assert message in reading.refusals[tags.INTERFERENCE]
+
+
+@pytest.mark.parametrize("instrument", [Interference, GradientSpectrum])
+def test_features_that_tell_nothing_apart_are_refused_with_the_reason(instrument) -> None:
+    reading = instrument().measure(on_batch(sample_of(w=rough_rows(32)), torch.ones(32, 2)))
+    tag = next(iter(reading.refusals))
+    assert math.isnan(reading.scalars[tag])
+    assert "orders nothing" in reading.refusals[tag]
 
 
 def test_without_features_nothing_is_claimed_and_without_gradients_nothing_said() -> None:

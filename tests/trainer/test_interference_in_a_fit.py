@@ -107,3 +107,31 @@ def test_the_network_learns_simple_functions_and_the_control_does_not_follow(tmp
     assert seen[tags.SPECTRAL_BIAS_INDEX].isnan() or seen[tags.SPECTRAL_BIAS_INDEX] > 0
     assert seen[tags.RESIDUAL_MEDIAN] < seen[tags.shuffled(tags.RESIDUAL_MEDIAN)]
     assert torch.isfinite(seen[tags.HIGH_COMPLEXITY_DOMINANCE])
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, TypeError, RuntimeError, KeyError])
+def test_features_that_fail_on_a_batch_do_not_end_the_training(error: type[Exception], tmp_path: Path) -> None:
+    def features(batch: Any) -> torch.Tensor:
+        raise error("of the user's")
+
+    def run(callbacks: list) -> dict[str, str]:
+        pl.seed_everything(3)
+        return fingerprint(fit(Classifier(), callbacks, tmp_path))
+
+    callback = ComplexityMonitor(
+        [Interference(), GradientNoise()], every_n_steps=1, probe=ProbeSet(128, features=features)
+    )
+    with pytest.warns(UserWarning, match=f"features of a batch failed.*{error.__name__}") as seen:
+        watched = run([callback])
+    assert watched == run([])
+    assert sum("features of a batch" in str(w.message) for w in seen) == 2  # the failure, and that it is switched off
+    strict = ComplexityMonitor([Interference()], every_n_steps=1, probe=ProbeSet(128, features=features), strict=True)
+    with pytest.raises(error):
+        run([strict])
+
+
+def test_a_probe_whose_gradients_share_the_budget_keeps_to_it(tmp_path: Path) -> None:
+    callback = ComplexityMonitor([Interference(on="probe", examples=128)], overhead_budget=0.3, probe=ProbeSet(128))
+    trainer = fit(Classifier(), [callback], tmp_path, max_epochs=60)
+    assert tags.PROBE_INTERFERENCE in trainer.callback_metrics
+    assert callback.overhead < 0.45
