@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info
+from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, SpectralBias
@@ -171,7 +171,17 @@ class ComplexityMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.probe.load_state_dict(state_dict["probe"])
         for instrument, state in zip(self.instruments, state_dict["instruments"], strict=True):
+            self._resume(instrument, state)
+
+    def _resume(self, instrument: Instrument, state: dict[str, Any]) -> None:
+        try:
             instrument.load_state_dict(state)
+        except (KeyError, TypeError) as error:  # written by another version: no reason to lose the run
+            if self.strict:
+                raise
+            instrument.reset()
+            name = type(instrument).__name__
+            rank_zero_warn(f"lightning_cx: {name} starts afresh: the checkpoint's state of it does not fit ({error!r})")
 
 
 def _default_instruments(control: Control) -> list[Instrument]:
