@@ -120,7 +120,45 @@ class BandDecay:
     reading: str
 
 
-Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay
+@dataclass(frozen=True)
+class QuantilePlot:
+    """How far out the values of a distribution lie, compared with a normal one.
+
+    Attributes:
+        step: Step number.
+        samples: Values for each label, [n] each, in any order, unit and location; non-finite ones are left out.
+        title: One line for the picture.
+        reading: One sentence that says how to read it.
+    """
+
+    step: int
+    samples: Mapping[str, Tensor]
+    title: str
+    reading: str
+
+
+@dataclass(frozen=True)
+class SurvivalPlot:
+    """Which share of some magnitudes exceeds each value, and the power law that their tail would follow.
+
+    Attributes:
+        step: Step number.
+        magnitudes: Non-negative values, [n], in any order.
+        index: Tail index of the fitted power law, P(X > x) ~ x^-index beyond the threshold; nan if none was fitted.
+        tail: How many of the largest values the fit used; the threshold is the next one.
+        title: One line for the picture.
+        reading: One sentence that says how to read it.
+    """
+
+    step: int
+    magnitudes: Tensor
+    index: float
+    tail: int
+    title: str
+    reading: str
+
+
+Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay | QuantilePlot | SurvivalPlot
 
 
 @dataclass(frozen=True)
