@@ -1,0 +1,250 @@
+"""What can be said about the tail of noise, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cx.functional.tail_index.characteristic import SHAPE_POINTS, squared_modulus, standardised
+from lightning_cx.functional.tail_index.ecf import PROJECTIONS, fit_standardised, mean_squared_correlation, project
+from lightning_cx.functional.tail_index.extremes import hill, xi_dedh
+from lightning_cx.functional.tail_index.fit import (
+    EXPLORATORY,
+    TailFit,
+    refused,
+    samples_of,
+    tail_fit,
+    why_degenerate,
+    why_not,
+)
+from lightning_cx.functional.tail_index.goodness import normality_p_value, normality_statistics
+from lightning_cx.functional.tail_index.quantiles import interval
+from lightning_cx.functional.tail_index.stable_null import distances, stable_null
+from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sums, sum_size
+from lightning_cx.functional.tail_index.verdict import NORMAL_LEVEL, Evidence, Verdict, decide
+
+
+@dataclass(frozen=True, eq=False)
+class TailReport:
+    """How heavy the tail of noise is, whether it stays so in sums, and what that rests on.
+
+    All numbers are float64 tensors ``[]`` on the device of the samples, but for `n` and `sum_size`.
+
+    Attributes:
+        alpha: Tail index of single samples, `alpha_ecf`; 2 is Gaussian, less is heavier.
+        alpha_low: Lower end of its 95% interval.
+        alpha_high: Upper end.
+        sum_alpha: Tail index of sums of `sum_size` samples.
+        sum_alpha_low: Lower end of its 95% interval.
+        sum_alpha_high: Upper end.
+        sum_size: How many samples a sum adds up: the batch size, or less where that would leave under 64 sums.
+        xi: Extreme value index of the magnitudes, `xi_dedh`: above 0 a power law, 0 a light tail.
+        xi_low: Lower end of its 95% interval.
+        xi_high: Upper end.
+        hill: Index of the power law that the largest magnitudes would have, `hill`.
+        hill_low: Lower end of its 95% interval.
+        hill_high: Upper end.
+        p_gaussian: p-value of a normal law for single samples (Anderson-Darling).
+        p_sum_gaussian: The same for sums.
+        p_stable: p-value of a stable law (parametric bootstrap); nan where a normal law is not ruled out.
+        p_shift: p-value of sums that keep the index, as those of a stable law do; nan likewise.
+        n: Number of samples.
+        verdict: ``"gaussian"``: nothing speaks for a heavy tail; ``"heavy-aggregates-to-gaussian"``: single samples are
+            heavy, sums of them are not; ``"stable"``: sums are as heavy as what they sum; ``"indeterminate"``: the
+            samples do not tell. A verdict is what is not ruled out, never a proof.
+        reason: Why, in a sentence.
+    """
+
+    alpha: Tensor
+    alpha_low: Tensor
+    alpha_high: Tensor
+    sum_alpha: Tensor
+    sum_alpha_low: Tensor
+    sum_alpha_high: Tensor
+    sum_size: int
+    xi: Tensor
+    xi_low: Tensor
+    xi_high: Tensor
+    hill: Tensor
+    hill_low: Tensor
+    hill_high: Tensor
+    p_gaussian: Tensor
+    p_sum_gaussian: Tensor
+    p_stable: Tensor
+    p_shift: Tensor
+    n: int
+    verdict: Verdict
+    reason: str
+
+    @property
+    def shift(self) -> Tensor:
+        """``[]`` how much lighter sums are: their index less that of single samples."""
+        return self.sum_alpha - self.alpha
+
+    @property
+    def exploratory(self) -> bool:
+        """Whether there are fewer than 512 samples, so that this is no more than a first look."""
+        return self.n < EXPLORATORY
+
+    def __str__(self) -> str:
+        if bool(self.alpha.isnan()):
+            return f"tail of {self.n} samples: {self.verdict}, {self.reason}"
+        tail = "a power law" if self.xi_low > 0 else "no sign of a power law" if self.xi_high > 0 else "an end"
+        if bool(self.xi.isnan()):
+            tail = "unknown"
+        lines = [
+            f"tail of {self.n} samples: {self.verdict}",
+            f"  because {self.reason}",
+            f"  single samples: index {self.alpha:.2f} (95% {self.alpha_low:.2f} to {self.alpha_high:.2f}), normal law "
+            f"p = {self.p_gaussian:.2g}",
+            f"  sums of {self.sum_size}: index {self.sum_alpha:.2f} (95% {self.sum_alpha_low:.2f} to "
+            f"{self.sum_alpha_high:.2f}), normal law p = {self.p_sum_gaussian:.2g}",
+            f"  largest magnitudes: {tail}, xi {self.xi:+.2f} (95% {self.xi_low:+.2f} to {self.xi_high:+.2f})",
+        ]
+        return "\n".join(lines)
+
+
+def tail_report(
+    samples: Any, batch_size: int = 16, seed: int = 0, projections: int | None = PROJECTIONS, norms: Any = None
+) -> TailReport:
+    """Say whether noise is heavy-tailed, whether sums of a batch still are, and how sure that is.
+
+    Single samples get their index (`alpha_ecf`) and a test for a normal law (`anderson_darling`), so do sums of
+    `batch_size` samples grouped at random. Where a normal law is ruled out, a stable law is tried (`stable_test`), and
+    whether sums keep the index, as only those of a stable law do (`aggregation_test`). The magnitudes of the samples
+    less their mean get `xi_dedh` and `hill`. Then:
+
+    - ``"gaussian"``: a normal law is not ruled out at .001; or it is, but the interval of the index reaches 2 and sums
+      are not told from normal: another shape, not a heavy tail.
+    - ``"heavy-aggregates-to-gaussian"``: the interval of the index leaves out 2, sums are lighter than those of a
+      stable law (p < .05) and not told from normal.
+    - ``"stable"``: neither a stable law nor sums that keep the index are ruled out at .05, although there are enough of
+      them to notice normal ones.
+    - ``"indeterminate"``: anything else, with the reason.
+
+    Args:
+        samples: ``[n]`` numbers or ``[n, d]`` vectors, any real dtype; tensor, array or list. Independent draws,
+            such as the gradients of single examples. For gradients of batches, a sum means several of these batches.
+        batch_size: How many samples the sums add up. Fewer are taken where this would leave under 64 sums; a law whose
+            smaller sums are normal has normal larger ones.
+        seed: Seed of directions, groups and nulls: the same samples get the same report.
+        projections: Number of random directions for vectors; None takes the columns as projections already made.
+        norms: ``[n]`` magnitudes of the samples less their mean, where these are known better than by the samples;
+            None takes them from the samples.
+
+    Returns:
+        TailReport. For fewer than 128 samples, any NaN or inf among them, or more than half of them the same (zeros,
+        constants), all numbers are nan, the verdict is ``"indeterminate"`` and the reason says which. Below 512
+        samples the reason begins with "exploratory".
+
+    Raises:
+        ValueError: If the shape is not ``[n]`` or ``[n, d]``, the batch size is below 1, or `projections` is not
+            positive.
+
+    References:
+        THEORY section 6; Koutrouvelis 1980; Anderson & Darling 1954; Dekkers, Einmahl & de Haan 1989.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.functional.tail_index import symmetric_stable
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> tail_report(torch.randn(2048, 50, generator=draw)).verdict
+        'gaussian'
+        >>> print(tail_report(symmetric_stable(1.4, (4096,), draw)))
+        >>> scale = torch.where(torch.rand(4096, 1, generator=draw) < 0.1, 10.0, 1.0)  # one in ten is ten times larger
+        >>> tail_report(scale * torch.randn(4096, 50, generator=draw), batch_size=64).verdict
+        'heavy-aggregates-to-gaussian'
+    """
+    samples = samples_of(samples)
+    n = samples.shape[0]
+    size = sum_size(batch_size, n)
+    reason = why_not(samples)
+    if reason:
+        return _refused(n, size, reason, samples)
+    projected = project(samples, projections, seed).T
+    standard = standardised(projected)
+    reason = why_degenerate(standard)
+    if reason:
+        return _refused(n, size, reason, samples)
+    single = fit_standardised(standard, n)
+    summed = grouped_sums(projected, size, seed)
+    sums = _fit_sums(summed, mean_squared_correlation(standard))
+    evidence = _evidence(standard, summed, single, sums, (n, size, seed))
+    verdict, reason = decide(evidence)
+    if n < EXPLORATORY:
+        reason = f"exploratory, since {n} samples are fewer than {EXPLORATORY}: {reason}"
+    magnitudes = _magnitudes(samples) if norms is None else norms
+    return _assembled(single, sums, xi_dedh(magnitudes), hill(magnitudes), evidence, verdict, reason)
+
+
+def _fit_sums(summed: Tensor, correlation: float) -> TailFit:
+    """Fit sums ``[8, k, n / size]``; one way to group them has the scatter of the table, their mean has less."""
+    projections, n = summed.shape[1:]
+    index = float(torch.quantile(indices_of_sums(summed), 0.5))
+    return tail_fit(index, *interval(index, n, projections, correlation), n, summed)
+
+
+def _evidence(
+    standard: Tensor, summed: Tensor, single: TailFit, sums: TailFit, drawn: tuple[int, int, int]
+) -> Evidence:
+    p_gaussian = normality_p_value(float(torch.quantile(normality_statistics(standard), 0.5)))
+    p_sum = normality_p_value(float(torch.quantile(normality_statistics(summed), 0.5)))
+    alpha = float(single.index)
+    p_stable = p_shift = largest = math.nan
+    if p_gaussian < NORMAL_LEVEL:
+        null = stable_null(alpha, *drawn)
+        distance = torch.quantile(distances(squared_modulus(standard, SHAPE_POINTS)), 0.5)
+        p_stable, p_shift = null.p_distance(float(distance)), null.p_shift(float(sums.index) - alpha)
+        largest = null.largest_shift
+    return Evidence(
+        alpha, float(single.high), p_gaussian, drawn[1], float(sums.high), p_sum, p_stable, p_shift, largest
+    )
+
+
+def _magnitudes(samples: Tensor) -> Tensor:
+    """Norms of the samples less their mean; of numbers, distances from the median, which no tail carries away."""
+    if samples.ndim == 1:
+        samples = samples.double()
+        return (samples - samples.quantile(0.5)).abs()
+    mean = samples.mean(0, dtype=torch.float64)
+    return torch.cat([(block.double() - mean).norm(dim=1) for block in samples.split(256)])
+
+
+def _assembled(
+    single: TailFit, sums: TailFit, xi: TailFit, power: TailFit, evidence: Evidence, verdict: Verdict, reason: str
+) -> TailReport:
+    e = evidence
+    p_values = torch.tensor([e.p_gaussian, e.p_sum_gaussian, e.p_stable, e.p_shift], dtype=torch.float64)
+    p_gaussian, p_sum_gaussian, p_stable, p_shift = p_values.to(single.index.device).unbind()
+    return TailReport(
+        alpha=single.index,
+        alpha_low=single.low,
+        alpha_high=single.high,
+        sum_alpha=sums.index,
+        sum_alpha_low=sums.low,
+        sum_alpha_high=sums.high,
+        sum_size=e.sum_size,
+        xi=xi.index,
+        xi_low=xi.low,
+        xi_high=xi.high,
+        hill=power.index,
+        hill_low=power.low,
+        hill_high=power.high,
+        p_gaussian=p_gaussian,
+        p_sum_gaussian=p_sum_gaussian,
+        p_stable=p_stable,
+        p_shift=p_shift,
+        n=single.n,
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _refused(n: int, size: int, reason: str, like: Tensor) -> TailReport:
+    nothing = refused(n, reason, like)
+    unknown = Evidence(math.nan, math.nan, math.nan, size, math.nan, math.nan, math.nan, math.nan, math.nan)
+    return _assembled(nothing, nothing, nothing, nothing, unknown, "indeterminate", reason)

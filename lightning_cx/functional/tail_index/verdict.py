@@ -1,0 +1,110 @@
+"""From what was ruled out to one of four words, and the reason in a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["gaussian", "heavy-aggregates-to-gaussian", "stable", "indeterminate"]
+
+NORMAL_LEVEL = 0.001
+"""A monitor asks some hundred times in a run: at 5% it would cry wolf every twenty readings. Any heavy tail that
+matters has a p-value far below at 512 samples."""
+
+LEVEL = 0.05
+"""Level of the tests that follow once the normal law is ruled out."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the verdict rests on.
+
+    Attributes:
+        high: Upper end of the interval of the index.
+        index: The index.
+        p_gaussian: p-value of a normal law for single samples.
+        sum_size: How many samples the sums add up.
+        sum_high: Upper end of the interval of the index of the sums.
+        p_sum_gaussian: p-value of a normal law for the sums.
+        p_stable: p-value of a stable law; nan where the question did not arise.
+        p_shift: p-value of sums that keep the index; nan likewise.
+        largest_shift: Shift that the sums of a stable law stay below in 95% of all cases; nan likewise.
+    """
+
+    index: float
+    high: float
+    p_gaussian: float
+    sum_size: int
+    sum_high: float
+    p_sum_gaussian: float
+    p_stable: float
+    p_shift: float
+    largest_shift: float
+
+    @property
+    def normal(self) -> bool:
+        """Whether single samples cannot be told from normal ones."""
+        return self.p_gaussian >= NORMAL_LEVEL
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the interval of the index leaves out 2."""
+        return self.high < 2
+
+    @property
+    def sums_normal(self) -> bool:
+        """Whether sums cannot be told from normal ones."""
+        return self.p_sum_gaussian >= LEVEL and self.sum_high >= 2
+
+
+def decide(evidence: Evidence) -> tuple[Verdict, str]:
+    """Choose the word.
+
+    Args:
+        evidence: Intervals and p-values.
+
+    Returns:
+        Verdict and reason.
+    """
+    e = evidence
+    if e.normal:
+        return "gaussian", f"a normal law is not ruled out (p = {e.p_gaussian:.2g})"
+    if not e.heavy:
+        if e.sums_normal:
+            return "gaussian", (
+                f"single samples are not normal in shape (p = {e.p_gaussian:.1g}), but their tail is not heavy: the "
+                f"interval of the index reaches 2, and sums of {e.sum_size} are not told from normal"
+            )
+        return "indeterminate", (
+            f"a normal law is ruled out (p = {e.p_gaussian:.1g}), yet the interval of the index reaches 2: another "
+            f"shape, but not a heavy tail"
+        )
+    if e.p_shift < LEVEL and e.sums_normal:
+        return "heavy-aggregates-to-gaussian", (
+            f"single samples are heavy (index {e.index:.2f}), sums of {e.sum_size} are not told from normal "
+            f"(p = {e.p_sum_gaussian:.2g}): the heaviness averages away"
+        )
+    return _heavy_and_stays(e)
+
+
+def _heavy_and_stays(e: Evidence) -> tuple[Verdict, str]:
+    """The samples are heavy and their sums, as far as one sees, not normal."""
+    if e.p_shift < LEVEL:
+        return "indeterminate", (
+            f"single samples are heavy (index {e.index:.2f}) and no stable law, for sums of {e.sum_size} are lighter "
+            f"(p = {e.p_shift:.2g}), but not normal yet: larger sums may be"
+        )
+    if e.p_stable < LEVEL:
+        return "indeterminate", (
+            f"single samples are heavy (index {e.index:.2f}), but no stable law fits them (p = {e.p_stable:.2g}), and "
+            f"there are too few sums of {e.sum_size} to see whether these are lighter"
+        )
+    if e.largest_shift >= 2 - e.index:
+        return "indeterminate", (
+            f"single samples look stable with index {e.index:.2f}, but sums of {e.sum_size} scatter by up to "
+            f"{e.largest_shift:.2f}, so that normal ones would not be noticed: more samples are needed"
+        )
+    return "stable", (
+        f"a stable law with index {e.index:.2f} is not ruled out (p = {e.p_stable:.2g}), and sums of {e.sum_size} keep "
+        f"the index (p = {e.p_shift:.2g})"
+    )
