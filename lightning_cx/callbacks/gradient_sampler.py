@@ -50,7 +50,10 @@ class GradientSampler:
     def __init__(self, failures: Failures, needs: Sequence[Needs]) -> None:
         self.failures = failures
         self._gram = any(need.gram for need in needs)
-        self._per_layer = any(need.gram and need.per_layer for need in needs)
+        self._norms = any(need.gram or need.norms for need in needs)
+        self._per_layer = any(need.per_layer and need.gradients for need in needs)
+        self._projections = max((need.projections for need in needs), default=0)
+        self._coordinates = max((need.coordinates for need in needs), default=0)
         self.sample: GradientSample | None = None
         self.one_off_seconds = 0.0
         self.eager = False
@@ -104,6 +107,9 @@ class GradientSampler:
             parameters,
             self._examples,
             self._gram,
+            norms=self._norms,
+            projections=self._projections,
+            coordinates=self._coordinates,
             per_layer=self._per_layer,
             loss_scale=scale,
             batch_first=self._layout,
@@ -208,6 +214,8 @@ class GradientSampler:
                 lambda i: replayed_loss(trainer, module, take(batch, i, i + 1, self._examples), batch_idx),
                 module.named_parameters(),
                 count,
+                projections=self._projections,
+                coordinates=self._coordinates,
             )
 
     def _fall_back(self, module: LightningModule, refusal: UnsupportedGradientError) -> None:

@@ -25,6 +25,7 @@ from lightning_cx.gradients.errors import AmbiguousLayoutError, UnsupportedGradi
 from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms
 from lightning_cx.gradients.replay import affordable_examples, replay_gradients
 from lightning_cx.gradients.sample import GradientSample, LayerGradients
+from lightning_cx.gradients.sketch import ParameterSketch
 from lightning_cx.gradients.tap import GradientTap
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "GradientSample",
     "GradientTap",
     "LayerGradients",
+    "ParameterSketch",
     "UnsupportedGradientError",
     "affordable_examples",
     "calibrate",

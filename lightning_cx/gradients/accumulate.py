@@ -11,10 +11,11 @@ from torch import Tensor
 from lightning_cx.gradients.affine import Affine
 from lightning_cx.gradients.buffers import CACHE_BYTES, DEFAULT_BYTES, Workspace, buffers_of
 from lightning_cx.gradients.directions import Directions
+from lightning_cx.gradients.entries import Entries, spread
 from lightning_cx.gradients.graph import Operand
 from lightning_cx.gradients.lifted import Lifted, scaled
 from lightning_cx.gradients.placed import place
-from lightning_cx.gradients.sample import LayerGradients
+from lightning_cx.gradients.sample import GradientSample, LayerGradients
 from lightning_cx.gradients.sources import Source
 from lightning_cx.gradients.sum_check import SumCheck
 from lightning_cx.gradients.uses import Products, Rows, Use, add_up
@@ -32,11 +33,12 @@ class Request:
     seed: int
     rows: bool = False
     max_buffer_bytes: int = DEFAULT_BYTES
+    coordinates: int = 0
 
     @property
     def entries(self) -> bool:
         """Whether it matters which entry of a gradient is which, beyond inner products."""
-        return self.rows or self.projections > 0
+        return self.rows or self.projections > 0 or self.coordinates > 0
 
     @property
     def joint(self) -> bool:
@@ -67,12 +69,17 @@ class Accumulator:
     gram: Tensor | None = None
     squared_norms: Tensor | None = None
     projections: Tensor | None = None
+    coordinates: dict[str, Tensor] = field(default_factory=dict)
     _waiting: list[tuple[Operand, Use, torch.dtype]] = field(default_factory=list)
     _waiting_bytes: int = 0
     _workspace: Workspace = field(default_factory=dict)
     _arrived: dict[Source, list[Use]] = field(default_factory=dict)
     _left: dict[Source, int] = field(default_factory=dict)
     _uses: dict[str, list[Use]] = field(default_factory=dict)
+    _entries: dict[str, Entries] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._entries = spread(self.parameters, self.request.coordinates, self.request.seed)
 
     def expect(self, name: str, node: str, members: tuple[str, ...] = ()) -> None:
         """Announce one use of a parameter, or of several (`members`) that are contracted together."""
@@ -143,6 +150,37 @@ class Accumulator:
             self.squared_norms = zeros(n) if self.gram is None else self.gram.diagonal().clone()
         if request.projections and self.projections is None:
             self.projections = zeros(n, request.projections)
+        for entries in self._entries.values():
+            self.coordinates.setdefault(entries.name, zeros(n, entries.count))
+
+    def sample(self, n: int, scale: float, status: str, notes: tuple[str, ...]) -> GradientSample:
+        """Everything that was asked for, of gradients that are `scale` times what came by."""
+
+        def scaled(value: Tensor | None, power: int = 1) -> Tensor | None:
+            return None if value is None else value * scale**power
+
+        layers = {
+            name: LayerGradients(
+                layer.node,
+                scaled(layer.gram, 2),
+                scaled(layer.squared_norms, 2),
+                scaled(layer.rows),
+                scaled(layer.projections),
+            )
+            for name, layer in self.layers.items()
+        }
+        in_order = [self.coordinates[name] for name in self._entries]
+        return GradientSample(
+            batch_size=n,
+            status=status,
+            gram=scaled(self.gram, 2),
+            squared_norms=scaled(self.squared_norms, 2),
+            projections=scaled(self.projections),
+            coordinates=scaled(torch.cat(in_order, 1)) if in_order else None,
+            layers=layers,
+            coverage=self.check.coverage(self.dtypes, self.parameters, self.members, self.nodes),
+            notes=notes,
+        )
 
     def _on_parameter(self, source: Source, use: Use, alone: bool) -> Use:
         """Bring the use of a tensor made of a parameter back to the parameter, where that makes a difference."""
@@ -170,30 +208,39 @@ class Accumulator:
             self.check.sums[name] = (gram.sum(dtype=torch.float64), gram.diagonal().sum(dtype=torch.float64))
         elif request.norms:
             norms = use.squared_norms()
-        if request.projections:
-            parameter = self.parameters[name]
+        parameter = self.parameters[name] if request.entries else None
+        rows = projections = None
+        if request.projections and parameter is not None:
             shape = tuple(parameter.shape)
             directions = Directions.draw(name, shape, request.projections, request.seed, parameter)
-            self.projections = _plus(self.projections, use.project(directions))
-        rows = None
+            projections = use.project(directions)
+        if name in self._entries:
+            self.coordinates[name] = self._entries[name].of_use(use).double()
         if request.rows:
             rows = use.rows().reshape(use.shape[0], *self.parameters[name].shape)
             flat = rows.reshape(len(rows), -1)
             sums = flat.sum(0).square().sum(dtype=torch.float64), flat.square().sum(dtype=torch.float64)
             self.check.sums.setdefault(name, sums)
         for member in self.members[name]:
-            self.layers[member] = self._layer(name, gram, norms, rows)
+            self.layers[member] = self._layer(name, gram, norms, rows, projections)
+        self.projections = _plus(self.projections, projections)
         self.gram = _plus(self.gram, gram)
         self.squared_norms = _plus(self.squared_norms, norms)
 
-    def _layer(self, name: str, gram: Tensor | None, norms: Tensor | None, rows: Tensor | None) -> LayerGradients:
+    def _layer(
+        self, name: str, gram: Tensor | None, norms: Tensor | None, rows: Tensor | None, projections: Tensor | None
+    ) -> LayerGradients:
         nodes = "+".join(self.nodes[name])
         if not self.request.per_layer:
             return LayerGradients(nodes, rows=rows)
-        gram = None if gram is None else gram.double()
+
+        def double(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.double()
+
+        gram = double(gram)
         if gram is not None and self.request.norms:
             norms = gram.diagonal()
-        return LayerGradients(nodes, gram, None if norms is None else norms.double(), rows)
+        return LayerGradients(nodes, gram, double(norms), rows, double(projections))
 
 
 def _alike(uses: list[Use]) -> list[Use]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from lightning_cx.gradients.directions import Directions
+from lightning_cx.gradients.entries import spread
 from lightning_cx.gradients.sample import EXACT, GradientSample, LayerGradients
 
 MEMORY_BYTES = 256 << 20  # rows are held while their inner products are formed; fewer examples are read beyond this
@@ -28,6 +29,7 @@ def replay_gradients(
     examples: int,
     projections: int = 0,
     seed: int = 0,
+    coordinates: int = 0,
 ) -> GradientSample:
     """Per-example gradients of any model, by a pass of its own for each example: sure, and as slow as it sounds.
 
@@ -40,10 +42,11 @@ def replay_gradients(
             `affordable_examples`).
         projections: Number of fixed random directions, the same as those of `GradientTap`.
         seed: Seed of the directions.
+        coordinates: Number of fixed entries of the gradient to keep, the same as those of `GradientTap`.
 
     Returns:
-        A sample of status `exact` with `gram`, `squared_norms` and, where asked for, `projections`. `.grad` is
-        not touched.
+        A sample of status `exact` with `gram`, `squared_norms` and, where asked for, `projections` and `coordinates`.
+        `.grad` is not touched.
 
     Raises:
         ValueError: If no parameter is trainable, or no example is asked for.
@@ -63,21 +66,28 @@ def replay_gradients(
     gram = next(iter(parameters.values())).new_zeros(examples, examples, dtype=torch.float64)
     projected = gram.new_zeros(examples, projections)
     layers: dict[str, LayerGradients] = {}
+    chosen = spread(parameters, coordinates, seed)
+    entries: list[Tensor] = []
     for name, parameter in parameters.items():
         stacked = torch.stack(rows.pop(name)).to(torch.promote_types(parameter.dtype, torch.float32))
         flat = stacked.reshape(examples, -1)
         own = (flat @ flat.T).double()
         gram += own
-        layers[name] = LayerGradients("replay", own, flat.square().sum(1).double())
+        along = None
         if projections:
             directions = Directions.draw(name, tuple(parameter.shape), projections, seed, parameter)
-            projected += directions.of_rows(stacked).double()
+            along = directions.of_rows(stacked).double()
+            projected += along
+        if name in chosen:
+            entries.append(chosen[name].of_rows(stacked).double())
+        layers[name] = LayerGradients("replay", own, flat.square().sum(1).double(), projections=along)
     return GradientSample(
         batch_size=examples,
         status=EXACT,
         gram=gram,
         squared_norms=gram.diagonal(),
         projections=projected if projections else None,
+        coordinates=torch.cat(entries, 1) if entries else None,
         layers=layers,
         notes=(f"read by replaying {examples} examples one at a time",),
     )

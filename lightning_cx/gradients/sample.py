@@ -20,12 +20,15 @@ class LayerGradients:
         gram: Inner products of the parameter's per-example gradients, [N, N] float64, where asked for.
         squared_norms: Their squared norms, [N] float64, where asked for.
         rows: The gradients themselves, [N, *parameter], where asked for.
+        projections: Their inner products with this parameter's part of the fixed directions, [N, k] float64, where
+            asked for.
     """
 
     node: str
     gram: Tensor | None = None
     squared_norms: Tensor | None = None
     rows: Tensor | None = None
+    projections: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class GradientSample:
         squared_norms: |g_i|^2, [N] float64.
         projections: Inner products with fixed random directions, [N, k] float64; the same directions for the
             same seed and parameter names, with E<g, R>^2 = |g|^2.
+        coordinates: Fixed entries of the gradients, [N, c] float64; the same ones for the same seed and parameters.
         layers: What is known of each parameter, by name.
         coverage: The sum check 1^T K 1 / |N grad|^2; 1 when every use of every parameter was read, nan where it
             could not be made (no Gram, a parameter penalty, zero gradient).
@@ -54,6 +58,7 @@ class GradientSample:
     gram: Tensor | None = None
     squared_norms: Tensor | None = None
     projections: Tensor | None = None
+    coordinates: Tensor | None = None
     layers: Mapping[str, LayerGradients] = field(default_factory=dict)
     coverage: float = float("nan")
     notes: tuple[str, ...] = ()

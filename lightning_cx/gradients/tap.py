@@ -21,7 +21,7 @@ from lightning_cx.gradients.memory import Memory
 from lightning_cx.gradients.planning import Plan, Work, make_plan
 from lightning_cx.gradients.quiet import quiet
 from lightning_cx.gradients.rules import Joint
-from lightning_cx.gradients.sample import EXACT, GradientSample, LayerGradients
+from lightning_cx.gradients.sample import EXACT, GradientSample
 
 
 class GradientTap:
@@ -38,8 +38,9 @@ class GradientTap:
         gram: Whether to form the Gram matrix of inner products.
         norms: Whether to form squared norms (free with `gram`).
         projections: Number of fixed random directions to project on.
+        coordinates: Number of fixed entries of the gradient to keep, spread over the parameters by their size.
         rows: Whether to keep the gradients themselves: N times the memory of the model, so only where that is small.
-        per_layer: Whether to keep the Gram matrix and norms of every parameter apart as well.
+        per_layer: Whether to keep Gram matrix, norms and projections of every parameter apart as well.
         loss_scale: The loss is this multiple of the mean over examples: 1 for a mean, N for a sum, 1/k with k
             accumulated batches, the scaler's factor under fp16. It is divided out.
         batch_first: Whether the examples lead in what the loss averages over, where the graph leaves two readings
@@ -83,13 +84,14 @@ class GradientTap:
         seed: int = 0,
         rows: bool = False,
         max_buffer_bytes: int = DEFAULT_BYTES,
+        coordinates: int = 0,
     ) -> None:
         self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
         if not self._parameters:
             raise ValueError("GradientTap got no trainable parameter: there is no gradient to read.")
         if batch_size < 1:
             raise ValueError(f"GradientTap needs a batch of at least one example, got batch_size={batch_size}.")
-        if not (gram or norms or projections or rows):
+        if not (gram or norms or projections or rows or coordinates):
             raise ValueError("GradientTap was asked for nothing: pass gram=True, norms=True or projections=k.")
         if max_buffer_bytes < 1:
             raise ValueError(f"max_buffer_bytes must be positive, got {max_buffer_bytes}.")
@@ -99,7 +101,7 @@ class GradientTap:
         self.loss_scale = loss_scale
         self.sample: GradientSample | None = None
         self.seconds = 0.0
-        self._request = Request(gram, norms, projections, per_layer, seed, rows, max_buffer_bytes)
+        self._request = Request(gram, norms, projections, per_layer, seed, rows, max_buffer_bytes, coordinates)
         self._batch_first = batch_first
         self._memory = Memory()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -277,23 +279,4 @@ class GradientTap:
         if missed:
             raise UnsupportedGradientError(f"the backward never reached {', '.join(missed)}")
         totals.fill(self.batch_size)
-
-        def scaled(value: Tensor | None, power: int) -> Tensor | None:
-            return None if value is None else value * scale**power
-
-        layers = {
-            name: LayerGradients(
-                layer.node, scaled(layer.gram, 2), scaled(layer.squared_norms, 2), scaled(layer.rows, 1)
-            )
-            for name, layer in totals.layers.items()
-        }
-        return GradientSample(
-            batch_size=self.batch_size,
-            status=self._status,
-            gram=scaled(totals.gram, 2),
-            squared_norms=scaled(totals.squared_norms, 2),
-            projections=scaled(totals.projections, 1),
-            layers=layers,
-            coverage=totals.check.coverage(totals.dtypes, self._parameters, totals.members, totals.nodes),
-            notes=self._notes,
-        )
+        return totals.sample(self.batch_size, scale, self._status, self._notes)

@@ -24,6 +24,9 @@ class Needs:
         probe: A pass over the fixed probe.
         per_layer: The Gram matrices of the single parameters as well, of whatever gradients are shown.
         probe_gradients: Number of probe examples whose gradients are needed; these cost passes of their own.
+        projections: Number of fixed random directions on which the batch's per-example gradients are projected.
+        coordinates: About how many fixed entries of the batch's per-example gradients are needed.
+        trajectory: A sketch of the parameters after an optimizer step, and how the step changed it.
     """
 
     gram: bool = False
@@ -32,11 +35,27 @@ class Needs:
     norms: bool = False
     per_layer: bool = False
     probe_gradients: int = 0
+    projections: int = 0
+    coordinates: int = 0
+    trajectory: bool = False
 
     @property
     def gradients(self) -> bool:
         """Whether anything of per-example gradients is needed."""
-        return self.gram or self.norms
+        return self.gram or self.norms or self.projections > 0 or self.coordinates > 0
+
+
+@dataclass(frozen=True)
+class ParameterStep:
+    """What one optimizer step did to a fixed linear sketch of the parameters.
+
+    Attributes:
+        sketch: Inner products of the parameters, after the step, with fixed random directions, [k] float64.
+        increment: By how much the step changed them, [k] float64.
+    """
+
+    sketch: Tensor
+    increment: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,12 +67,14 @@ class Observation:
         gradients: Per-example gradients of the batch, or None if nothing needs them or they could not be read.
         features: Features of the same examples, [N, d], or None.
         probe: A pass over the fixed probe, or None if none is due at this step.
+        trajectory: What the optimizer step of this observation did, or None if nothing needs it.
     """
 
     step: int
     gradients: GradientSample | None = None
     features: Tensor | None = None
     probe: ProbeReading | None = None
+    trajectory: ParameterStep | None = None
 
 
 @dataclass(frozen=True)
@@ -170,12 +191,14 @@ class Reading:
         histograms: Values for each tag.
         pictures: Data of pictures for each tag; drawn only when somebody looks.
         refusals: For each tag that is nan because it could not be measured, the reason in words.
+        texts: Markdown for each tag, shown where a logger has room for words; written again only where it changes.
     """
 
     scalars: Mapping[str, float] = field(default_factory=dict)
     histograms: Mapping[str, Tensor] = field(default_factory=dict)
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     refusals: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Instrument(ABC):

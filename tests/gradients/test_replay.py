@@ -10,21 +10,27 @@ from torch import nn
 from lightning_cx.gradients import GradientTap, affordable_examples, replay_gradients
 
 
-def test_replay_equals_tap_gram_norms_and_projections() -> None:
+def test_replay_equals_tap_in_all_that_both_give() -> None:
     torch.manual_seed(0)
     module, x, y = Mlp().double(), torch.randn(7, 20).double(), torch.randint(5, (7,))
-    tap = GradientTap(module.named_parameters(), 7, projections=5, seed=2)
+    tap = GradientTap(module.named_parameters(), 7, projections=5, seed=2, coordinates=40)
     loss = cross_entropy(module, x, y)
     with tap(loss):
         loss.backward()
     module.zero_grad(set_to_none=True)
     replayed = replay_gradients(
-        lambda i: cross_entropy(module, x[i : i + 1], y[i : i + 1]), module.named_parameters(), 7, projections=5, seed=2
+        lambda i: cross_entropy(module, x[i : i + 1], y[i : i + 1]),
+        module.named_parameters(),
+        7,
+        projections=5,
+        seed=2,
+        coordinates=40,
     )
     assert tap.sample is not None
     torch.testing.assert_close(replayed.gram, tap.sample.gram)
     torch.testing.assert_close(replayed.squared_norms, tap.sample.squared_norms)
     torch.testing.assert_close(replayed.projections, tap.sample.projections)
+    torch.testing.assert_close(replayed.coordinates, tap.sample.coordinates)
     assert all(p.grad is None for p in module.parameters())
 
 

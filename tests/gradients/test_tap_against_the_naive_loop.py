@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.gradients import GradientTap, per_example_gradients, per_example_gram, per_example_norms
+from lightning_cx.gradients.entries import spread
 
 Case = tuple[nn.Module, Tensor, Tensor, Callable[..., Tensor]]
 
@@ -200,6 +201,64 @@ def test_projections_are_inner_products_with_the_same_directions_every_time(case
     torch.testing.assert_close(whole[:2], part, rtol=1e-9, atol=1e-12)  # a direction depends on no batch
     # Linear in the gradient: the batch of all has the mean of the projections of its parts.
     torch.testing.assert_close(part.mean(0), torch.stack([project(slice(0, 1)), project(slice(1, 2))]).mean(0)[0])
+
+
+def test_coordinates_are_fixed_entries_of_every_gradient(case: Case) -> None:
+    module, x, y, loss_of = case
+    module = module.double()
+    x, y = (t.double() if t.is_floating_point() else t for t in (x, y))
+    truth = naive_rows(module, loss_of, x, y)
+
+    def coordinates(some: slice) -> Tensor:
+        tap = GradientTap(module.named_parameters(), len(x[some]), gram=False, norms=False, coordinates=60, seed=3)
+        loss = loss_of(module, x[some], y[some])
+        with tap(loss):
+            loss.backward()
+        assert tap.sample is not None
+        assert tap.sample.coordinates is not None
+        return tap.sample.coordinates
+
+    whole = coordinates(slice(None))
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    chosen = spread(parameters, 60, seed=3)
+    offset, columns = 0, []
+    for name, parameter in parameters.items():
+        rows = truth[:, offset : offset + parameter.numel()]
+        columns.append(chosen[name].of_rows(rows))
+        offset += parameter.numel()
+    assert whole.shape[1] == sum(entries.count for entries in chosen.values())
+    assert relative_error(whole, torch.cat(columns, 1)) < 1e-9
+    torch.testing.assert_close(coordinates(slice(0, 2)), whole[:2], rtol=1e-9, atol=1e-12)
+
+
+def test_no_coordinate_is_chosen_twice_and_small_parameters_give_one() -> None:
+    parameters = {
+        "large": torch.zeros(50, 40),
+        "bias": torch.zeros(50),
+        "scalar": torch.zeros(()),
+        "none": torch.zeros(0),
+    }
+    chosen = spread(parameters, 500, seed=0)
+    assert {name: entries.count for name, entries in chosen.items()} == {"large": 488, "bias": 12, "scalar": 1}
+    index = torch.arange(2000.0).view(1, 50, 40)
+    assert len(chosen["large"].of_rows(index).unique()) == 488
+    assert chosen["large"].stop - chosen["large"].start == 13  # 13 rows of 40 hold 488 entries
+    again, other = spread(parameters, 500, seed=0), spread(parameters, 500, seed=1)
+    assert torch.equal(again["large"].places, chosen["large"].places)
+    assert not torch.equal(other["large"].places, chosen["large"].places)
+
+
+def test_projections_of_the_layers_add_up_to_the_whole(case: Case) -> None:
+    module, x, y, loss_of = case
+    tap = GradientTap(module.named_parameters(), len(x), projections=5, per_layer=True)
+    loss = loss_of(module, x, y)
+    with tap(loss):
+        loss.backward()
+    assert tap.sample is not None
+    assert tap.sample.projections is not None
+    parts = [layer.projections for layer in tap.sample.layers.values()]
+    assert all(part is not None and part.shape == (len(x), 5) for part in parts)
+    torch.testing.assert_close(sum(parts), tap.sample.projections)
 
 
 def test_projections_keep_squared_norms_on_average() -> None:
