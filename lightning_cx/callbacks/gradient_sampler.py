@@ -49,6 +49,7 @@ class GradientSampler:
 
     def __init__(self, failures: Failures, needs: Sequence[Needs]) -> None:
         self.failures = failures
+        self._wanted = any(need.gradients for need in needs)
         self._gram = any(need.gram for need in needs)
         self._norms = any(need.gram or need.norms for need in needs)
         self._per_layer = any(need.per_layer and need.gradients for need in needs)
@@ -77,6 +78,8 @@ class GradientSampler:
         """Prepare for the step that is about to run: calibrate once, or replay where the tap is refused."""
         self.drop()
         self._examples = examples
+        if self._off or not self._wanted:
+            return
         start = perf_counter()
         if not any(p.requires_grad for p in module.parameters()):
             self._refuse("the module has no trainable parameter, so there are no gradients to measure")

@@ -9,7 +9,7 @@ from lightning_cx.callbacks._trainer import Trainer, publish, tensorboard_experi
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.instruments import Reading
 from lightning_cx.instruments.base import Picture
-from lightning_cx.tensorboard.writer import write_histograms, write_layout, write_pictures
+from lightning_cx.tensorboard.writer import write_histograms, write_layout, write_pictures, write_texts
 
 
 class Publisher:
@@ -23,6 +23,7 @@ class Publisher:
         self.failures = failures
         self._tags: set[str] = set()
         self._pictures: dict[str, Picture] = {}
+        self._texts: dict[str, str] = {}
         self._step = 0
 
     @property
@@ -32,10 +33,11 @@ class Publisher:
 
     def publish(self, trainer: Trainer, readings: Sequence[Reading], step: int, extra: dict[str, float]) -> None:
         """Log what was read at one step."""
-        scalars = dict(extra)
+        scalars, texts = dict(extra), dict(self._texts)
         for reading in readings:
             scalars.update(reading.scalars)
             self._pictures.update(reading.pictures)
+            texts.update(reading.texts)
             for why in sorted(set(reading.refusals.values())):
                 names = [tag for tag, reason in reading.refusals.items() if reason == why]
                 self.failures.tell(f"{', '.join(names)}: nan, {why}", re.sub(r"\d+", "#", f"{names} {why}"))
@@ -46,7 +48,9 @@ class Publisher:
                 write_layout(experiment, sorted(self._tags.union(scalars)))
             for reading in readings:
                 write_histograms(experiment, reading.histograms, step)
+            write_texts(experiment, {tag: text for tag, text in texts.items() if text != self._texts.get(tag)}, step)
         self._tags.update(scalars)
+        self._texts = texts
 
     def draw(self, trainer: Trainer) -> None:
         """Draw the latest pictures into TensorBoard; without one there is nobody to look at them."""

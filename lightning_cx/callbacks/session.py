@@ -21,8 +21,10 @@ from lightning_cx.callbacks._trainer import (
     planned_batches,
     total_batches,
 )
+from lightning_cx.callbacks.batch_features import BatchFeatures
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.gradient_sampler import GradientSampler
+from lightning_cx.callbacks.parameter_follower import ParameterFollower
 from lightning_cx.callbacks.probe_reader import ProbeReader
 from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
@@ -31,7 +33,7 @@ from lightning_cx.probe import ProbeSet
 from lightning_cx.tensorboard import tags
 
 GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds of work that share the budget
-FEATURES = "features of a batch"
+TRAJECTORY = "the trajectory"
 
 WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
 STEP_TIMES = 16  # recent plain steps whose median is the step time
@@ -61,6 +63,8 @@ class Session:
         self.failures = Failures(strict)
         needs = [i.needs for i in self.instruments]
         self.sampler = GradientSampler(self.failures, needs)
+        self.features = BatchFeatures(probe, needs, self.failures)
+        self.follower = ParameterFollower(needs)
         self.reader = ProbeReader(probe, needs, self.failures)
         self.publisher = Publisher(self.failures)
         self.sampling = False
@@ -118,6 +122,8 @@ class Session:
         if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
             self.sampling, self._last_step = True, log_step(trainer)
             self.sampler.begin(trainer, module, batch, batch_idx, self._examples)
+            with self.failures.guard(TRAJECTORY, last=False):
+                self.follower.begin(trainer, module)
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         """Before a backward of a sampled step."""
@@ -135,10 +141,12 @@ class Session:
         ended = perf_counter()
         self._batches += 1
         self._step = log_step(trainer)
+        if not self.sampling and self._batches > WARM_UP_BATCHES:
+            self._step_times.append(ended - self._step_started - self._step_cost)
+        if self.follower.waiting:
+            self._follow(trainer, module)
         if self.sampling:
             self._settle(batch, ended - self._step_started)
-        elif self._batches > WARM_UP_BATCHES:
-            self._step_times.append(ended - self._step_started - self._step_cost)
         if self._readings or self._due(PROBE, trainer):
             with self.ledger.timed():
                 self._read_and_publish(trainer, module)
@@ -146,6 +154,12 @@ class Session:
             self._step_cost += perf_counter() - ended
         self.ledger.other += self._step_cost
         self._step_cost = 0.0
+
+    def _follow(self, trainer: Trainer, module: LightningModule) -> None:
+        with self._timed(), self.failures.guard(TRAJECTORY):
+            made = self.follower.end(trainer, module)
+            if made is not None:
+                self._measure(Observation(self._step, trajectory=made), lambda needs: needs.trajectory)
 
     def _settle(self, batch: Any, seconds: float) -> None:
         """Measure a sampled step that took so many seconds and book what it cost."""
@@ -205,7 +219,7 @@ class Session:
             return self._board and self.publisher.has_pictures
         live = [i.needs for i in self.instruments if not self.failures.off(type(i).__name__)]
         if work == GRADIENTS:
-            return not self.sampler.off and any(needs.gradients for needs in live)
+            return any((needs.gradients and not self.sampler.off) or needs.trajectory for needs in live)
         return not self._probe_refused and any(needs.probe for needs in live)
 
     def _due(self, work: str, trainer: Trainer) -> bool:
@@ -259,18 +273,8 @@ class Session:
         sample = self.sampler.sample
         if sample is None:
             return
-        features = None
-        if any(i.needs.features for i in self.instruments) and not self.failures.off(FEATURES):
-            with self.failures.guard(FEATURES):  # the user's own code may run here
-                features = self._features_of(batch)
+        features = self.features.read(batch, self._examples)
         self._measure(Observation(self._step, gradients=sample, features=features), lambda needs: needs.gradients)
-
-    def _features_of(self, batch: Any) -> Tensor | None:
-        try:
-            return self.probe.features_of(batch, self._examples)
-        except ValueError as refusal:
-            self.failures.tell(f"the examples of a batch cannot be ordered by their inputs: {refusal}", FEATURES)
-            return None
 
     def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:
         start = perf_counter()

@@ -15,11 +15,23 @@ Instruments know nothing of a Trainer. In any loop:
     ['gradient/example_norm_p05', 'gradient/example_norm_p50', 'gradient/example_norm_p95']
 """
 
-from lightning_cx.instruments.base import BandDecay, Instrument, ModeScatter, Needs, Observation, Reading, Spectrogram
+from lightning_cx.instruments.base import (
+    BandDecay,
+    Instrument,
+    ModeScatter,
+    Needs,
+    Observation,
+    ParameterStep,
+    QuantilePlot,
+    Reading,
+    Spectrogram,
+    SurvivalPlot,
+)
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.spectral_bias import SpectralBias
+from lightning_cx.instruments.tail_index import TailIndex
 
 __all__ = [
     "BandDecay",
@@ -30,7 +42,11 @@ __all__ = [
     "ModeScatter",
     "Needs",
     "Observation",
+    "ParameterStep",
+    "QuantilePlot",
     "Reading",
     "SpectralBias",
     "Spectrogram",
+    "SurvivalPlot",
+    "TailIndex",
 ]

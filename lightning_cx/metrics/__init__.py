@@ -18,5 +18,6 @@ True
 from lightning_cx.metrics.median_complexity import MedianComplexity
 from lightning_cx.metrics.noise_scale import GradientNoiseScale
 from lightning_cx.metrics.residual_spectrum import ResidualSpectrum
+from lightning_cx.metrics.tail_index import TailIndex
 
-__all__ = ["GradientNoiseScale", "MedianComplexity", "ResidualSpectrum"]
+__all__ = ["GradientNoiseScale", "MedianComplexity", "ResidualSpectrum", "TailIndex"]

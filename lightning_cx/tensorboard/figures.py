@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from lightning_cx.instruments.base import BandDecay, ModeScatter, Picture, Spectrogram
+from lightning_cx.instruments.base import BandDecay, ModeScatter, Picture, QuantilePlot, Spectrogram, SurvivalPlot
 from lightning_cx.tensorboard.band_decay import draw_band_decay
 from lightning_cx.tensorboard.mode_scatter import draw_mode_scatter
+from lightning_cx.tensorboard.quantile_plot import draw_quantile_plot
 from lightning_cx.tensorboard.spectrogram import draw_spectrogram
+from lightning_cx.tensorboard.survival_plot import draw_survival_plot
 
-_DRAW = {Spectrogram: draw_spectrogram, ModeScatter: draw_mode_scatter, BandDecay: draw_band_decay}
+_DRAW = {
+    Spectrogram: draw_spectrogram,
+    ModeScatter: draw_mode_scatter,
+    BandDecay: draw_band_decay,
+    QuantilePlot: draw_quantile_plot,
+    SurvivalPlot: draw_survival_plot,
+}
 
 
 def draw(picture: Picture) -> Figure:

@@ -52,6 +52,33 @@ _CHARTS: dict[str, dict[str, Chart]] = {
         "signal to noise of one example": ("Multiline", [tags.GRADIENT_SNR]),
         "modes that share the gradient": ("Multiline", [tags.PARTICIPATION_RATIO]),
     },
+    "Is the noise heavy-tailed": {
+        "tail index of single examples with 95% interval (2: Gaussian)": (
+            "Margin",
+            [tags.TAIL_INDEX, tags.TAIL_INDEX_LOW, tags.TAIL_INDEX_HIGH],
+        ),
+        "tail index of whole batches with 95% interval (2: Gaussian)": (
+            "Margin",
+            [tags.TAIL_BATCH_INDEX, tags.TAIL_BATCH_INDEX_LOW, tags.TAIL_BATCH_INDEX_HIGH],
+        ),
+        "verdict (-1 indeterminate, 0 gaussian, 1 heavy but averages away, 2 stable)": (
+            "Multiline",
+            [tags.TAIL_VERDICT],
+        ),
+        "xi of example norms with 95% interval (over 0: power law)": (
+            "Margin",
+            [tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH],
+        ),
+        "xi of parameter steps with 95% interval (over 0: power law)": (
+            "Margin",
+            [tags.TAIL_TRAJECTORY_XI, tags.TAIL_TRAJECTORY_XI_LOW, tags.TAIL_TRAJECTORY_XI_HIGH],
+        ),
+        "power law of the largest, if it is one": ("Multiline", [tags.TAIL_NORM_HILL, tags.TAIL_TRAJECTORY_HILL]),
+        "pooled coordinates beside normal ones of the same scales (believe only a gap)": (
+            "Multiline",
+            [tags.TAIL_COORDINATE_INDEX, tags.TAIL_COORDINATE_INDEX_CONTROL],
+        ),
+    },
     "What it costs": {"share of the wall time": ("Multiline", [tags.OVERHEAD])},
 }
 

@@ -40,6 +40,18 @@ def write_histograms(experiment: SummaryWriter, histograms: Mapping[str, Tensor]
             experiment.add_histogram(tag, finite, global_step=step)
 
 
+def write_texts(experiment: SummaryWriter, texts: Mapping[str, str], step: int) -> None:
+    """Write markdown onto the text tab.
+
+    Args:
+        experiment: The writer of a TensorBoard run.
+        texts: Markdown by tag.
+        step: Step number.
+    """
+    for tag, text in texts.items():
+        experiment.add_text(tag, text, global_step=step)
+
+
 def write_layout(experiment: SummaryWriter, there: Iterable[str]) -> None:
     """Write the layout of the custom-scalars tab for the tags that are there.
 

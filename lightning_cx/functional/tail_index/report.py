@@ -164,12 +164,12 @@ def tail_report(
     size = sum_size(batch_size, n)
     reason = why_not(samples)
     if reason:
-        return _refused(n, size, reason, samples)
+        return refused_report(n, size, reason, samples)
     projected = project(samples, projections, seed).T
     standard = standardised(projected)
     reason = why_degenerate(standard)
     if reason:
-        return _refused(n, size, reason, samples)
+        return refused_report(n, size, reason, samples)
     single = fit_standardised(standard, n)
     summed = grouped_sums(projected, size, seed)
     sums = _fit_sums(summed, mean_squared_correlation(standard))
@@ -244,7 +244,8 @@ def _assembled(
     )
 
 
-def _refused(n: int, size: int, reason: str, like: Tensor) -> TailReport:
+def refused_report(n: int, size: int, reason: str, like: Tensor) -> TailReport:
+    """A report that says nothing but why."""
     nothing = refused(n, reason, like)
     unknown = Evidence(math.nan, math.nan, math.nan, size, math.nan, math.nan, math.nan, math.nan, math.nan)
     return _assembled(nothing, nothing, nothing, nothing, unknown, "indeterminate", reason)

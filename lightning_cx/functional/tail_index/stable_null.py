@@ -21,6 +21,7 @@ from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sum
 _GRID = 0.02  # the null is drawn for the nearest multiple: it changes by far less than its own scatter in between
 _LOWEST = 0.4  # below it a draw may overflow, and nothing changes any more
 _NUMBERS = 1 << 20  # about how many random numbers a null takes
+_LARGEST = 1 << 14
 _AT_ONCE = 1 << 17
 _MOST, _FEWEST = 199, 59
 
@@ -55,8 +56,14 @@ class StableNull:
 
 
 def stable_null(alpha: float, n: int, size: int, seed: int) -> StableNull:
-    """Draw the null of `stable_test` and `aggregation_test`, or take it from the last few that were drawn."""
-    return _draw_null(round(max(alpha, _LOWEST) / _GRID), n, size, seed)
+    """Draw the null of `stable_test` and `aggregation_test`, or take it from the last few that were drawn.
+
+    Of many samples fewer are drawn: sums of stable variables have their law, so that sums of fewer, as many as before,
+    scatter alike; and distances fall as 1 / n.
+    """
+    drawn = min(n, _LARGEST)
+    null = _draw_null(round(max(alpha, _LOWEST) / _GRID), drawn, max(1, round(size * drawn / n)), seed)
+    return StableNull(null.distances * drawn / n, null.shifts)
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,49 @@
+"""What an optimizer step did to the parameters, seen through a short sketch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_cx.callbacks._trainer import LightningModule, Trainer
+from lightning_cx.gradients import ParameterSketch
+from lightning_cx.instruments import Needs, ParameterStep
+
+DIRECTIONS = 64  # a norm read off so many is right within 9%, the same for every step
+
+
+class ParameterFollower:
+    """Sketches the parameters before a sampled batch and after the optimizer step that it belongs to.
+
+    Where gradients are accumulated the step comes some batches later; until then nothing else is begun.
+
+    Args:
+        needs: What the instruments want.
+    """
+
+    def __init__(self, needs: Sequence[Needs]) -> None:
+        self._sketch = ParameterSketch(DIRECTIONS) if any(need.trajectory for need in needs) else None
+        self._before: tuple[int, Tensor] | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step was begun and has not been seen through."""
+        return self._before is not None
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Before a sampled batch."""
+        if self._sketch is not None and self._before is None:
+            self._before = (trainer.global_step, self._sketch(module.named_parameters()))
+
+    def end(self, trainer: Trainer, module: LightningModule) -> ParameterStep | None:
+        """After any batch: what the step did, once it was made."""
+        if self._sketch is None or self._before is None or trainer.global_step == self._before[0]:
+            return None
+        (_, before), self._before = self._before, None
+        after = self._sketch(module.named_parameters())
+        return ParameterStep(after, after - before)
+
+    def drop(self) -> None:
+        """Forget a step that was begun."""
+        self._before = None

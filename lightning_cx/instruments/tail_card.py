@@ -1,0 +1,42 @@
+"""The verdict on the tail as a small number, and as a card that explains it."""
+
+from __future__ import annotations
+
+from lightning_cx.functional import TailReport
+
+CODES = {"indeterminate": -1, "gaussian": 0, "heavy-aggregates-to-gaussian": 1, "stable": 2}
+"""Numbers under which the verdicts are logged: the higher, the heavier the noise that reaches the parameters."""
+
+MEANING = {
+    "indeterminate": "The examples so far do not tell. The reason says what is missing, often more sampled batches.",
+    "gaussian": "Nothing speaks for a heavy tail. Theories that take gradient noise for Gaussian may be used.",
+    "heavy-aggregates-to-gaussian": "Single examples differ wildly in their gradients, but a batch averages that away: "
+    "what moves the parameters is not heavy-tailed. Look at the examples with the largest gradients (outliers, wrong "
+    "labels) before you look at the optimizer.",
+    "stable": "Batches are as heavy-tailed as single examples, so larger batches will not help. Clip gradients, or "
+    "take an optimizer that normalises them; look for examples with enormous losses.",
+}
+
+
+def card(report: TailReport) -> str:
+    """Explain a report in markdown.
+
+    Args:
+        report: What was found.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.functional import tail_report
+        >>> print(card(tail_report(torch.randn(600, generator=torch.Generator().manual_seed(0)))).splitlines()[0])
+        **gaussian** (0): a normal law is not ruled out (p = 0.49)
+    """
+    lines = [f"**{report.verdict}** ({CODES[report.verdict]}): {report.reason}", "", MEANING[report.verdict]]
+    if not bool(report.alpha.isnan()):
+        lines += ["", *(f"    {line}" for line in str(report).splitlines()[2:])]
+    others = ", ".join(f"{code} {verdict}" for verdict, code in CODES.items())
+    return "\n".join([*lines, "", f"Verdicts: {others}. A verdict is what was not ruled out, never a proof."])
+
+
+def waiting(n: int, wanted: int) -> str:
+    """Say that there is nothing to say yet."""
+    return f"**waiting**: {n} of {wanted} examples pooled so far. A tail cannot be read from fewer."

@@ -1,0 +1,238 @@
+"""Is the gradient noise heavy-tailed, and does it stay so in a batch?"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lightning_cx.functional import TailReport, alpha_ecf, coordinate_tail
+from lightning_cx.functional.tail_index.fit import EXPLORATORY
+from lightning_cx.functional.tail_index.pooling import centred_norms
+from lightning_cx.functional.tail_index.sums import MIN_SUMS, grouped_sums
+from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments.base import Instrument, Needs, Observation, Picture, QuantilePlot, Reading, SurvivalPlot
+from lightning_cx.instruments.tail_card import CODES, card, waiting
+from lightning_cx.instruments.trajectory_tail import TrajectoryTail
+from lightning_cx.metrics import TailIndex as TailIndexMetric
+from lightning_cx.metrics.tail_index import MIN_BATCH
+from lightning_cx.tensorboard import tags
+
+PROJECTIONS = 16
+MAX_WINDOW = 1 << 18  # examples; beyond, the index of a batch is that of a part of it
+READINGS_PER_WINDOW = 8  # a window that is nearly the same gives nearly the same numbers
+
+SINGLE: tuple[str, ...] = (tags.TAIL_INDEX, tags.TAIL_INDEX_LOW, tags.TAIL_INDEX_HIGH)
+BATCH: tuple[str, ...] = (tags.TAIL_BATCH_INDEX, tags.TAIL_BATCH_INDEX_LOW, tags.TAIL_BATCH_INDEX_HIGH)
+NORMS: tuple[str, ...] = (tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH, tags.TAIL_NORM_HILL)
+TAGS: tuple[str, ...] = (*SINGLE, *BATCH, tags.TAIL_VERDICT, *NORMS)
+COORDINATES: tuple[str, ...] = (tags.TAIL_COORDINATE_INDEX, tags.TAIL_COORDINATE_INDEX_CONTROL)
+TRAJECTORY: tuple[str, ...] = (
+    tags.TAIL_TRAJECTORY_XI,
+    tags.TAIL_TRAJECTORY_XI_LOW,
+    tags.TAIL_TRAJECTORY_XI_HIGH,
+    tags.TAIL_TRAJECTORY_HILL,
+)
+
+
+@final
+class TailIndex(Instrument):
+    """How heavy the tail of the gradient noise is, for single examples and for a batch, with interval and verdict.
+
+    Each sampled batch gives the projections of its per-example gradients onto 16 fixed directions, off the training's
+    own backward. They are pooled over the newest sampled batches: from 512 examples on there are numbers, from 64
+    batches on also those of sums of a whole batch. `tail/verdict` is -1 for indeterminate, 0 for gaussian, 1 for heavy
+    but averaging away in a batch, 2 for stable; a card on the text tab explains it.
+
+    Beside these, xi and Hill's index of the norms of per-example gradients, and of the steps that the parameters take
+    (one optimizer step each, seen in 64 fixed projections of all parameters; from 128 sampled steps on).
+
+    Args:
+        batch_size: How many gradients one step of the optimizer sums; None takes the size of the sampled batches. Give
+            it where batches are accumulated or several devices share one.
+        window: Number of examples that are pooled; None takes 64 batches, and at least 512 examples.
+        per_layer: Log the index of each layer's own gradients as well, under `tail/index/<layer>`.
+        coordinates: About how many coordinates of the gradient to pool, as much of the literature does, beside normal
+            noise with the same scales; 0 leaves that out.
+        trajectory: Whether to follow the steps of the parameters.
+        seed: Seed of groups and nulls.
+
+    Raises:
+        ValueError: If `batch_size` is not positive, `window` is below 512 or `coordinates` negative.
+
+    Example:
+        >>> TailIndex().needs.projections
+        16
+    """
+
+    def __init__(
+        self,
+        batch_size: int | None = None,
+        window: int | None = None,
+        per_layer: bool = False,
+        coordinates: int = 0,
+        trajectory: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"a batch holds at least one example, got batch_size={batch_size}.")
+        if window is not None and window < EXPLORATORY:
+            raise ValueError(f"a tail is read from {EXPLORATORY} examples at least, got window={window}.")
+        if coordinates < 0:
+            raise ValueError(f"the number of coordinates is not negative, got coordinates={coordinates}.")
+        self.batch_size, self.window, self.per_layer = batch_size, window, per_layer
+        self.coordinates, self.trajectory, self.seed = coordinates, trajectory, seed
+        self._steps = TrajectoryTail()
+        self.reset()
+
+    def reset(self) -> None:
+        self._steps.reset()
+        self._pools: dict[str, TailIndexMetric] = {}
+        self._held = self._new = 0
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            gram=True,
+            projections=PROJECTIONS,
+            per_layer=self.per_layer,
+            coordinates=self.coordinates,
+            trajectory=self.trajectory,
+        )
+
+    def measure(self, observation: Observation) -> Reading:
+        if observation.trajectory is not None:
+            return self._measure_steps(observation.trajectory.increment)
+        sample = observation.gradients
+        if sample is None or sample.projections is None:
+            return Reading()
+        why = _unusable(sample)
+        if why:
+            nothing = dict.fromkeys((*TAGS, *(COORDINATES if self.coordinates else ())), torch.nan)
+            return Reading(nothing, refusals=dict.fromkeys(nothing, why))
+        self._pool(sample)
+        if self._held < EXPLORATORY:
+            text = waiting(self._held, EXPLORATORY)
+            return Reading(dict.fromkeys(TAGS, torch.nan), texts={tags.TAIL_VERDICT: text})
+        if self._new * READINGS_PER_WINDOW < self._held:
+            return Reading()
+        self._new = 0
+        return self._read(observation.step, sample)
+
+    def _pool(self, sample: GradientSample) -> None:
+        """Keep what the batch showed, as much as the window holds."""
+        assert sample.projections is not None
+        size = self.batch_size or sample.batch_size
+        window = self.window or min(max(EXPLORATORY, MIN_SUMS * size), MAX_WINDOW)
+        seen = {"": (sample.projections, None if sample.gram is None else centred_norms(sample.gram))}
+        seen.update({layer: (own, None) for layer, own in self._layers(sample).items()})
+        for name, (projections, norms) in seen.items():
+            if name not in self._pools:
+                self._pools[name] = self._empty_pool()
+            self._pools[name].window = window
+            self._pools[name].update(projections.cpu(), None if norms is None else norms.cpu())
+        self._held = self._pools[""].held
+        self._new += sample.batch_size
+
+    def _layers(self, sample: GradientSample) -> dict[str, Tensor]:
+        """Projections of each layer, the sum over its parameters."""
+        layers: dict[str, Tensor] = {}
+        for name, parameter in sample.layers.items() if self.per_layer else ():
+            if parameter.projections is not None:
+                layer = name.rpartition(".")[0] or name
+                known = layers.get(layer)
+                layers[layer] = parameter.projections if known is None else known + parameter.projections
+        return layers
+
+    def _read(self, step: int, sample: GradientSample) -> Reading:
+        pool = self._pools[""]
+        report = pool.assess()
+        values = (report.alpha, report.alpha_low, report.alpha_high)
+        sums = (report.sum_alpha, report.sum_alpha_low, report.sum_alpha_high)
+        of_batch = report.sum_size == (self.batch_size or pool.examples_per_step)
+        scalars = dict(zip(SINGLE, map(float, values), strict=True))
+        scalars |= {tag: float(value) if of_batch else torch.nan for tag, value in zip(BATCH, sums, strict=True)}
+        scalars[tags.TAIL_VERDICT] = float(CODES[report.verdict])
+        xi = (report.xi, report.xi_low, report.xi_high, report.hill)
+        scalars |= dict(zip(NORMS, map(float, xi), strict=True))
+        refusals: dict[str, str] = {}
+        if bool(report.alpha.isnan()):
+            scalars[tags.TAIL_VERDICT] = torch.nan
+            refusals = dict.fromkeys(TAGS, report.reason)
+        for layer, own in self._pools.items():
+            if layer:
+                scalars[tags.of_layer(tags.TAIL_INDEX, layer)] = float(
+                    alpha_ecf(own.pooled()[0], projections=None).index
+                )
+        if sample.coordinates is not None and self.coordinates:
+            coordinates = sample.coordinates.cpu()
+            tail = coordinate_tail(coordinates - coordinates.mean(0), self.seed)
+            scalars |= dict(zip(COORDINATES, (float(tail.index), float(tail.control)), strict=True))
+            refusals |= dict.fromkeys(COORDINATES, tail.reason) if tail.reason else {}
+        return Reading(
+            scalars, pictures=self._pictures(step, report), refusals=refusals, texts={tags.TAIL_VERDICT: card(report)}
+        )
+
+    def _pictures(self, step: int, report: TailReport) -> dict[str, Picture]:
+        projections, norms = self._pools[""].pooled()
+        one = projections[:, 0]
+        sums = grouped_sums(one, report.sum_size, self.seed)[0]
+        return {
+            tags.TAIL_QUANTILES: QuantilePlot(
+                step,
+                {"single examples": one, f"sums of {report.sum_size}": sums},
+                "Gradient noise against a normal distribution",
+                "One projection of the gradients. Dots on the line: normal. Ends that bend away from it, down on the "
+                "left and up on the right: heavy tails. Where single examples bend and their sums do not, a batch "
+                "averages the heaviness away.",
+            ),
+            tags.TAIL_SURVIVAL: SurvivalPlot(
+                step,
+                norms,
+                float(report.hill) if float(report.xi_low) > 0 else torch.nan,
+                round(2 * len(norms) ** 0.5),
+                "How often single gradients are larger than that",
+                "Norms of per-example gradients less their mean, both axes logarithmic. A power law is a straight "
+                "line, flatter where the tail is heavier; a light tail bends down. A line is fitted only where xi is "
+                "certainly above 0.",
+            ),
+        }
+
+    def _measure_steps(self, increment: Tensor) -> Reading:
+        if not self.trajectory:
+            return Reading()
+        if not self._steps.add(increment):
+            return Reading() if self._steps.ready else Reading(dict.fromkeys(TRAJECTORY, torch.nan))
+        xi, power = self._steps.fits()
+        values = (xi.index, xi.low, xi.high, power.index)
+        scalars = dict(zip(TRAJECTORY, map(float, values), strict=True))
+        return Reading(scalars, refusals=dict.fromkeys(TRAJECTORY, xi.reason) if xi.reason else {})
+
+    def _empty_pool(self) -> TailIndexMetric:
+        # Each process measures what it sees; whoever gathers does so outside of an instrument.
+        pool = TailIndexMetric(self.batch_size, seed=self.seed, sync_on_compute=False)
+        pool.persistent(True)
+        return pool
+
+    def state_dict(self) -> dict[str, Any]:
+        pools = {name: pool.state_dict() for name, pool in self._pools.items()}
+        return {"pools": pools, "new": self._new, "steps": self._steps.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reset()
+        for name, held in state["pools"].items():
+            self._pools[name] = self._empty_pool()
+            self._pools[name].load_state_dict(held)
+        self._held = self._pools[""].held if self._pools else 0
+        self._new = state["new"]
+        self._steps.load_state_dict(state["steps"])
+
+
+def _unusable(sample: GradientSample) -> str:
+    assert sample.projections is not None
+    if not bool(sample.projections.isfinite().all()):
+        return "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
+    if sample.batch_size < MIN_BATCH:
+        return f"a batch of {sample.batch_size} is too small to take its mean off: {MIN_BATCH} are needed"
+    return ""

@@ -1,0 +1,170 @@
+"""The picture of a `QuantilePlot`: do the values lie as far out as normal ones would, or further?"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from lightning_cx.instruments.base import QuantilePlot
+from lightning_cx.tensorboard.shares import Array
+from lightning_cx.tensorboard.sheet import LETTERS, NOTE, PALE, open_sheet, say_nothing_to_show
+
+MARKERS, EXTREMES = 400, 60
+"""More markers than the first would only cover each other; that many at each end, where a tail is read, all stay."""
+
+LINEAR, FAR = 3.0, 8.0
+"""Beyond `LINEAR` standard deviations the axis is logarithmic, where values further out than `FAR` need it."""
+
+_NORMAL_QUARTILE = 0.6745
+_CEILING = 1e290  # leaves the axis room before a double overflows
+_LOOKS = (("#0072b2", "o"), ("#d55e00", "^"), ("#009e73", "s"), ("#cc79a7", "D"))  # Okabe and Ito
+_LINE, _LONGEST = 0.05, 44  # height of a line of the key as a share of the axes; its longest label in characters
+
+
+def draw_quantile_plot(picture: QuantilePlot) -> Figure:
+    """Draw each sample, with its median and spread taken out, against the quantiles of a normal distribution.
+
+    The spread is half the interquartile range over that of a normal distribution: heavy tails do not change it. A
+    sample without one is left out; a note says which and why.
+
+    Args:
+        picture: The samples.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> figure = draw_quantile_plot(QuantilePlot(5, {"noise": torch.randn(99)}, "Title", "Read it so."))
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['step 5', 'normal', 'noise: n = 99']
+    """
+    figure, axes = open_sheet(picture.title, picture.reading, height=3.6, left=0.95, right=0.75)
+    finite = {label: _finite(sample) for label, sample in picture.samples.items()}
+    refusals = {label: why for label, values in finite.items() if (why := _why_not(values))}
+    drawn = {label: _points(values) for label, values in finite.items() if label not in refusals}
+    write_note(
+        axes, "; ".join([f"step {picture.step:,}", *(f"{name} left out: {why}" for name, why in refusals.items())])
+    )
+    if not drawn:
+        say_nothing_to_show(axes, "\n".join(dict.fromkeys(refusals.values())) or "nothing measured yet")
+        return figure
+    reach = 1.06 * max(LINEAR, *(float(x[-1]) for x, _ in drawn.values()))
+    _scale(axes, reach, np.concatenate([y for _, y in drawn.values()]))
+    _draw_diagonal(axes, reach)
+    entries = []
+    for (label, (x, y)), (colour, marker) in zip(drawn.items(), _LOOKS * len(drawn), strict=False):
+        kept = thin(x, MARKERS)
+        look = {"color": colour, "marker": marker, "linestyle": "none", **DOTS}
+        axes.plot(x[kept], y[kept], **look)
+        lost = picture.samples[label].numel() - len(x)
+        entries.append((look, f"{_shorten(label)}: n = {len(x):,}" + (f", {lost:,} not finite" if lost else "")))
+    write_key(axes, 0.02, 0.95, entries)  # left of the median a sorted sample lies below it: always free
+    return figure
+
+
+DOTS = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.4, "alpha": 0.8}
+
+
+def thin(places: Array, most: int) -> np.ndarray:
+    """Choose at most `most` of ascending places: all at the ends, and between them some that lie evenly.
+
+    Example:
+        >>> chosen = thin(np.linspace(0, 1, 10_000) ** 2, most=400)
+        >>> len(chosen) <= 400, chosen[:3].tolist(), chosen[-2:].tolist()
+        (True, [0, 1, 2], [9998, 9999])
+    """
+    count = len(places)
+    if count <= most:
+        return np.arange(count)
+    even = np.searchsorted(places, np.linspace(places[0], places[-1], most - 2 * EXTREMES))
+    return np.unique(np.concatenate([np.arange(EXTREMES), even, np.arange(count - EXTREMES, count)]))
+
+
+def write_note(axes: Axes, words: str) -> None:
+    """Write above the axes, where there is room for two lines."""
+    lines = textwrap.wrap(words, 110, max_lines=2, placeholder=" ...")
+    axes.text(1.0, 1.015, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", **NOTE)
+
+
+def write_key(axes: Axes, left: float, top: float, entries: Sequence[tuple[dict[str, object], str]]) -> None:
+    """Write what each look means, one under the other; places are shares of the axes."""
+    for row, (look, words) in enumerate(entries):
+        height = top - row * _LINE
+        axes.plot([left, left + 0.02, left + 0.04], [height] * 3, transform=axes.transAxes, markevery=[1], **look)
+        axes.text(left + 0.052, height, words, transform=axes.transAxes, ha="left", va="center_baseline", **LETTERS)
+
+
+def _finite(sample: Tensor) -> Array:
+    """The finite values, sorted."""
+    values = sample.detach().double().cpu().numpy().ravel()
+    return np.sort(values[np.isfinite(values)])
+
+
+def _why_not(values: Array) -> str:
+    """Why a sample cannot be standardised; empty if it can."""
+    if len(values) < 3:
+        return "fewer than 3 finite values"
+    return "" if _middle_and_spread(values)[1] > 0 else "half of its values are equal"
+
+
+def _middle_and_spread(values: Array) -> tuple[float, float]:
+    """Half of the median and of the spread: a difference of halves cannot overflow."""
+    low, middle, high = np.quantile(values / 2, [0.25, 0.5, 0.75])
+    return float(middle), float(high / 2 - low / 2) / _NORMAL_QUARTILE
+
+
+def _points(values: Array) -> tuple[Array, Array]:
+    """Normal quantiles, and the standardised values that lie there."""
+    share = (torch.arange(1, len(values) + 1, dtype=torch.float64) - 0.5) / len(values)
+    middle, spread = _middle_and_spread(values)
+    with np.errstate(over="ignore"):
+        standard = (values / 2 - middle) / spread
+    return torch.special.ndtri(share).numpy(), np.clip(standard, -_CEILING, _CEILING)
+
+
+def _shorten(label: str) -> str:
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..."
+
+
+def _scale(axes: Axes, reach: float, values: Array) -> None:
+    low, high = min(-reach, float(values.min())), max(reach, float(values.max()))
+    far = max(-low, high)
+    axes.set_xlim(-reach, reach)
+    across = range(-math.floor(reach), math.floor(reach) + 1)
+    axes.set_xticks(across, [f"{tick}" for tick in across], **LETTERS)
+    axes.set_xlabel("quantile of a normal distribution, standard deviations", labelpad=3, **LETTERS)
+    if far > FAR:
+        ticks, words = _scale_far(axes, low, high), f"standardised value (logarithmic beyond {LINEAR:g})"
+    else:
+        axes.set_ylim(1.04 * low, 1.04 * high)
+        ticks, words = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high), "standardised value"
+    ticks = [tick for tick in ticks if 1.04 * low <= tick <= 1.04 * high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], **LETTERS)
+    axes.minorticks_off()
+    axes.set_ylabel(words, labelpad=6, **LETTERS)
+
+
+def _scale_far(axes: Axes, low: float, high: float) -> list[float]:
+    """Give the middle a third of the height, however far the values lie; return places for ticks."""
+    decades = math.log10(max(-low, high) / LINEAR)
+    axes.set_yscale("symlog", linthresh=LINEAR, linscale=max(1.0, decades / 2))
+    room = 10.0 ** (0.04 * decades)
+    axes.set_ylim(room * low, room * high)
+    stride = next(stride for stride in (1, 2, 5, 10, 20, 50, 100) if decades <= 4 * stride)
+    powers = [10.0**power for power in range(stride, math.ceil(decades) + 2, stride)]
+    return [*(-power for power in reversed(powers)), -LINEAR, 0.0, LINEAR, *powers]
+
+
+def _draw_diagonal(axes: Axes, reach: float) -> None:
+    line = np.linspace(-reach, reach, 201)  # bends where the axis turns logarithmic
+    axes.plot(line, line, color=PALE, linestyle="--", linewidth=1.4, marker="", zorder=1)
+    look = {**LETTERS, "color": PALE}
+    axes.text(1.01, reach, "normal", transform=axes.get_yaxis_transform(), ha="left", va="center", **look)
