@@ -62,10 +62,10 @@ def coordinate_tail(samples: Any, seed: int = 0) -> CoordinateTail:
         >>> draw = torch.Generator().manual_seed(0)
         >>> normal = torch.randn(500, 200, generator=draw) * torch.randn(200, generator=draw).exp()
         >>> print(coordinate_tail(normal))
-        pooled coordinates: index 1.57; normal noise with the same scales: 1.57
+        pooled coordinates: index 1.55; normal noise with the same scales: 1.57
     """
     samples = samples_of(samples)
-    samples = samples.double().reshape(len(samples), -1)
+    samples = samples.double().flatten(1) if samples.ndim > 1 else samples.double()[:, None]
     reason = _why_not(samples)
     if reason:
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=samples.device)

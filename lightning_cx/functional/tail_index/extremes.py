@@ -46,7 +46,7 @@ def hill(samples: Any, k: int | None = None) -> TailFit:
         >>> import torch
         >>> uniform = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
         >>> print(hill(uniform ** (-1 / 1.5)))  # Pareto with alpha = 1.5
-        1.50 (95% between 1.26 and 1.78; n = 4096)
+        1.50 (95% between 1.25 and 1.77; n = 4096)
     """
     ordered, reason = _magnitudes(samples)
     n = len(ordered)
@@ -92,7 +92,7 @@ def xi_dedh(samples: Any, fraction: float = FRACTION) -> TailFit:
         >>> print(xi_dedh(uniform ** (-1 / 1.5)))  # Pareto with alpha = 1.5: xi = .67
         0.66 (95% between 0.54 and 0.78; n = 4096)
         >>> print(xi_dedh(uniform))  # ends at 1
-        -1.00 (95% between -1.28 and -0.73; n = 4096)
+        -1.01 (95% between -1.22 and -0.79; n = 4096)
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the tail is a share between 0 and 1 of the samples, got fraction={fraction}.")

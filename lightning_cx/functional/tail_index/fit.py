@@ -84,8 +84,8 @@ def why_degenerate(standard: Tensor) -> str:
     """Why samples that were standardised by their quartiles say nothing: more than half of them are the same.
 
     Args:
-        standard: ``[..., n]`` standardised samples; not finite where the quartiles meet.
+        standard: ``[..., n]`` standardised samples. Where the quartiles meet, those that are the median are nan.
     """
-    tied = ((standard.abs() <= _TIED) | ~standard.isfinite()).double().mean(-1)
+    tied = ((standard.abs() <= _TIED) | standard.isnan()).double().mean(-1)
     share = float(tied.max())
-    return f"degenerate: {share:.0%} of the samples are the same number" if share > 0.5 else ""
+    return f"degenerate: {share:.0%} of the samples are the same number" if share >= 0.5 else ""

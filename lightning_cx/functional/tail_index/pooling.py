@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_cx.functional.decay import theil_sen
 from lightning_cx.functional.inputs import as_tensor
 
-MAX_BATCHES = 256
-"""Of more batches so many, spread evenly, give the drift: its fit takes all pairs of them."""
+MAX_GROUPS = 256
+"""More batches are joined to so many groups of neighbours, for the fit of the drift takes all pairs of them."""
 
 
 def without_drift(samples: Any, batches: Any) -> Tensor:
@@ -48,15 +48,19 @@ def without_drift(samples: Any, batches: Any) -> Tensor:
     if len(samples) != len(batches):
         raise ValueError(f"each sample needs its batch, got {len(samples)} samples and {len(batches)} batches.")
     numbers, index = batches.unique(return_inverse=True)
-    picked = torch.linspace(0, len(numbers) - 1, min(len(numbers), MAX_BATCHES), device=samples.device).round().long()
-    magnitudes = samples.abs().reshape(len(samples), -1)
-    scales = (
-        torch.stack([magnitudes[index == i].quantile(0.5) for i in picked]) if len(picked) else samples.new_zeros(0)
-    )
-    has_scale = scales.isfinite() & (scales > 0)
-    if int(has_scale.sum()) < 2:
+    groups = min(len(numbers), MAX_GROUPS)
+    group_of = index * groups // max(1, len(numbers))
+    magnitudes = samples.abs().flatten(1) if samples.ndim > 1 else samples.abs()[:, None]
+    places, scales = [], []
+    for group in range(groups):
+        members = group_of == group
+        scale = magnitudes[members].quantile(0.5)
+        if bool(scale.isfinite() & (scale > 0)):
+            places.append(batches[members].double().mean())
+            scales.append(scale.log())
+    if len(scales) < 2:
         return samples
-    slope = theil_sen(numbers[picked][has_scale].double(), scales[has_scale].log())
+    slope = theil_sen(torch.stack(places), torch.stack(scales))
     trend = torch.exp(slope * (batches.double() - numbers.double().mean()))
     return samples / trend.reshape(-1, *[1] * (samples.ndim - 1))
 

@@ -25,7 +25,7 @@ from lightning_cx.functional.tail_index.goodness import normality_p_value, norma
 from lightning_cx.functional.tail_index.quantiles import interval
 from lightning_cx.functional.tail_index.stable_null import distances, stable_null
 from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sums, sum_size
-from lightning_cx.functional.tail_index.verdict import NORMAL_LEVEL, Evidence, Verdict, decide
+from lightning_cx.functional.tail_index.verdict import LEVEL, Evidence, Verdict, decide
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class TailReport:
         hill_high: Upper end.
         p_gaussian: p-value of a normal law for single samples (Anderson-Darling).
         p_sum_gaussian: The same for sums.
-        p_stable: p-value of a stable law (parametric bootstrap); nan where a normal law is not ruled out.
+        p_stable: p-value of a stable law (parametric bootstrap); nan where a normal law is not ruled out at .05.
         p_shift: p-value of sums that keep the index, as those of a stable law do; nan likewise.
         n: Number of samples.
         verdict: ``"gaussian"``: nothing speaks for a heavy tail; ``"heavy-aggregates-to-gaussian"``: single samples are
@@ -118,10 +118,10 @@ def tail_report(
     whether sums keep the index, as only those of a stable law do (`aggregation_test`). The magnitudes of the samples
     less their mean get `xi_dedh` and `hill`. Then:
 
-    - ``"gaussian"``: a normal law is not ruled out at .001; or it is, but the interval of the index reaches 2 and sums
-      are not told from normal: another shape, not a heavy tail.
-    - ``"heavy-aggregates-to-gaussian"``: the interval of the index leaves out 2, sums are lighter than those of a
-      stable law (p < .05) and not told from normal.
+    - ``"gaussian"``: a normal law is not ruled out (at .001, or at .05 where the whole interval of the index lies below
+      1.95); or it is, but the interval reaches 1.95 and sums are not told from normal: another shape, no heavy tail.
+    - ``"heavy-aggregates-to-gaussian"``: the interval of the index lies below 1.95, sums are lighter than those of a
+      stable law (p < .05) and not told from normal (p > .05, and their interval reaches 1.95).
     - ``"stable"``: neither a stable law nor sums that keep the index are ruled out at .05, although there are enough of
       them to notice normal ones.
     - ``"indeterminate"``: anything else, with the reason.
@@ -155,6 +155,11 @@ def tail_report(
         >>> tail_report(torch.randn(2048, 50, generator=draw)).verdict
         'gaussian'
         >>> print(tail_report(symmetric_stable(1.4, (4096,), draw)))
+        tail of 4096 samples: stable
+          because a stable law with index 1.44 is not ruled out (p = 0.42), and sums of 16 keep the index (p = 0.24)
+          single samples: index 1.44 (95% 1.38 to 1.49), normal law p = 5e-31
+          sums of 16: index 1.52 (95% 1.29 to 1.72), normal law p = 5e-31
+          largest magnitudes: a power law, xi +0.69 (95% +0.57 to +0.81)
         >>> scale = torch.where(torch.rand(4096, 1, generator=draw) < 0.1, 10.0, 1.0)  # one in ten is ten times larger
         >>> tail_report(scale * torch.randn(4096, 50, generator=draw), batch_size=64).verdict
         'heavy-aggregates-to-gaussian'
@@ -195,7 +200,7 @@ def _evidence(
     p_sum = normality_p_value(float(torch.quantile(normality_statistics(summed), 0.5)))
     alpha = float(single.index)
     p_stable = p_shift = largest = math.nan
-    if p_gaussian < NORMAL_LEVEL:
+    if p_gaussian < LEVEL:
         null = stable_null(alpha, *drawn)
         distance = torch.quantile(distances(squared_modulus(standard, SHAPE_POINTS)), 0.5)
         p_stable, p_shift = null.p_distance(float(distance)), null.p_shift(float(sums.index) - alpha)

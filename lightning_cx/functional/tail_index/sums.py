@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from lightning_cx.functional.tail_index.characteristic import indices
+from lightning_cx.functional.tail_index.characteristic import FIT_POINTS, decay_of, squared_modulus, standardised
 
 MIN_SUMS = 64
 """Fewer sums say nothing about their shape; THEORY section 6."""
@@ -42,5 +42,5 @@ def grouped_sums(projected: Tensor, size: int, seed: int) -> Tensor:
 
 
 def indices_of_sums(sums: Tensor) -> Tensor:
-    """Tail index of sums from `grouped_sums`, ``[...]``: the mean over the ways to group."""
-    return indices(sums).mean(0)
+    """Tail index of sums from `grouped_sums`, ``[...]``, from the mean of ``|phi|^2`` over the ways to group."""
+    return decay_of(squared_modulus(standardised(sums), FIT_POINTS).mean(0))[0]

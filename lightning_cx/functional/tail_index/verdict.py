@@ -12,7 +12,12 @@ NORMAL_LEVEL = 0.001
 matters has a p-value far below at 512 samples."""
 
 LEVEL = 0.05
-"""Level of the tests that follow once the normal law is ruled out."""
+"""Level of the tests that follow once the normal law is ruled out, and of that law too where the index speaks against
+it as well."""
+
+LIGHT = 1.95
+"""An interval that reaches so far up is no heavy tail to speak of: sums of a scale mixture come near 2 from below, and
+with many samples their interval leaves it out long after they behave as normal ones."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,17 @@ class Evidence:
     @property
     def normal(self) -> bool:
         """Whether single samples cannot be told from normal ones."""
-        return self.p_gaussian >= NORMAL_LEVEL
+        return self.p_gaussian >= (LEVEL if self.heavy else NORMAL_LEVEL)
 
     @property
     def heavy(self) -> bool:
-        """Whether the interval of the index leaves out 2."""
-        return self.high < 2
+        """Whether the whole interval of the index is that of a heavy tail."""
+        return self.high < LIGHT
 
     @property
     def sums_normal(self) -> bool:
         """Whether sums cannot be told from normal ones."""
-        return self.p_sum_gaussian >= LEVEL and self.sum_high >= 2
+        return self.p_sum_gaussian >= LEVEL and self.sum_high >= LIGHT
 
 
 def decide(evidence: Evidence) -> tuple[Verdict, str]:
@@ -73,11 +78,11 @@ def decide(evidence: Evidence) -> tuple[Verdict, str]:
         if e.sums_normal:
             return "gaussian", (
                 f"single samples are not normal in shape (p = {e.p_gaussian:.1g}), but their tail is not heavy: the "
-                f"interval of the index reaches 2, and sums of {e.sum_size} are not told from normal"
+                f"interval of the index reaches {e.high:.2f}, and sums of {e.sum_size} are not told from normal"
             )
         return "indeterminate", (
-            f"a normal law is ruled out (p = {e.p_gaussian:.1g}), yet the interval of the index reaches 2: another "
-            f"shape, but not a heavy tail"
+            f"a normal law is ruled out (p = {e.p_gaussian:.1g}), also for sums of {e.sum_size}, yet the interval of the "
+            f"index reaches {e.high:.2f}: another shape, but not a heavy tail"
         )
     if e.p_shift < LEVEL and e.sums_normal:
         return "heavy-aggregates-to-gaussian", (
