@@ -28,7 +28,7 @@ def card(report: TailReport) -> str:
         >>> import torch
         >>> from lightning_cx.functional import tail_report
         >>> print(card(tail_report(torch.randn(600, generator=torch.Generator().manual_seed(0)))).splitlines()[0])
-        **gaussian** (0): a normal law is not ruled out (p = 0.49)
+        **gaussian** (0): a normal law is not ruled out (p = 0.47)
     """
     lines = [f"**{report.verdict}** ({CODES[report.verdict]}): {report.reason}", "", MEANING[report.verdict]]
     if not bool(report.alpha.isnan()):

@@ -81,8 +81,8 @@ def decide(evidence: Evidence) -> tuple[Verdict, str]:
                 f"interval of the index reaches {e.high:.2f}, and sums of {e.sum_size} are not told from normal"
             )
         return "indeterminate", (
-            f"a normal law is ruled out (p = {e.p_gaussian:.1g}), also for sums of {e.sum_size}, yet the interval of the "
-            f"index reaches {e.high:.2f}: another shape, but not a heavy tail"
+            f"a normal law is ruled out (p = {e.p_gaussian:.1g}), also for sums of {e.sum_size}, yet the interval of "
+            f"the index reaches {e.high:.2f}: another shape, but not a heavy tail"
         )
     if e.p_shift < LEVEL and e.sums_normal:
         return "heavy-aggregates-to-gaussian", (
