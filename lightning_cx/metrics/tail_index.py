@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_cx.functional.inputs import as_tensor
@@ -65,7 +66,6 @@ class TailIndex(DoubleMetric):
 
     plot_lower_bound = 0.0
     plot_upper_bound = 2.0
-    full_state_update = True  # `forward` on a fresh state would not know the number of the batch
 
     rows: list[Tensor] | Tensor
     steps: Tensor
@@ -119,6 +119,29 @@ class TailIndex(DoubleMetric):
             assert isinstance(self.rows, list)  # a tensor only between sync and unsync
             self.rows.append(torch.cat([centred, sizes[:, None], is_zero, step], dim=1).flatten())
             self._drop_oldest()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Update, and compute on this batch alone: nan if it is smaller than 128, so `update` is mostly enough."""
+        known = len(self.rows)
+        value = super().forward(*args, **kwargs)
+        for rows in self.rows[known:]:  # the batch was counted on an empty state
+            self._numbers(rows).fill_(self.steps)
+        self._drop_oldest()
+        return value
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Take in what another metric has seen, as batches that came after those seen here.
+
+        Args:
+            incoming_state: A metric of the same class, or its states by name.
+        """
+        before, own = int(self.steps), list(self.rows)
+        super().merge_state(incoming_state)  # which puts what comes in first
+        others = [rows.clone() for rows in self.rows[: len(self.rows) - len(own)]]
+        for rows in others:
+            self._numbers(rows).add_(before)
+        self.rows = [*own, *others]
+        self._drop_oldest()
 
     def compute(self) -> Tensor:
         """Return the tail index of single examples."""
@@ -188,6 +211,10 @@ class TailIndex(DoubleMetric):
             )
         rows = held.view(-1, columns + OTHERS)
         return rows[:, :columns], rows[:, columns], rows[:, columns + 1], rows[:, columns + 2]
+
+    def _numbers(self, rows: Tensor) -> Tensor:
+        """The numbers of the batches in a stretch of rows, to be changed in place."""
+        return rows.view(-1, max(1, int(self.columns)) + OTHERS)[:, -1]
 
     def _agree(self, columns: int) -> None:
         known = int(self.columns)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cx.functional import elliptical_stable
+
 
 def draw(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -16,6 +18,11 @@ def examples(n: int = 120, seed: int = 0) -> tuple[Tensor, Tensor]:
     values = torch.randn(n, 2, generator=draw(seed + 1)) + 0.5
     values[:, 0] += 3 * features[:, 0]
     return features, values
+
+
+def gradients(n: int = 150, seed: int = 0) -> Tensor:
+    """Heavy-tailed gradients of one batch."""
+    return elliptical_stable(1.6, n, 40, draw(seed)) + 0.3
 
 
 def gram(n: int = 16, seed: int = 0) -> Tensor:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from _metric_data import draw, examples, gram
+from _metric_data import gradients as heavy
 from torch import Tensor, distributed
 from torchmetrics import Metric, MetricCollection
 
-from lightning_cx.metrics import GradientNoiseScale, MedianComplexity, ResidualSpectrum
+from lightning_cx.metrics import GradientNoiseScale, MedianComplexity, ResidualSpectrum, TailIndex
 
 Share = Callable[[int], list[tuple[Tensor, ...]]]
 
@@ -43,6 +44,12 @@ def many(rank: int) -> list[tuple[Tensor, ...]]:
     features, values = examples(1000)
     mine = slice(0, 300) if rank == 0 else slice(300, None)
     return [(features[mine], values[mine])]
+
+
+def noisy_batches(rank: int) -> list[Tensor]:
+    """Gradients of five batches; the first process has larger ones, and one batch more."""
+    count, size = (6, 40) if rank == 0 else (5, 25)
+    return [heavy(size, seed=10 * step + rank) * 0.8**step for step in range(count)]
 
 
 def gradients(rank: int) -> list[tuple[Tensor, ...]]:
@@ -91,6 +98,19 @@ def work(rank: int, folder: str) -> None:
     interval = noise.interval()
     results["interval"] = (interval.low, interval.high)
     results["own signal after the sync"] = noise.signal
+
+    tail = TailIndex()
+    for batch in noisy_batches(rank):
+        tail.update(batch)
+    report = tail.report()
+    results["tail"] = (report.alpha, report.alpha_low, report.xi, report.sum_alpha, report.p_gaussian)
+    results["tail words"] = str(report)
+    results["tail computed"] = tail.compute()
+    results["tail held"] = tail.held
+    lonely = TailIndex()
+    if rank == 0:
+        lonely.update(heavy())
+    results["tail, nothing on the second process"] = lonely.compute()
 
     again = MedianComplexity()
     again.update(*interleaved(rank)[0])

@@ -9,16 +9,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from _metric_data import examples, gram
+from _metric_data import examples, gradients, gram
 from torch import nn
 from torchmetrics import ClasswiseWrapper, Metric, MetricCollection
 
-from lightning_cx.metrics import GradientNoiseScale, MedianComplexity, ResidualSpectrum
+from lightning_cx.metrics import GradientNoiseScale, MedianComplexity, ResidualSpectrum, TailIndex
 
-EACH = pytest.mark.parametrize("kind", [MedianComplexity, ResidualSpectrum, GradientNoiseScale])
+EACH = pytest.mark.parametrize("kind", [MedianComplexity, ResidualSpectrum, GradientNoiseScale, TailIndex])
 
 
 def inputs(kind: type[Metric], part: int = 0) -> tuple[torch.Tensor, ...]:
+    if kind is TailIndex:
+        return (gradients(seed=part),)
     return (gram(seed=part),) if kind is GradientNoiseScale else examples(60, seed=10 * part)
 
 
@@ -222,7 +224,7 @@ def test_a_spectrum_with_nothing_to_see_is_drawn_without_complaint(bands):
     plt.close(figure)
 
 
-@pytest.mark.parametrize("kind", [MedianComplexity, GradientNoiseScale])
+@pytest.mark.parametrize("kind", [MedianComplexity, GradientNoiseScale, TailIndex])
 def test_nan_is_drawn_without_complaint(kind):
     figure, _ = kind().plot(torch.tensor(torch.nan))
     figure.canvas.draw()
