@@ -90,6 +90,7 @@ class TailIndex(Instrument):
         self._steps.reset()
         self._pools: dict[str, TailIndexMetric] = {}
         self._held = self._new = 0
+        self._full = False
 
     @property
     def needs(self) -> Needs:
@@ -115,7 +116,9 @@ class TailIndex(Instrument):
         if self._held < EXPLORATORY:
             text = waiting(self._held, EXPLORATORY)
             return Reading(dict.fromkeys(TAGS, torch.nan), texts={tags.TAIL_VERDICT: text})
-        if self._new * READINGS_PER_WINDOW < self._held:
+        # The first full window is the first to show sums of a whole batch.
+        was_full, self._full = self._full, self._held >= self._window_for(sample)
+        if self._new * READINGS_PER_WINDOW < self._held and was_full is self._full:
             return Reading()
         self._new = 0
         return self._read(observation.step, sample)
@@ -123,8 +126,7 @@ class TailIndex(Instrument):
     def _pool(self, sample: GradientSample) -> None:
         """Keep what the batch showed, as much as the window holds."""
         assert sample.projections is not None
-        size = self.batch_size or sample.batch_size
-        window = self.window or min(max(EXPLORATORY, MIN_SUMS * size), MAX_WINDOW)
+        window = self._window_for(sample)
         seen = {"": (sample.projections, None if sample.gram is None else centred_norms(sample.gram))}
         seen.update({layer: (own, None) for layer, own in self._layers(sample).items()})
         for name, (projections, norms) in seen.items():
@@ -134,6 +136,10 @@ class TailIndex(Instrument):
             self._pools[name].update(projections.cpu(), None if norms is None else norms.cpu())
         self._held = self._pools[""].held
         self._new += sample.batch_size
+
+    def _window_for(self, sample: GradientSample) -> int:
+        size = self.batch_size or sample.batch_size
+        return self.window or min(max(EXPLORATORY, MIN_SUMS * size), MAX_WINDOW)
 
     def _layers(self, sample: GradientSample) -> dict[str, Tensor]:
         """Projections of each layer, the sum over its parameters."""
@@ -217,7 +223,7 @@ class TailIndex(Instrument):
 
     def state_dict(self) -> dict[str, Any]:
         pools = {name: pool.state_dict() for name, pool in self._pools.items()}
-        return {"pools": pools, "new": self._new, "steps": self._steps.state_dict()}
+        return {"pools": pools, "new": self._new, "full": self._full, "steps": self._steps.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
@@ -225,7 +231,7 @@ class TailIndex(Instrument):
             self._pools[name] = self._empty_pool()
             self._pools[name].load_state_dict(held)
         self._held = self._pools[""].held if self._pools else 0
-        self._new = state["new"]
+        self._new, self._full = state["new"], state["full"]
         self._steps.load_state_dict(state["steps"])
 
 
