@@ -20,6 +20,7 @@ from lightning_cx.functional.tail_index.ecf import PROJECTIONS, project
 from lightning_cx.functional.tail_index.fit import samples_of, why_degenerate, why_not
 from lightning_cx.functional.tail_index.stable_null import distances, stable_null
 from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sums, sum_size
+from lightning_cx.functional.tail_index.verdict import in_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class TailTest:
     def __str__(self) -> str:
         if self.reason:
             return f"unknown: {self.reason}"
-        return f"statistic {self.statistic:.3g}, p = {self.p_value:.2g} (n = {self.n})"
+        return f"statistic {self.statistic:.3g}, {in_words(float(self.p_value))} (n = {self.n})"
 
 
 def anderson_darling(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0) -> TailTest:

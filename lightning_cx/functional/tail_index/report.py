@@ -25,7 +25,7 @@ from lightning_cx.functional.tail_index.goodness import normality_p_value, norma
 from lightning_cx.functional.tail_index.quantiles import interval
 from lightning_cx.functional.tail_index.stable_null import distances, stable_null
 from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sums, sum_size
-from lightning_cx.functional.tail_index.verdict import LEVEL, Evidence, Verdict, decide
+from lightning_cx.functional.tail_index.verdict import LEVEL, Evidence, Verdict, decide, in_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +93,16 @@ class TailReport:
     def __str__(self) -> str:
         if bool(self.alpha.isnan()):
             return f"tail of {self.n} samples: {self.verdict}, {self.reason}"
-        tail = "a power law" if self.xi_low > 0 else "no sign of a power law" if self.xi_high > 0 else "an end"
+        tail = "a power law" if self.xi_low > 0 else "no certain power law" if self.xi_high > 0 else "they have an end"
         if bool(self.xi.isnan()):
             tail = "unknown"
         lines = [
             f"tail of {self.n} samples: {self.verdict}",
             f"  because {self.reason}",
             f"  single samples: index {self.alpha:.2f} (95% {self.alpha_low:.2f} to {self.alpha_high:.2f}), normal law "
-            f"p = {self.p_gaussian:.2g}",
+            f"{in_words(float(self.p_gaussian))}",
             f"  sums of {self.sum_size}: index {self.sum_alpha:.2f} (95% {self.sum_alpha_low:.2f} to "
-            f"{self.sum_alpha_high:.2f}), normal law p = {self.p_sum_gaussian:.2g}",
+            f"{self.sum_alpha_high:.2f}), normal law {in_words(float(self.p_sum_gaussian))}",
             f"  largest magnitudes: {tail}, xi {self.xi:+.2f} (95% {self.xi_low:+.2f} to {self.xi_high:+.2f})",
         ]
         return "\n".join(lines)
@@ -157,8 +157,8 @@ def tail_report(
         >>> print(tail_report(symmetric_stable(1.4, (4096,), draw)))
         tail of 4096 samples: stable
           because a stable law with index 1.44 is not ruled out (p = 0.42), and sums of 16 keep the index (p = 0.24)
-          single samples: index 1.44 (95% 1.38 to 1.49), normal law p = 5e-31
-          sums of 16: index 1.52 (95% 1.29 to 1.72), normal law p = 5e-31
+          single samples: index 1.44 (95% 1.38 to 1.49), normal law p < 1e-06
+          sums of 16: index 1.52 (95% 1.29 to 1.72), normal law p < 1e-06
           largest magnitudes: a power law, xi +0.69 (95% +0.57 to +0.81)
         >>> scale = torch.where(torch.rand(4096, 1, generator=draw) < 0.1, 10.0, 1.0)  # one in ten is ten times larger
         >>> tail_report(scale * torch.randn(4096, 50, generator=draw), batch_size=64).verdict

@@ -20,6 +20,14 @@ LIGHT = 1.95
 with many samples their interval leaves it out long after they behave as normal ones."""
 
 
+_SMALLEST = 1e-6  # approximations of p-values say no more than "smaller" beyond
+
+
+def in_words(p_value: float) -> str:
+    """A p-value as one writes it, ``p = 0.03`` or ``p < 1e-06``."""
+    return f"p < {_SMALLEST:.0e}" if p_value < _SMALLEST else f"p = {p_value:.2g}"
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What the verdict rests on.
@@ -73,21 +81,21 @@ def decide(evidence: Evidence) -> tuple[Verdict, str]:
     """
     e = evidence
     if e.normal:
-        return "gaussian", f"a normal law is not ruled out (p = {e.p_gaussian:.2g})"
+        return "gaussian", f"a normal law is not ruled out ({in_words(e.p_gaussian)})"
     if not e.heavy:
         if e.sums_normal:
             return "gaussian", (
-                f"single samples are not normal in shape (p = {e.p_gaussian:.1g}), but their tail is not heavy: the "
+                f"single samples are not normal in shape ({in_words(e.p_gaussian)}), but their tail is not heavy: the "
                 f"interval of the index reaches {e.high:.2f}, and sums of {e.sum_size} are not told from normal"
             )
         return "indeterminate", (
-            f"a normal law is ruled out (p = {e.p_gaussian:.1g}), also for sums of {e.sum_size}, yet the interval of "
+            f"a normal law is ruled out ({in_words(e.p_gaussian)}), also for sums of {e.sum_size}, yet the interval of "
             f"the index reaches {e.high:.2f}: another shape, but not a heavy tail"
         )
     if e.p_shift < LEVEL and e.sums_normal:
         return "heavy-aggregates-to-gaussian", (
             f"single samples are heavy (index {e.index:.2f}), sums of {e.sum_size} are not told from normal "
-            f"(p = {e.p_sum_gaussian:.2g}): the heaviness averages away"
+            f"({in_words(e.p_sum_gaussian)}): the heaviness averages away"
         )
     return _heavy_and_stays(e)
 
@@ -97,11 +105,11 @@ def _heavy_and_stays(e: Evidence) -> tuple[Verdict, str]:
     if e.p_shift < LEVEL:
         return "indeterminate", (
             f"single samples are heavy (index {e.index:.2f}) and no stable law, for sums of {e.sum_size} are lighter "
-            f"(p = {e.p_shift:.2g}), but not normal yet: larger sums may be"
+            f"({in_words(e.p_shift)}), but not normal yet: larger sums may be"
         )
     if e.p_stable < LEVEL:
         return "indeterminate", (
-            f"single samples are heavy (index {e.index:.2f}), but no stable law fits them (p = {e.p_stable:.2g}), and "
+            f"single samples are heavy (index {e.index:.2f}), but no stable law fits them ({in_words(e.p_stable)}), and "
             f"there are too few sums of {e.sum_size} to see whether these are lighter"
         )
     if e.largest_shift >= 2 - e.index:
@@ -110,6 +118,6 @@ def _heavy_and_stays(e: Evidence) -> tuple[Verdict, str]:
             f"{e.largest_shift:.2f}, so that normal ones would not be noticed: more samples are needed"
         )
     return "stable", (
-        f"a stable law with index {e.index:.2f} is not ruled out (p = {e.p_stable:.2g}), and sums of {e.sum_size} keep "
-        f"the index (p = {e.p_shift:.2g})"
+        f"a stable law with index {e.index:.2f} is not ruled out ({in_words(e.p_stable)}), and sums of {e.sum_size} keep "
+        f"the index ({in_words(e.p_shift)})"
     )
