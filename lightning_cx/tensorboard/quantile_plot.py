@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def write_note(axes: Axes, words: str) -> None:
     axes.text(1.0, 1.015, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", **NOTE)
 
 
-def write_key(axes: Axes, left: float, top: float, entries: Sequence[tuple[dict[str, object], str]]) -> None:
+def write_key(axes: Axes, left: float, top: float, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
     """Write what each look means, one under the other; places are shares of the axes."""
     for row, (look, words) in enumerate(entries):
         height = top - row * _LINE

@@ -19,7 +19,7 @@ from lightning_cx.tensorboard.shares import Array
 from lightning_cx.tensorboard.sheet import LETTERS, PALE, open_sheet, say_nothing_to_show
 
 SMALLEST = 0.01
-"""The smallest hundredth may lie left of the picture: towards zero it can be decades wide, and says nothing of a tail."""
+"""The smallest hundredth may lie left of the picture: towards zero it can be decades wide, and tells nothing."""
 
 _NORMAL_MEDIAN = 0.6745  # of the magnitude of a standard normal value
 _BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers

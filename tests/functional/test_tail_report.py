@@ -149,7 +149,7 @@ def evidence(**changes: float) -> Evidence:
         ({"p_gaussian": 0.2}, "gaussian", "a normal law is not ruled out"),
         ({"high": 2.0, "p_sum_gaussian": 0.3, "sum_high": 2.0}, "gaussian", "not normal in shape"),
         ({"high": 2.0}, "indeterminate", "another shape"),
-        ({"p_shift": 0.01, "p_sum_gaussian": 0.3, "sum_high": 2.0}, HEAVY, "averages away"),
+        ({"p_shift": 0.015, "p_sum_gaussian": 0.3, "sum_high": 2.0}, HEAVY, "averages away"),
         ({"p_shift": 0.01}, "indeterminate", "not normal yet"),
         ({"p_stable": 0.01}, "indeterminate", "no stable law fits"),
         ({"largest_shift": 0.7}, "indeterminate", "more samples are needed"),

@@ -121,9 +121,9 @@ def tail_report(
     - ``"gaussian"``: a normal law is not ruled out (at .001, or at .05 where the whole interval of the index lies below
       1.95); or it is, but the interval reaches 1.95 and sums are not told from normal: another shape, no heavy tail.
     - ``"heavy-aggregates-to-gaussian"``: the interval of the index lies below 1.95, sums are lighter than those of a
-      stable law (p < .05) and not told from normal (p > .05, and their interval reaches 1.95).
-    - ``"stable"``: neither a stable law nor sums that keep the index are ruled out at .05, although there are enough of
-      them to notice normal ones.
+      stable law (p < .02) and not told from normal (p > .05, and their interval reaches 1.95).
+    - ``"stable"``: neither a stable law (at .05) nor sums that keep the index (at .02) are ruled out, although there
+      are enough of them to notice normal ones.
     - ``"indeterminate"``: anything else, with the reason.
 
     Args:
@@ -156,7 +156,7 @@ def tail_report(
         'gaussian'
         >>> print(tail_report(symmetric_stable(1.4, (4096,), draw)))
         tail of 4096 samples: stable
-          because a stable law with index 1.44 is not ruled out (p = 0.42), and sums of 16 keep the index (p = 0.24)
+          because a stable law with index 1.44 is not ruled out (p = 0.43), and sums of 16 keep the index (p = 0.19)
           single samples: index 1.44 (95% 1.38 to 1.49), normal law p < 1e-06
           sums of 16: index 1.52 (95% 1.29 to 1.72), normal law p < 1e-06
           largest magnitudes: a power law, xi +0.69 (95% +0.57 to +0.81)

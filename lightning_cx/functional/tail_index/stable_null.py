@@ -18,12 +18,12 @@ from lightning_cx.functional.tail_index.characteristic import (
 from lightning_cx.functional.tail_index.stable import symmetric_stable
 from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sums
 
-_GRID = 0.02  # the null is drawn for the nearest multiple: it changes by far less than its own scatter in between
+_GRID = 0.05  # the null is drawn for the nearest multiple: it changes by far less than its own scatter in between
 _LOWEST = 0.4  # below it a draw may overflow, and nothing changes any more
-_NUMBERS = 1 << 20  # about how many random numbers a null takes
+_NUMBERS = 1 << 19  # about how many random numbers a null takes
 _LARGEST = 1 << 14
 _AT_ONCE = 1 << 17
-_MOST, _FEWEST = 199, 59
+_MOST, _FEWEST = 199, 99
 
 
 def distances(modulus: Tensor) -> Tensor:

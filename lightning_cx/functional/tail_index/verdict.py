@@ -15,6 +15,9 @@ LEVEL = 0.05
 """Level of the tests that follow once the normal law is ruled out, and of that law too where the index speaks against
 it as well."""
 
+SHIFT_LEVEL = 0.02
+"""Level at which sums are said to be lighter: at 5% one stable law in twenty would lose its name to chance."""
+
 LIGHT = 1.95
 """An interval that reaches so far up is no heavy tail to speak of: sums of a scale mixture come near 2 from below, and
 with many samples their interval leaves it out long after they behave as normal ones."""
@@ -92,7 +95,7 @@ def decide(evidence: Evidence) -> tuple[Verdict, str]:
             f"a normal law is ruled out ({in_words(e.p_gaussian)}), also for sums of {e.sum_size}, yet the interval of "
             f"the index reaches {e.high:.2f}: another shape, but not a heavy tail"
         )
-    if e.p_shift < LEVEL and e.sums_normal:
+    if e.p_shift < SHIFT_LEVEL and e.sums_normal:
         return "heavy-aggregates-to-gaussian", (
             f"single samples are heavy (index {e.index:.2f}), sums of {e.sum_size} are not told from normal "
             f"({in_words(e.p_sum_gaussian)}): the heaviness averages away"
@@ -102,15 +105,15 @@ def decide(evidence: Evidence) -> tuple[Verdict, str]:
 
 def _heavy_and_stays(e: Evidence) -> tuple[Verdict, str]:
     """The samples are heavy and their sums, as far as one sees, not normal."""
-    if e.p_shift < LEVEL:
+    if e.p_shift < SHIFT_LEVEL:
         return "indeterminate", (
             f"single samples are heavy (index {e.index:.2f}) and no stable law, for sums of {e.sum_size} are lighter "
             f"({in_words(e.p_shift)}), but not normal yet: larger sums may be"
         )
     if e.p_stable < LEVEL:
         return "indeterminate", (
-            f"single samples are heavy (index {e.index:.2f}), but no stable law fits them ({in_words(e.p_stable)}), and "
-            f"there are too few sums of {e.sum_size} to see whether these are lighter"
+            f"single samples are heavy (index {e.index:.2f}), but no stable law fits them ({in_words(e.p_stable)}), "
+            f"and there are too few sums of {e.sum_size} to see whether these are lighter"
         )
     if e.largest_shift >= 2 - e.index:
         return "indeterminate", (
@@ -118,6 +121,6 @@ def _heavy_and_stays(e: Evidence) -> tuple[Verdict, str]:
             f"{e.largest_shift:.2f}, so that normal ones would not be noticed: more samples are needed"
         )
     return "stable", (
-        f"a stable law with index {e.index:.2f} is not ruled out ({in_words(e.p_stable)}), and sums of {e.sum_size} keep "
-        f"the index ({in_words(e.p_shift)})"
+        f"a stable law with index {e.index:.2f} is not ruled out ({in_words(e.p_stable)}), and sums of {e.sum_size} "
+        f"keep the index ({in_words(e.p_shift)})"
     )
