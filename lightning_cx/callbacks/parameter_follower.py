@@ -43,7 +43,3 @@ class ParameterFollower:
         (_, before), self._before = self._before, None
         after = self._sketch(module.named_parameters())
         return ParameterStep(after, after - before)
-
-    def drop(self) -> None:
-        """Forget a step that was begun."""
-        self._before = None

@@ -122,8 +122,9 @@ class Session:
         if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
             self.sampling, self._last_step = True, log_step(trainer)
             self.sampler.begin(trainer, module, batch, batch_idx, self._examples)
-            with self.failures.guard(TRAJECTORY, last=False):
-                self.follower.begin(trainer, module)
+            if not self.failures.off(TRAJECTORY):
+                with self.failures.guard(TRAJECTORY, last=False):
+                    self.follower.begin(trainer, module)
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         """Before a backward of a sampled step."""

@@ -16,7 +16,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from lightning_cx.tensorboard import tags
 from lightning_cx.tensorboard.layout import custom_scalars_layout
-from lightning_cx.tensorboard.writer import write_histograms, write_layout, write_pictures
+from lightning_cx.tensorboard.writer import write_histograms, write_layout, write_pictures, write_texts
 
 ALL_TAGS = [value for name, value in vars(tags).items() if name.isupper() and isinstance(value, str)] + [
     tags.residual_band(i) for i in range(10)
@@ -58,13 +58,27 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
     (event,) = read_events(run / "run").Tensors("custom_scalars__config__")
     layout = Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: chart for category in layout.category for chart in category.chart}
-    (series,) = next(c for title, c in charts.items() if "noise scale" in title).margin.series
-    assert (series.value, series.lower, series.upper) == (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH)
+    margins = {(s.value, s.lower, s.upper) for chart in charts.values() for s in chart.margin.series}
+    assert margins == {
+        (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH),
+        (tags.TAIL_INDEX, tags.TAIL_INDEX_LOW, tags.TAIL_INDEX_HIGH),
+        (tags.TAIL_BATCH_INDEX, tags.TAIL_BATCH_INDEX_LOW, tags.TAIL_BATCH_INDEX_HIGH),
+        (tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH),
+        (tags.TAIL_TRAJECTORY_XI, tags.TAIL_TRAJECTORY_XI_LOW, tags.TAIL_TRAJECTORY_XI_HIGH),
+    }
     listed = [tag for chart in charts.values() for tag in chart.multiline.tag]
     assert len(listed) == len(set(listed))
     drawn = {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM, tags.PROBE_GRADIENT_SPECTRUM, tags.BAND_DECAY}
-    pictures = {*drawn, tags.EXAMPLE_NORMS}
-    assert set(listed) | {series.value, series.lower, series.upper} == set(ALL_TAGS) - pictures
+    pictures = {*drawn, tags.EXAMPLE_NORMS, tags.TAIL_QUANTILES, tags.TAIL_SURVIVAL}
+    assert set(listed).union(*margins) == set(ALL_TAGS) - pictures
+
+
+def test_a_card_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    writer = SummaryWriter(tmp_path)
+    write_texts(writer, {tags.TAIL_VERDICT: "**gaussian** (0)"}, step=7)
+    writer.close()
+    (event,) = read_events(tmp_path).Tensors(f"{tags.TAIL_VERDICT}/text_summary")
+    assert (event.step, event.tensor_proto.string_val[0]) == (7, b"**gaussian** (0)")
 
 
 def test_charts_list_only_what_is_there() -> None:
@@ -94,5 +108,6 @@ def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path
         "What is being learned",
         "Do simple functions get the strong gradients",
         "How the examples agree",
+        "Is the noise heavy-tailed",
         "What it costs",
     ]

@@ -215,3 +215,61 @@ def test_manual_optimisation_is_followed_too(tmp_path: Path) -> None:
     trainer = fit(Manual(), [monitor(TailIndex())], tmp_path, max_epochs=30)
     assert math.isfinite(trainer.callback_metrics[tags.TAIL_INDEX])
     assert math.isfinite(trainer.callback_metrics[tags.TAIL_TRAJECTORY_XI])
+
+
+class SameWords(Watch):
+    """Says the same at every step, and something else once."""
+
+    def measure(self, observation: Observation) -> Reading:
+        self.seen.append(observation)
+        return Reading(texts={"words/same": "always", "words/new": "late" if len(self.seen) > 5 else "early"})
+
+
+def test_a_card_is_written_again_only_where_it_changes(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name=None)
+    fit(Classifier(), [monitor(SameWords(gram=True))], tmp_path, logger=logger)
+    events = read_events(logger.log_dir)
+    assert [e.step for e in events.Tensors("words/same/text_summary")] == [0]
+    assert [e.step for e in events.Tensors("words/new/text_summary")] == [0, 5]
+
+
+def test_a_trajectory_that_cannot_be_followed_is_told_switched_off_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fail(self: ParameterSketch, named_parameters: Any) -> Tensor:
+        calls.append(1)
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(ParameterSketch, "__call__", fail)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(Classifier(), [monitor(TailIndex(), strict=False)], tmp_path, max_epochs=6)
+    ours = [str(w.message) for w in caught if "trajectory" in str(w.message)]
+    assert len(ours) == 2
+    assert "the trajectory failed, training goes on: RuntimeError: no room" in ours[0]
+    assert "switched off after 3 failures" in ours[1]
+    assert len(calls) == 3
+    assert math.isfinite(trainer.callback_metrics[tags.TAIL_INDEX])  # the rest goes on
+    with pytest.raises(RuntimeError, match="no room"):
+        fit(Classifier(), [monitor(TailIndex())], tmp_path, max_epochs=1)
+
+
+def test_only_what_is_trained_is_followed(tmp_path: Path) -> None:
+    class OnlyTheInput(Classifier):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([self.shift], lr=0.1)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(()))
+            self.net.requires_grad_(False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step([batch[0] + self.shift, batch[1]], batch_idx)
+
+    watch = Watch(trajectory=True)
+    fit(OnlyTheInput(), [monitor(watch)], tmp_path, max_epochs=1)
+    assert len(watch.seen) == 5  # the one parameter that moves is the trajectory
+    assert all(bool(o.trajectory.increment.abs().sum() > 0) for o in watch.seen)
