@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from lightning_cx.functional import elliptical_stable, symmetric_stable
+from lightning_cx.functional import elliptical_stable
 
 
 def draw(seed: int) -> Generator:
@@ -16,7 +16,11 @@ def draw(seed: int) -> Generator:
 
 
 def stable(alpha: float, n: int, seed: int) -> Tensor:
-    return symmetric_stable(alpha, (n,), draw(seed))
+    """Symmetric stable numbers by numpy, whose stream is the same in all versions of torch."""
+    rng = np.random.default_rng(seed)
+    angle, wait = rng.uniform(-math.pi / 2, math.pi / 2, n), rng.exponential(size=n)
+    bent = (np.cos((1 - alpha) * angle) / wait) ** ((1 - alpha) / alpha)
+    return torch.from_numpy(np.sin(alpha * angle) / np.cos(angle) ** (1 / alpha) * bent)
 
 
 def anisotropic_stable(alpha: float, n: int, d: int, seed: int) -> Tensor:

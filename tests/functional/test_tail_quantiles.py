@@ -31,8 +31,11 @@ def test_the_table_has_every_cell_once() -> None:
 
 
 @pytest.mark.parametrize(("projections", "alpha", "n"), [(1, 0.4, 64), (1, 1.5, 128), (1, 2.0, 256), (16, 1.9, 64)])
-def test_a_cell_drawn_again_is_the_same(projections: int, alpha: float, n: int) -> None:
-    assert cell(projections, alpha, n) == pytest.approx(table()[projections, alpha, n], abs=0.002)
+def test_a_cell_drawn_again_by_the_script_is_the_same(projections: int, alpha: float, n: int) -> None:
+    low, high = table()[projections, alpha, n]
+    # The same to the last digit under the torch that drew the table; others have other random numbers, and a quantile
+    # of so many fits is known to 2% of the distance between the two.
+    assert cell(projections, alpha, n) == pytest.approx((low, high), abs=0.08 * (high - low))
 
 
 @pytest.mark.parametrize(

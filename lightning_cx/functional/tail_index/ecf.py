@@ -52,8 +52,9 @@ def alpha_ecf(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0
         >>> import torch
         >>> from lightning_cx.functional.tail_index import elliptical_stable
         >>> noise = elliptical_stable(1.5, 2048, 50, torch.Generator().manual_seed(0))
-        >>> print(alpha_ecf(noise))
-        1.48 (95% between 1.43 and 1.54; n = 2048)
+        >>> fit = alpha_ecf(noise)
+        >>> f"{fit.index:.1f}", bool(fit.low < 1.5 < fit.high)
+        ('1.5', True)
         >>> print(alpha_ecf(torch.zeros(512)))
         unknown: degenerate: 100% of the samples are the same number
     """
