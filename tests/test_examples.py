@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lightning_cx.instruments.tail_card import CODES
 from lightning_cx.tensorboard import tags
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -77,3 +78,32 @@ def test_a_photograph_appears_from_low_to_high_unless_waves_are_given(tmp_path: 
     assert "not yet" in capsys.readouterr().out
     assert (tmp_path / "strip.png").exists()
     assert width(tmp_path / "ReLU_bands.png") == 800
+
+
+def test_unequal_examples_average_away_in_a_batch_and_heavy_noise_does_not(tmp_path: Path, capsys) -> None:
+    found = main_of("tail_index")(str(tmp_path), epochs=10, seed=1)
+
+    def first_and_last(name: str, tag: str) -> tuple[float, float]:
+        values = list(found[name][tag].values())
+        return values[0], values[-1]
+
+    start, end = first_and_last("digits", tags.TAIL_INDEX)
+    assert start > 1.95
+    assert end < 1.7
+    assert first_and_last("digits", tags.TAIL_INDEX_HIGH)[1] < 1.9
+    assert min(found["digits"][tags.TAIL_BATCH_INDEX].values()) > 1.9
+    assert first_and_last("digits", tags.TAIL_VERDICT) == (CODES["gaussian"], CODES["heavy-aggregates-to-gaussian"])
+    # Gaussian at the start, and yet pooled coordinates are no more than this.
+    assert first_and_last("digits", tags.TAIL_COORDINATE_INDEX)[0] < 1.3
+    assert max(found["heavy"][tags.TAIL_INDEX].values()) < 1.6
+    assert max(found["heavy"][tags.TAIL_BATCH_INDEX_HIGH].values()) < 1.95
+    assert min(found["heavy"][tags.TAIL_NORM_XI_LOW].values()) > 0.2
+    unlikely = {CODES["gaussian"], CODES["heavy-aggregates-to-gaussian"]}
+    assert unlikely.isdisjoint(found["heavy"][tags.TAIL_VERDICT].values())
+    for name in ("digits", "heavy"):
+        for picture in ("quantiles", "survival"):
+            assert width(tmp_path / f"{name}_{picture}.png") == 800
+    printed = capsys.readouterr().out
+    assert "averages that away; heavy: " in printed
+    assert "stays heavy" in printed
+    assert str(tmp_path) in printed
