@@ -27,7 +27,8 @@ LINEAR, FAR = 3.0, 8.0
 _NORMAL_QUARTILE = 0.6745
 _CEILING = 1e290  # leaves the axis room before a double overflows
 _LOOKS = (("#0072b2", "o"), ("#d55e00", "^"), ("#009e73", "s"), ("#cc79a7", "D"))  # Okabe and Ito
-_LINE, _LONGEST = 0.05, 44  # height of a line of the key as a share of the axes; its longest label in characters
+_LONGEST = 44  # characters of a label that fit into the left half
+DOTS: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.4, "alpha": 0.8}
 
 
 def draw_quantile_plot(picture: QuantilePlot) -> Figure:
@@ -48,30 +49,24 @@ def draw_quantile_plot(picture: QuantilePlot) -> Figure:
         ['step 5', 'normal', 'noise: n = 99']
     """
     figure, axes = open_sheet(picture.title, picture.reading, height=3.6, left=0.95, right=0.75)
-    finite = {label: _finite(sample) for label, sample in picture.samples.items()}
-    refusals = {label: why for label, values in finite.items() if (why := _why_not(values))}
-    drawn = {label: _points(values) for label, values in finite.items() if label not in refusals}
-    write_note(
-        axes, "; ".join([f"step {picture.step:,}", *(f"{name} left out: {why}" for name, why in refusals.items())])
-    )
+    points = {label: _standardise(sample) for label, sample in picture.samples.items()}
+    refused = {label: found for label, found in points.items() if isinstance(found, str)}
+    drawn = {label: found for label, found in points.items() if not isinstance(found, str)}
+    write_note(axes, f"step {picture.step:,}" + "".join(f"; {name} left out: {why}" for name, why in refused.items()))
     if not drawn:
-        say_nothing_to_show(axes, "\n".join(dict.fromkeys(refusals.values())) or "nothing measured yet")
+        say_nothing_to_show(axes, "\n".join(dict.fromkeys(refused.values())) or "nothing measured yet")
         return figure
     reach = 1.06 * max(LINEAR, *(float(x[-1]) for x, _ in drawn.values()))
     _scale(axes, reach, np.concatenate([y for _, y in drawn.values()]))
     _draw_diagonal(axes, reach)
     entries = []
     for (label, (x, y)), (colour, marker) in zip(drawn.items(), _LOOKS * len(drawn), strict=False):
-        kept = thin(x, MARKERS)
+        kept, lost = thin(x, MARKERS), picture.samples[label].numel() - len(x)
         look = {"color": colour, "marker": marker, "linestyle": "none", **DOTS}
         axes.plot(x[kept], y[kept], **look)
-        lost = picture.samples[label].numel() - len(x)
-        entries.append((look, f"{_shorten(label)}: n = {len(x):,}" + (f", {lost:,} not finite" if lost else "")))
+        entries.append((look, f"{label[:_LONGEST]}: n = {len(x):,}" + (f", {lost:,} not finite" if lost else "")))
     write_key(axes, 0.02, 0.95, entries)  # left of the median a sorted sample lies below it: always free
     return figure
-
-
-DOTS = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.4, "alpha": 0.8}
 
 
 def thin(places: Array, most: int) -> np.ndarray:
@@ -98,56 +93,39 @@ def write_note(axes: Axes, words: str) -> None:
 def write_key(axes: Axes, left: float, top: float, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
     """Write what each look means, one under the other; places are shares of the axes."""
     for row, (look, words) in enumerate(entries):
-        height = top - row * _LINE
+        height = top - 0.05 * row
         axes.plot([left, left + 0.02, left + 0.04], [height] * 3, transform=axes.transAxes, markevery=[1], **look)
         axes.text(left + 0.052, height, words, transform=axes.transAxes, ha="left", va="center_baseline", **LETTERS)
 
 
-def _finite(sample: Tensor) -> Array:
-    """The finite values, sorted."""
+def _standardise(sample: Tensor) -> tuple[Array, Array] | str:
+    """Normal quantiles and the values that lie there, both ascending, or the reason why there are none."""
     values = sample.detach().double().cpu().numpy().ravel()
-    return np.sort(values[np.isfinite(values)])
-
-
-def _why_not(values: Array) -> str:
-    """Why a sample cannot be standardised; empty if it can."""
+    values = np.sort(values[np.isfinite(values)]) / 2  # a difference of halves cannot overflow
     if len(values) < 3:
         return "fewer than 3 finite values"
-    return "" if _middle_and_spread(values)[1] > 0 else "half of its values are equal"
-
-
-def _middle_and_spread(values: Array) -> tuple[float, float]:
-    """Half of the median and of the spread: a difference of halves cannot overflow."""
-    low, middle, high = np.quantile(values / 2, [0.25, 0.5, 0.75])
-    return float(middle), float(high / 2 - low / 2) / _NORMAL_QUARTILE
-
-
-def _points(values: Array) -> tuple[Array, Array]:
-    """Normal quantiles, and the standardised values that lie there."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    spread = (high - low) / 2 / _NORMAL_QUARTILE
+    if not spread > 0:
+        return "half of its values are equal"
     share = (torch.arange(1, len(values) + 1, dtype=torch.float64) - 0.5) / len(values)
-    middle, spread = _middle_and_spread(values)
     with np.errstate(over="ignore"):
-        standard = (values / 2 - middle) / spread
+        standard = (values - middle) / spread
     return torch.special.ndtri(share).numpy(), np.clip(standard, -_CEILING, _CEILING)
-
-
-def _shorten(label: str) -> str:
-    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..."
 
 
 def _scale(axes: Axes, reach: float, values: Array) -> None:
     low, high = min(-reach, float(values.min())), max(reach, float(values.max()))
-    far = max(-low, high)
     axes.set_xlim(-reach, reach)
     across = range(-math.floor(reach), math.floor(reach) + 1)
     axes.set_xticks(across, [f"{tick}" for tick in across], **LETTERS)
     axes.set_xlabel("quantile of a normal distribution, standard deviations", labelpad=3, **LETTERS)
-    if far > FAR:
+    if max(-low, high) > FAR:
         ticks, words = _scale_far(axes, low, high), f"standardised value (logarithmic beyond {LINEAR:g})"
     else:
         axes.set_ylim(1.04 * low, 1.04 * high)
         ticks, words = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high), "standardised value"
-    ticks = [tick for tick in ticks if 1.04 * low <= tick <= 1.04 * high]
+    ticks = [tick for tick in ticks if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], **LETTERS)
     axes.minorticks_off()
     axes.set_ylabel(words, labelpad=6, **LETTERS)
@@ -160,12 +138,12 @@ def _scale_far(axes: Axes, low: float, high: float) -> list[float]:
     room = 10.0 ** (0.04 * decades)
     axes.set_ylim(room * low, room * high)
     stride = next(stride for stride in (1, 2, 5, 10, 20, 50, 100) if decades <= 4 * stride)
-    powers = [10.0**power for power in range(stride, math.ceil(decades) + 2, stride)]
+    digits = (1, 3) if decades < 1.5 else (1,)
+    powers = [digit * 10.0**power for power in range(stride, math.ceil(decades) + 2, stride) for digit in digits]
     return [*(-power for power in reversed(powers)), -LINEAR, 0.0, LINEAR, *powers]
 
 
 def _draw_diagonal(axes: Axes, reach: float) -> None:
     line = np.linspace(-reach, reach, 201)  # bends where the axis turns logarithmic
     axes.plot(line, line, color=PALE, linestyle="--", linewidth=1.4, marker="", zorder=1)
-    look = {**LETTERS, "color": PALE}
-    axes.text(1.01, reach, "normal", transform=axes.get_yaxis_transform(), ha="left", va="center", **look)
+    axes.text(1.01, reach, "normal", transform=axes.get_yaxis_transform(), va="center", **{**LETTERS, "color": PALE})

@@ -6,6 +6,7 @@ Everything is computed in decimal logarithms, so that magnitudes of any size can
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,16 +58,20 @@ def draw_survival_plot(picture: SurvivalPlot) -> Figure:
         return figure
     shares = np.log10(np.arange(count, 0, -1) / count)
     outside = _scale(axes, places, shares)
-    write_note(axes, note + (f"; the smallest {outside:,} lie left of the picture" if outside else ""))
+    write_note(axes, note + (f"; {outside:,} smaller ones left of the picture" if outside else ""))
     kept = np.union1d(thin(places, MARKERS // 2), thin(-shares, MARKERS // 2))
     entries = [(_DATA, "measured", places[kept], shares[kept])]
     if math.isfinite(picture.index) and 0 < picture.tail < count:
-        entries.append((_LAW, f"power law, index {picture.index:.1f}", *_power_law(picture, places)))
+        entries.append((_LAW, f"power law, index {_index(picture.index)}", *_power_law(picture, places)))
     entries.append((_NORMAL, "normal with the same median", *_normal(axes, float(np.median(places)))))
     for look, _, x, y in entries:
         axes.plot(x, y, **look)
     write_key(axes, *_free_corner(axes, entries), [(look, words) for look, words, _, _ in entries])
     return figure
+
+
+def _index(index: float) -> str:
+    return f"{index:.1f}" if abs(index) >= 0.1 else f"{index:.2g}"
 
 
 def _power_law(picture: SurvivalPlot, places: Array) -> tuple[Array, Array]:
@@ -125,7 +130,7 @@ def _word(digit: float, power: int) -> str:
     return f"{digit * 10.0**power:g}" if -5 < power < 6 else f"{digit:g}e{power}"
 
 
-def _free_corner(axes: Axes, entries: list) -> tuple[float, float]:
+def _free_corner(axes: Axes, entries: Sequence[tuple[object, str, Array, Array]]) -> tuple[float, float]:
     """Left end and top of the key: at the lower left or, where a curve is hollow, at the upper right."""
     points = np.concatenate([np.column_stack([x, y]) for _, _, x, y in entries])
     x, y = axes.transAxes.inverted().transform(axes.transData.transform(points)).T

@@ -111,6 +111,11 @@ def test_the_axis_turns_logarithmic_only_for_values_far_out() -> None:
     assert draw(quantiles(noise=cauchy(500))).axes[0].get_yscale() == "symlog"
 
 
+def test_a_logarithmic_axis_of_little_more_than_a_decade_has_ticks_between_the_decades() -> None:
+    axes = draw(quantiles(noise=torch.cat([normal(500), torch.tensor([-40.0, 40.0])]))).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["-30", "-10", "-3", "0", "3", "10", "30"]
+
+
 def test_a_sample_that_cannot_be_standardised_is_named() -> None:
     figure = draw(quantiles(flat=torch.cat([torch.zeros(80), normal(20)]), noise=normal(50)))
     assert "flat left out: half of its values are equal" in words(figure)
@@ -152,6 +157,10 @@ def test_the_dashed_line_is_that_of_normal_values_with_the_same_median() -> None
     expected = [math.log10(2 * NormalDist().cdf(-(10**place) / scale)) for place in x[::50]]
     np.testing.assert_allclose(y[::50], expected, atol=2e-3)
     assert "power law" not in words(figure).replace("A power law is a straight line.", "")
+
+
+def test_the_smallest_index_is_not_rounded_to_nothing() -> None:
+    assert "power law, index 0.032" in words(draw(survival(cauchy(300).abs(), index=0.0321, tail=35)))
 
 
 def test_what_is_left_out_is_counted() -> None:
