@@ -20,7 +20,8 @@ from lightning_cx.metrics.tail_index import MIN_BATCH
 from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 16
-MAX_WINDOW = 1 << 18  # examples; beyond, the index of a batch is that of a part of it
+MAX_WINDOW = 1 << 16  # examples: sums of 1024, which stand for a larger batch, since normal ones stay normal
+LAYER_WINDOW = 1 << 12  # examples of each layer, of whose sums nothing is said
 READINGS_PER_WINDOW = 8  # a window that is nearly the same gives nearly the same numbers
 
 SINGLE: tuple[str, ...] = (tags.TAIL_INDEX, tags.TAIL_INDEX_LOW, tags.TAIL_INDEX_HIGH)
@@ -42,8 +43,12 @@ class TailIndex(Instrument):
 
     Each sampled batch gives the projections of its per-example gradients onto 16 fixed directions, off the training's
     own backward. They are pooled over the newest sampled batches: from 512 examples on there are numbers, from 64
-    batches on also those of sums of a whole batch. `tail/verdict` is -1 for indeterminate, 0 for gaussian, 1 for heavy
+    batches on also those of sums of a whole batch (of 1024 where a batch is larger). A short run under a budget may not
+    get there: give `every_n_steps`. `tail/verdict` is -1 for indeterminate, 0 for gaussian, 1 for heavy
     but averaging away in a batch, 2 for stable; a card on the text tab explains it.
+
+    Intervals count examples, not different ones: where the window spans several epochs of a small data set, they are too
+    narrow.
 
     Beside these, xi and Hill's index of the norms of per-example gradients, and of the steps that the parameters take
     (one optimizer step each, seen in 64 fixed projections of all parameters; from 128 sampled steps on).
@@ -132,7 +137,7 @@ class TailIndex(Instrument):
         for name, (projections, norms) in seen.items():
             if name not in self._pools:
                 self._pools[name] = self._empty_pool()
-            self._pools[name].window = window
+            self._pools[name].window = min(window, LAYER_WINDOW) if name else window
             self._pools[name].update(projections.cpu(), None if norms is None else norms.cpu())
         self._held = self._pools[""].held
         self._new += sample.batch_size
@@ -156,7 +161,7 @@ class TailIndex(Instrument):
         report = pool.assess()
         values = (report.alpha, report.alpha_low, report.alpha_high)
         sums = (report.sum_alpha, report.sum_alpha_low, report.sum_alpha_high)
-        of_batch = report.sum_size == (self.batch_size or pool.examples_per_step)
+        of_batch = report.sum_size == min(self.batch_size or pool.examples_per_step, MAX_WINDOW // MIN_SUMS)
         scalars = dict(zip(SINGLE, map(float, values), strict=True))
         scalars |= {tag: float(value) if of_batch else torch.nan for tag, value in zip(BATCH, sums, strict=True)}
         scalars[tags.TAIL_VERDICT] = float(CODES[report.verdict])
@@ -227,7 +232,8 @@ class TailIndex(Instrument):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
-        for name, held in state["pools"].items():
+        pools = state["pools"] if self.per_layer else {k: v for k, v in state["pools"].items() if not k}
+        for name, held in pools.items():
             self._pools[name] = self._empty_pool()
             self._pools[name].load_state_dict(held)
         self._held = self._pools[""].held if self._pools else 0

@@ -14,6 +14,10 @@ from lightning_cx.functional.tail_index.fit import MIN_SAMPLES
 STEPS_KEPT = 1024
 """Tails are slow to show: 128 steps are the least, and the newest thousand narrow the interval threefold."""
 
+STEPS_OF_A_SCALE = 33
+"""Neighbouring steps that share a scale: a schedule may drop the step size at once, and each sketch of 64 numbers
+tells its own within a tenth."""
+
 EVERY = 16
 """New steps between two readings; fewer change nothing."""
 
@@ -48,7 +52,7 @@ class TrajectoryTail:
     def fits(self) -> tuple[TailFit, TailFit]:
         """Return xi and Hill's index of the norms of the steps, less their mean and the drift of their scale."""
         increments = torch.stack(list(self._increments))
-        level = without_drift(increments, torch.arange(len(increments)))
+        level = without_drift(increments, torch.arange(len(increments)), STEPS_OF_A_SCALE)
         norms = (level - level.mean(0)).norm(dim=1)
         return xi_dedh(norms), hill(norms)
 

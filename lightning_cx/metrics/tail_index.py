@@ -70,6 +70,7 @@ class TailIndex(DoubleMetric):
     rows: list[Tensor] | Tensor
     steps: Tensor
     columns: Tensor
+    kind: Tensor
     too_small: Tensor
     non_finite: Tensor
 
@@ -83,6 +84,8 @@ class TailIndex(DoubleMetric):
         # One flat list: a process without data adds an empty one-dimensional tensor, which fits to no matrix.
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("columns", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
+        # Metrics of a collection whose states are equal share them; those of another window or seed must not.
+        self.add_state("kind", torch.tensor([window or 0, seed % 2**62]), dist_reduce_fx="max")
         for name in ("steps", "too_small", "non_finite"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -136,6 +139,10 @@ class TailIndex(DoubleMetric):
             incoming_state: A metric of the same class, or its states by name.
         """
         before, own = int(self.steps), list(self.rows)
+        state: dict[str, Any] = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
+        columns = torch.as_tensor(state["columns"])
+        if int(columns):
+            self._agree(int(columns))
         super().merge_state(incoming_state)  # which puts what comes in first
         others = [rows.clone() for rows in self.rows[: len(self.rows) - len(own)]]
         for rows in others:

@@ -74,7 +74,7 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             [tags.TAIL_TRAJECTORY_XI, tags.TAIL_TRAJECTORY_XI_LOW, tags.TAIL_TRAJECTORY_XI_HIGH],
         ),
         "power law of the largest, if it is one": ("Multiline", [tags.TAIL_NORM_HILL, tags.TAIL_TRAJECTORY_HILL]),
-        "pooled coordinates beside normal ones of the same scales (believe only a gap)": (
+        "pooled coordinates beside normal ones of the same scales (for comparison with papers)": (
             "Multiline",
             [tags.TAIL_COORDINATE_INDEX, tags.TAIL_COORDINATE_INDEX_CONTROL],
         ),

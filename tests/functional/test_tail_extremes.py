@@ -63,6 +63,18 @@ def test_intervals_cover_a_power_law_in_95_of_100_cases() -> None:
     assert 0.90 <= sum(bool(fit.low <= 1 / 1.5 <= fit.high) for fit in moment) / 400 <= 0.98
 
 
+@pytest.mark.parametrize("n", [128, 256, 512])
+def test_the_interval_of_xi_covers_with_small_tails_too(n: int) -> None:
+    for alpha in (1.5, 2.0, 3.0):
+        fits = [xi_dedh(pareto(alpha, n, seed)) for seed in range(300)]
+        assert sum(bool(fit.low <= 1 / alpha <= fit.high) for fit in fits) / 300 >= 0.92
+
+
+def test_the_interval_of_xi_covers_where_magnitudes_have_an_end_too() -> None:
+    ends = [xi_dedh(torch.rand(4096, generator=draw(seed), dtype=torch.float64)) for seed in range(300)]  # xi = -1
+    assert 0.90 <= sum(bool(fit.low <= -1 <= fit.high) for fit in ends) / 300 <= 0.98
+
+
 def test_norms_of_vectors_count() -> None:
     vectors = torch.randn(600, 7, generator=draw(0)) * pareto(1.8, 600, 1)[:, None]
     norms = vectors.double().norm(dim=1)
@@ -123,6 +135,9 @@ def test_extreme_ranges_neither_overflow_nor_vanish() -> None:
     samples = torch.logspace(-300, 300, 400, dtype=torch.float64)
     assert math.isfinite(hill(samples).index)
     assert math.isfinite(xi_dedh(samples).index)
+    vectors = torch.randn(400, 3, generator=draw(0), dtype=torch.float64)
+    for scale in (1e300, 1e-300):
+        assert float(hill(vectors * scale).index) == pytest.approx(float(hill(vectors).index), rel=1e-9)
 
 
 def test_the_index_of_a_stable_law_shows_in_its_extremes_too() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from _tail_laws import draw, heteroscedastic
 
-from lightning_cx.functional import alpha_ecf, coordinate_tail, elliptical_stable, tail_report, without_drift
+from lightning_cx.functional import alpha_ecf, coordinate_tail, elliptical_stable, tail_report, without_drift, xi_dedh
 from lightning_cx.functional.tail_index.pooling import centred_norms
 
 BATCHES, SIZE = 64, 16
@@ -27,6 +27,37 @@ def test_a_drifting_scale_looks_heavy_and_no_longer_once_the_drift_is_out() -> N
         assert tail_report(samples, projections=None).verdict != "gaussian"
         level = without_drift(samples, numbers)
         assert tail_report(level, projections=None).verdict == "gaussian"
+
+
+SCALES = {
+    "decays as 1 / t": lambda t: 1 / (1 + t),
+    "decays as 1 / sqrt t": lambda t: (1 + t) ** -0.5,
+    "drops by ten": lambda t: torch.where(t < 32, 10.0, 1.0),
+    "drops by ten early": lambda t: torch.where(t < 6, 10.0, 1.0),
+    "warms up and decays": lambda t: torch.minimum((1 + t) / 10, torch.cos(math.pi * t / 130)),
+}
+
+
+@pytest.mark.parametrize("schedule", SCALES)
+def test_a_schedule_of_the_scale_is_taken_out(schedule: str) -> None:
+    scale = SCALES[schedule](torch.arange(64.0)).double()
+    for seed in range(10):
+        noise = torch.randn(64, 32, 16, generator=draw(seed), dtype=torch.float64) * scale[:, None, None]
+        numbers = torch.arange(64).repeat_interleave(32)
+        level = without_drift(noise.flatten(0, 1), numbers)
+        assert float(alpha_ecf(level, projections=None).index) > 1.93
+        assert tail_report(level, projections=None).verdict == "gaussian"
+
+
+def test_single_steps_share_a_scale_with_few_neighbours() -> None:
+    """Norms of Gaussian steps under a step size that drops twice have no heavy tail."""
+    for seed in range(10):
+        t = torch.arange(1000)
+        size = torch.where(t < 50, 10.0, torch.where(t < 600, 1.0, 0.1)).double()
+        steps = torch.randn(1000, 64, generator=draw(seed), dtype=torch.float64) * size[:, None]
+        level = without_drift(steps, t, neighbourhood=33)
+        assert float(xi_dedh(level.norm(dim=1)).low) < 0
+        assert float(xi_dedh(steps.norm(dim=1)).low) > 0  # as it came
 
 
 def test_the_tail_within_batches_is_left_alone() -> None:
@@ -74,7 +105,7 @@ def test_of_very_many_batches_some_give_the_drift() -> None:
 
 
 def test_each_sample_needs_its_batch() -> None:
-    with pytest.raises(ValueError, match="got 5 samples and 4 batches"):
+    with pytest.raises(ValueError, match=r"got 5 samples and batches of shape \[4\]"):
         without_drift(torch.zeros(5), torch.zeros(4))
 
 
@@ -100,11 +131,11 @@ def test_pooled_coordinates_of_stable_vectors_look_normal() -> None:
 
 
 def test_the_pooled_estimator_is_the_plain_formula() -> None:
-    samples = torch.randn(30, 10, generator=draw(0), dtype=torch.float64)
+    samples = torch.randn(30, 50, generator=draw(0), dtype=torch.float64)
     values = samples.flatten().tolist()
-    m = 17  # floor(sqrt(300))
-    sums = [abs(sum(values[i * m : (i + 1) * m])) for i in range(300 // m)]
-    growth = sum(math.log(s) for s in sums) / len(sums) - sum(math.log(abs(v)) for v in values) / 300
+    m = 38  # floor(sqrt(1500))
+    sums = [abs(sum(values[i * m : (i + 1) * m])) for i in range(1500 // m)]
+    growth = sum(math.log(s) for s in sums) / len(sums) - sum(math.log(abs(v)) for v in values) / 1500
     assert float(coordinate_tail(samples).index) == pytest.approx(math.log(m) / growth, rel=1e-12)
 
 
@@ -112,12 +143,13 @@ def test_the_pooled_estimator_is_the_plain_formula() -> None:
     ("samples", "why"),
     [
         (torch.zeros(0, 5), "too few"),
-        (torch.randn(1, 500), "too few"),
+        (torch.randn(1, 5000), "too few"),
         (torch.randn(10, 12), "too few"),
-        (torch.zeros(30, 30), "degenerate: 100% of the values are zero"),
-        (torch.full((30, 30), math.nan), "not finite"),
+        (torch.zeros(30, 40), "degenerate: 100% of the values are zero"),
+        (torch.full((30, 40), math.nan), "not finite"),
+        (torch.tensor([1.0, -1.0]).repeat(2048), "all sums of coordinates cancel"),
     ],
-    ids=["none", "one", "few", "zeros", "nan"],
+    ids=["none", "one", "few", "zeros", "nan", "cancelling"],
 )
 def test_pooled_coordinates_are_refused_with_the_reason(samples: torch.Tensor, why: str) -> None:
     tail = coordinate_tail(samples)

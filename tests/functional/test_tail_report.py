@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from _tail_laws import anisotropic_stable, draw, heteroscedastic, pareto, scale_mixture, stable
@@ -43,6 +44,40 @@ def test_stable_noise_is_called_stable() -> None:
     assert HEAVY not in verdicts
     vectors = [tail_report(anisotropic_stable(1.3, 4096, 60, seed)).verdict for seed in range(15)]
     assert vectors.count("stable") >= 12
+
+
+@pytest.mark.parametrize(("share", "ratio"), [(0.03, 30), (0.02, 100), (0.01, 100), (0.1, 100), (0.005, 100)])
+def test_mixtures_of_any_two_scales_are_not_called_stable(share: float, ratio: float) -> None:
+    for n, batch_size in ((512, 8), (2048, 32), (4096, 64)):
+        for seed in range(6):
+            generator = draw(seed)
+            scale = torch.where(torch.rand(n, 1, generator=generator) < share, ratio, 1.0)
+            report = tail_report(scale * torch.randn(n, 50, generator=generator), batch_size)
+            assert report.verdict != "stable", (n, seed, str(report))
+
+
+@pytest.mark.parametrize("df", [3, 5])
+def test_noise_with_a_variance_is_seldom_called_stable(df: float) -> None:
+    """512 samples leave sums of 8, which for 3 degrees of freedom are hardly lighter."""
+    verdicts = []
+    for seed in range(40):
+        lengths = torch.from_numpy(np.random.default_rng(seed).chisquare(df, 512)).rsqrt()[:, None]
+        verdicts.append(tail_report(lengths * torch.randn(512, 50, generator=draw(seed)), 32).verdict)
+    assert verdicts.count("stable") <= 6
+
+
+def test_a_few_far_out_are_named_where_the_bulk_is_normal() -> None:
+    generator = draw(0)
+    scale = torch.where(torch.rand(4096, 1, generator=generator) < 0.001, 10.0, 1.0)
+    report = tail_report(scale * torch.randn(4096, 50, generator=generator))
+    assert report.verdict == "gaussian"
+    assert "a few are far larger than the rest" in report.reason
+
+
+def test_many_zeros_are_named() -> None:
+    samples = torch.randn(2048, generator=draw(0))
+    samples[torch.arange(2048) % 5 < 2] = 0
+    assert "40% of the samples are the same number" in tail_report(samples).reason
 
 
 def test_two_lumps_without_tails_are_not_heavy() -> None:
@@ -148,11 +183,14 @@ def evidence(**changes: float) -> Evidence:
         ({}, "stable", "is not ruled out"),
         ({"p_gaussian": 0.2}, "gaussian", "a normal law is not ruled out"),
         ({"high": 2.0, "p_sum_gaussian": 0.3, "sum_high": 2.0}, "gaussian", "not normal in shape"),
-        ({"high": 2.0}, "indeterminate", "another shape"),
+        ({"high": 2.0}, "indeterminate", "a few are far larger than the rest"),
         ({"p_shift": 0.015, "p_sum_gaussian": 0.3, "sum_high": 2.0}, HEAVY, "averages away"),
         ({"p_shift": 0.01}, "indeterminate", "not normal yet"),
-        ({"p_stable": 0.01}, "indeterminate", "no stable law fits"),
+        ({"p_stable": 0.01}, "indeterminate", "it does not average away at that size"),
+        ({"p_stable": 0.01, "sum_high": 1.97}, "indeterminate", "there are too few sums of 16 to see"),
+        ({"p_sum_gaussian": 0.3, "sum_high": 2.0}, "indeterminate", "more samples are needed"),
         ({"largest_shift": 0.7}, "indeterminate", "more samples are needed"),
+        ({"high": 2.0, "sum_high": 1.97}, "indeterminate", "another shape"),
     ],
 )
 def test_each_kind_of_evidence_has_its_word(changes: dict[str, float], verdict: str, words: str) -> None:

@@ -140,6 +140,7 @@ def test_results_do_not_depend_on_scale_place_and_global_random_numbers() -> Non
     for test in (anderson_darling, stable_test, aggregation_test):
         first = test(samples)
         torch.manual_seed(5)
+        assert float(test(samples * 1e-300).statistic) == pytest.approx(float(first.statistic), abs=1e-6)
         again = test(samples * 1e6 + 3)
         assert float(again.statistic) == pytest.approx(float(first.statistic), abs=1e-6)
         assert float(again.p_value) == pytest.approx(float(first.p_value), abs=0.006)

@@ -143,7 +143,7 @@ def test_each_layer_has_its_own_index_on_request() -> None:
             "b.weight": LayerGradients("node", projections=second),
         }
         reading = instrument.measure(Observation(step, gradients=sample(rows(64, step), layers=layers)))
-    assert reading.scalars["tail/index/a"] == pytest.approx(reading.scalars[tags.TAIL_INDEX])
+    assert reading.scalars["tail/index/a"] == pytest.approx(reading.scalars[tags.TAIL_INDEX], abs=1e-3)
     assert reading.scalars["tail/index/b"] == pytest.approx(1.3, abs=0.2)
     assert instrument.needs.per_layer
 
@@ -174,7 +174,7 @@ def test_steps_of_the_parameters_have_a_tail_from_128_on() -> None:
     assert all(math.isnan(r.scalars[tag]) for r in readings[:127] for tag in TRAJECTORY)
     given = [i for i, r in enumerate(readings) if i >= 127 and r.scalars]
     assert given == [127 + 16 * i for i in range(len(given))]
-    level = without_drift(torch.stack(steps(600)[: given[-1] + 1]), torch.arange(given[-1] + 1))
+    level = without_drift(torch.stack(steps(600)[: given[-1] + 1]), torch.arange(given[-1] + 1), 33)
     norms = (level - level.mean(0)).norm(dim=1)
     scalars = readings[given[-1]].scalars
     xi, power = xi_dedh(norms), hill(norms)
@@ -240,6 +240,29 @@ def test_a_resumed_instrument_goes_on_where_it_was() -> None:
     assert len(again) == len(expected)
     for one, other in zip(again, expected, strict=True):
         assert dict(one.scalars) == pytest.approx(dict(other.scalars), rel=1e-9, nan_ok=True)
+
+
+def test_layers_are_forgotten_where_a_resumed_run_does_not_ask_for_them() -> None:
+    layers = {"a.weight": LayerGradients("node", projections=rows(64, 0) @ DIRECTIONS)}
+    first = TailIndex(per_layer=True)
+    for step in range(10):
+        first.measure(Observation(step, gradients=sample(rows(64, step), layers=layers)))
+    second = TailIndex()
+    second.load_state_dict(first.state_dict())
+    reading = [
+        r for r in (second.measure(Observation(s, gradients=sample(rows(64, s)))) for s in range(10)) if r.scalars
+    ][-1]
+    assert not [tag for tag in reading.scalars if tag.startswith("tail/index/")]
+
+
+def test_a_batch_larger_than_1024_is_judged_by_sums_of_1024() -> None:
+    instrument = TailIndex(trajectory=False)
+    for step in range(33):
+        projections = torch.randn(2048, 16, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        reading = instrument.measure(Observation(step, gradients=GradientSample(2048, projections=projections)))
+    assert instrument._pools[""].held == 1 << 16
+    given = [reading] if reading.scalars else [instrument._read(0, GradientSample(2048, projections=projections))]
+    assert given[0].scalars[tags.TAIL_BATCH_INDEX] == pytest.approx(2, abs=0.1)
 
 
 def test_a_state_goes_through_a_checkpoint_file(tmp_path) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from _metric_data import draw, gradients
+from torchmetrics import MetricCollection
 
 from lightning_cx.functional import alpha_ecf, elliptical_stable, tail_report, without_drift
 from lightning_cx.functional.tail_index.ecf import project
@@ -146,3 +147,29 @@ def test_half_precision_gradients_are_kept_in_float64() -> None:
     metric = updated([elliptical_stable(1.7, 400, 16, draw(0)).bfloat16()])
     assert metric.pooled()[0].dtype is torch.float64
     assert metric.compute().dtype is torch.float64
+
+
+def test_a_collection_keeps_metrics_of_other_windows_apart() -> None:
+    batches = [gradients(32, seed)[:, :16] for seed in range(20)]
+    collection = MetricCollection({"all": TailIndex(), "new": TailIndex(window=160), "same": TailIndex()})
+    for batch in batches:
+        collection.update(batch)
+    values = collection.compute()
+    assert torch.equal(values["all"], updated(batches).compute())
+    assert torch.equal(values["same"], values["all"])
+    assert torch.equal(values["new"], updated(batches[-5:]).compute())
+
+
+def test_other_projections_are_not_merged() -> None:
+    metric, other = updated([gradients(200)]), updated([torch.randn(200, 8, generator=draw(0))])
+    before = metric.compute()
+    with pytest.raises(ValueError, match="8 projections cannot stand beside 16"):
+        metric.merge_state(other)
+    metric._computed = None
+    assert torch.equal(metric.compute(), before)
+
+
+def test_an_empty_batch_is_one_that_says_nothing() -> None:
+    metric = updated([gradients(200), torch.zeros(0, 40)])
+    with pytest.warns(UserWarning, match="leaves out 1 of 2 batches"):
+        assert metric.compute().isfinite()

@@ -83,7 +83,7 @@ def project(samples: Tensor, projections: int | None, seed: int) -> Tensor:
     n = samples.shape[0]
     generator = Generator().manual_seed(seed)
     total = torch.zeros(n, projections, dtype=torch.float64, device=samples.device)
-    for block in samples.split(max(1, _BLOCK // n), dim=1):
+    for block in samples.split(max(1, _BLOCK // max(1, n)), dim=1):
         directions = torch.randn(block.shape[1], projections, generator=generator, dtype=torch.float64, device="cpu")
         total += block.double() @ directions.to(samples.device)
     return total

@@ -15,6 +15,10 @@ FRACTION = 0.1
 """Share of the samples that `xi_dedh` calls the tail; THEORY section 6."""
 
 NORMAL_975 = 1.959964
+
+SMALL_TAIL = 8.0
+"""The asymptotic interval of `xi_dedh` is widened by 1 + 8 / k: under Pareto laws of index 1 to 3 and k = 12, 25, 51,
+102, 410, 95% of the errors lay within 2.1-3.5, 2.5-2.9, 2.3-2.5, 2.1 and 1.9-2.0 standard errors."""
 LEVELS = (0.025, 0.975)
 
 
@@ -23,7 +27,7 @@ def hill(samples: Any, k: int | None = None) -> TailFit:
 
     The reciprocal of the mean excess of the logarithm over the largest k: ``1 / mean(log(x_(i) / x_(k+1)))``. Moments
     of order alpha and above are infinite: no variance below 2, no mean below 1. The estimator always finds a power
-    law; whether there is one, `xi_dedh` says: only where its interval lies above 0.
+    law; where the interval of `xi_dedh` reaches 0, there is none.
 
     The interval is exact under a power law, for k times the mean excess is then gamma distributed.
 
@@ -67,8 +71,9 @@ def xi_dedh(samples: Any, fraction: float = FRACTION) -> TailFit:
 
     With ``M_j`` the mean of ``log(x_(i) / x_(k+1))^j`` over the largest k, ``xi = M_1 + 1 - .5 / (1 - M_1^2 / M_2)``:
     the moment estimator of Dekkers, Einmahl and de Haan. A power law of index alpha has ``xi = 1 / alpha``; the normal
-    law has 0, which is approached from below (-.1 at 4096 samples). The interval is the asymptotic one at 95%; it knows
-    the scatter, not the bias that a tail has which is no power law yet.
+    law has 0, which is approached from below (-.1 at 4096 samples). The interval is the asymptotic one at 95%,
+    widened for small tails. It knows the scatter, not the bias that a tail has which is no power law yet: the largest
+    tenth of a mixture of two scales, or of a lognormal law, grows like a power law without being one.
 
     Args:
         samples: ``[n]`` numbers, of which the magnitude counts, or ``[n, d]`` vectors, of which the norm does; any real
@@ -92,7 +97,7 @@ def xi_dedh(samples: Any, fraction: float = FRACTION) -> TailFit:
         >>> print(xi_dedh(uniform ** (-1 / 1.5)))  # Pareto with alpha = 1.5: xi = .67
         0.66 (95% between 0.54 and 0.78; n = 4096)
         >>> print(xi_dedh(uniform))  # ends at 1
-        -1.01 (95% between -1.22 and -0.79; n = 4096)
+        -1.01 (95% between -1.23 and -0.79; n = 4096)
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the tail is a share between 0 and 1 of the samples, got fraction={fraction}.")
@@ -109,7 +114,7 @@ def xi_dedh(samples: Any, fraction: float = FRACTION) -> TailFit:
     if spread <= 1e-9:
         return refused(n, f"degenerate: the largest {k} values are the same number", ordered)
     xi = first + 1 - 0.5 / spread
-    error = NORMAL_975 * math.sqrt(_variance(xi) / k)
+    error = NORMAL_975 * (1 + SMALL_TAIL / k) * math.sqrt(_variance(xi) / k)
     return tail_fit(xi, xi - error, xi + error, n, ordered)
 
 
@@ -134,14 +139,15 @@ def _magnitudes(samples: Any) -> tuple[Tensor, str]:
 
 
 def _norms(samples: Tensor) -> Tensor:
-    """Norms in float64, a block of rows at a time, since wide float32 samples are large enough once."""
-    return torch.cat([block.double().norm(dim=1) for block in samples.split(256)])
+    """Norms in float64 up to a factor, a block of rows at a time, since wide float32 samples are large enough once."""
+    largest = samples.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)  # squares of 1e200 overflow
+    return torch.cat([(block.double() / largest).norm(dim=1) for block in samples.split(256)])
 
 
 def _log_excess(ordered: Tensor, k: int) -> tuple[Tensor, str]:
     """``log(x_(i) / x_(k+1))`` of the largest k."""
     n = len(ordered)
-    if not 2 <= k < n:
+    if not 2 <= k < n or k != int(k):
         raise ValueError(f"the tail holds between 2 and {n - 1} of {n} samples, got k={k}.")
     if not float(ordered[k]) > 0:
         return ordered, f"degenerate: only {int((ordered > 0).sum())} of the samples are not zero, {k + 1} are needed"

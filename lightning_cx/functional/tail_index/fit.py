@@ -15,6 +15,9 @@ MIN_SAMPLES = 128
 EXPLORATORY = 512
 """Below this many samples a number is a first look."""
 
+SOME_TIES = 0.2
+"""So many equal samples (gradients that are zero) narrow the quartiles, in whose units heaviness is told."""
+
 _TIED = 1e-6  # of half the interquartile range: two float32 gradients of the same example differ by less
 
 
@@ -86,6 +89,10 @@ def why_degenerate(standard: Tensor) -> str:
     Args:
         standard: ``[..., n]`` standardised samples. Where the quartiles meet, those that are the median are nan.
     """
-    tied = ((standard.abs() <= _TIED) | standard.isnan()).double().mean(-1)
-    share = float(tied.max())
+    share = tied_share(standard)
     return f"degenerate: {share:.0%} of the samples are the same number" if share >= 0.5 else ""
+
+
+def tied_share(standard: Tensor) -> float:
+    """Share of standardised samples ``[..., n]`` that are the median, the largest over the rows."""
+    return float(((standard.abs() <= _TIED) | standard.isnan()).double().mean(-1).max())

@@ -16,7 +16,7 @@ from lightning_cx.functional.tail_index.characteristic import (
     squared_modulus,
     standardised,
 )
-from lightning_cx.functional.tail_index.ecf import PROJECTIONS, project
+from lightning_cx.functional.tail_index.ecf import PROJECTIONS, mean_squared_correlation, project
 from lightning_cx.functional.tail_index.fit import samples_of, why_degenerate, why_not
 from lightning_cx.functional.tail_index.stable_null import distances, stable_null
 from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sums, sum_size
@@ -77,7 +77,7 @@ def anderson_darling(samples: Any, projections: int | None = PROJECTIONS, seed: 
     projected, reason = _projected(samples, projections, seed)
     if reason:
         return _refused(projected, reason)
-    statistic = float(torch.quantile(normality_statistics(projected.T), 0.5))
+    statistic = float(torch.quantile(normality_statistics(standardised(projected.T)), 0.5))
     return _result(statistic, normality_p_value(statistic), projected)
 
 
@@ -85,13 +85,13 @@ def stable_test(samples: Any, projections: int | None = PROJECTIONS, seed: int =
     """Ask whether samples could come from any symmetric stable law: a parametric bootstrap.
 
     The statistic is the mean squared distance, over ``t = .1, ..., 2.5``, between ``|phi(t)|^2`` and the stable
-    ``exp(-2 c t^alpha)`` fitted to it up to 1. Its null is that of up to 199 samples of the fitted law, each fitted
+    ``exp(-2 c t^alpha)`` fitted to it up to 1. Its null is that of 63 to 199 samples of the fitted law, each fitted
     again.
 
     Args:
         samples: ``[n]`` numbers or ``[n, d]`` vectors, any real dtype.
-        projections: As for `anderson_darling`; the median over them is compared with the null of one, which is
-            conservative.
+        projections: As for `anderson_darling`; the median over them is compared with that of as many projections of
+            elliptical stable vectors, as correlated as these are.
         seed: Seed of directions and null.
 
     Returns:
@@ -119,7 +119,7 @@ def stable_test(samples: Any, projections: int | None = PROJECTIONS, seed: int =
     modulus = squared_modulus(standardised(projected.T), SHAPE_POINTS)
     alpha = float(torch.quantile(decay_of(modulus)[0], 0.5))
     statistic = float(torch.quantile(distances(modulus), 0.5))
-    null = stable_null(alpha, len(projected), 2, seed)
+    null = stable_null(alpha, len(projected), 2, seed, *_kind(projected))
     return _result(statistic, null.p_distance(statistic), projected)
 
 
@@ -164,7 +164,7 @@ def aggregation_test(
     single = indices(projected.T)
     summed = indices_of_sums(grouped_sums(projected.T, size, seed))
     statistic = float(torch.quantile(summed, 0.5) - torch.quantile(single, 0.5))
-    null = stable_null(float(torch.quantile(single, 0.5)), len(projected), size, seed)
+    null = stable_null(float(torch.quantile(single, 0.5)), len(projected), size, seed, *_kind(projected))
     return _result(statistic, null.p_shift(statistic), projected)
 
 
@@ -187,6 +187,11 @@ def normality_p_value(statistic: float) -> float:
     if a < 0.6:
         return math.exp(0.9177 - 4.279 * a - 1.38 * a**2)
     return math.exp(1.2937 - 5.709 * a + 0.0186 * a**2)
+
+
+def _kind(projected: Tensor) -> tuple[int, float]:
+    """Number of projections, and their mean squared correlation."""
+    return projected.shape[1], mean_squared_correlation(standardised(projected.T))
 
 
 def _projected(samples: Any, projections: int | None, seed: int) -> tuple[Tensor, str]:

@@ -11,20 +11,24 @@ from lightning_cx.functional.decay import theil_sen
 from lightning_cx.functional.inputs import as_tensor
 
 MAX_GROUPS = 256
-"""More batches are joined to so many groups of neighbours, for the fit of the drift takes all pairs of them."""
+"""More batches are joined to so many groups of neighbours, for the fit of the line takes all pairs of them."""
+
+NEIGHBOURHOOD = 256
+"""Examples from whose batches a scale is taken: known to 6%, which changes no tail."""
 
 
-def without_drift(samples: Any, batches: Any) -> Tensor:
+def without_drift(samples: Any, batches: Any, neighbourhood: int = NEIGHBOURHOOD) -> Tensor:
     """Take the drift of the scale out of samples of several batches, since a mixture of scales looks heavy-tailed.
 
-    The scale of a batch is the median magnitude of its entries. The slope of its logarithm over the number of the batch
-    is the median slope of all pairs (Theil and Sen), which a few wild batches cannot carry away; samples are divided by
-    ``exp(slope (b - mean b))``. A trend of one parameter leaves the tail within the batches alone, which a scale for
-    each batch of its own would lighten.
+    The scale of a batch is the median magnitude of its entries. Its logarithm is followed over the batches first by a
+    line (the median slope of all pairs, of Theil and Sen), then, of what is left, by a running median over as many
+    batches as hold `neighbourhood` examples. Samples are divided by both. A step size that decays or drops goes out;
+    the tail within batches stays, and so does a scale that changes from one batch to the next.
 
     Args:
         samples: ``[n]`` or ``[n, k]``, real, centred per batch.
         batches: ``[n]`` number of the batch of each sample, in the order of time.
+        neighbourhood: Number of examples from which a local scale is taken.
 
     Returns:
         Samples of the same shape in float64; as they came where fewer than 2 batches have a scale.
@@ -33,8 +37,8 @@ def without_drift(samples: Any, batches: Any) -> Tensor:
         ValueError: If samples and batches differ in length.
 
     References:
-        Sen 1968 for the slope. Gaussian noise whose scale falls by e^2 over the window has an `alpha_ecf` of about 1.8
-        without this.
+        Sen 1968 for the line. Gaussian noise whose scale falls by e^2 over the window has an `alpha_ecf` of 1.6 without
+        this, and of 1.7 if it drops once by that.
 
     Example:
         >>> import torch
@@ -45,24 +49,45 @@ def without_drift(samples: Any, batches: Any) -> Tensor:
         True
     """
     samples, batches = as_tensor(samples).double(), as_tensor(batches)
-    if len(samples) != len(batches):
-        raise ValueError(f"each sample needs its batch, got {len(samples)} samples and {len(batches)} batches.")
+    if batches.ndim != 1 or len(samples) != len(batches):
+        shape = list(batches.shape)
+        raise ValueError(f"each sample needs its batch, got {len(samples)} samples and batches of shape {shape}.")
     numbers, index = batches.unique(return_inverse=True)
-    groups = min(len(numbers), MAX_GROUPS)
-    group_of = index * groups // max(1, len(numbers))
     magnitudes = samples.abs().flatten(1) if samples.ndim > 1 else samples.abs()[:, None]
-    places, scales = [], []
-    for group in range(groups):
-        members = group_of == group
-        scale = magnitudes[members].quantile(0.5)
-        if bool(scale.isfinite() & (scale > 0)):
-            places.append(batches[members].double().mean())
-            scales.append(scale.log())
-    if len(scales) < 2:
+    log_scales = torch.stack(
+        [magnitudes[index == i].quantile(0.5).log() for i in range(len(numbers))] or [samples.sum()]
+    )
+    known = log_scales.isfinite()
+    if int(known.sum()) < 2:
         return samples
-    slope = theil_sen(torch.stack(places), torch.stack(scales))
-    trend = torch.exp(slope * (batches.double() - numbers.double().mean()))
-    return samples / trend.reshape(-1, *[1] * (samples.ndim - 1))
+    places = numbers.double()
+    line = _line(places[known], log_scales[known]) * (places - places.mean())
+    rest = log_scales - line
+    half = int(neighbourhood * len(numbers) / len(samples)) // 2  # batches on either side
+    local = _running_median(rest, half)
+    trend = torch.exp(line + local - local[known].mean())
+    return samples / trend[index].reshape(-1, *[1] * (samples.ndim - 1))
+
+
+def _line(places: Tensor, values: Tensor) -> Tensor:
+    """Median slope, over groups of neighbours where there are very many."""
+    groups = min(len(places), MAX_GROUPS)
+    group_of = torch.arange(len(places), device=places.device) * groups // len(places)
+    joined = [group_of == group for group in range(groups)]
+    return theil_sen(
+        torch.stack([places[members].mean() for members in joined]),
+        torch.stack([values[members].quantile(0.5) for members in joined]),
+    )
+
+
+def _running_median(values: Tensor, half: int) -> Tensor:
+    """Median over `half` neighbours on either side, as far as there are any; those without a scale have no say."""
+    medians = []
+    for i in range(len(values)):
+        near = values[max(0, i - half) : i + half + 1]
+        near = near[near.isfinite()]
+        medians.append(near.quantile(0.5) if len(near) else values.new_zeros(()))
+    return torch.stack(medians)
 
 
 def centred_norms(gram: Tensor) -> Tensor:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.tail_index.characteristic import SHAPE_POINTS, squared_modulus, standardised
 from lightning_cx.functional.tail_index.ecf import PROJECTIONS, fit_standardised, mean_squared_correlation, project
 from lightning_cx.functional.tail_index.extremes import hill, xi_dedh
 from lightning_cx.functional.tail_index.fit import (
     EXPLORATORY,
+    SOME_TIES,
     TailFit,
     refused,
     samples_of,
     tail_fit,
+    tied_share,
     why_degenerate,
     why_not,
 )
 from lightning_cx.functional.tail_index.goodness import normality_p_value, normality_statistics
 from lightning_cx.functional.tail_index.quantiles import interval
-from lightning_cx.functional.tail_index.stable_null import distances, stable_null
+from lightning_cx.functional.tail_index.stable_null import StableNull, distances, stable_null
 from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sums, sum_size
 from lightning_cx.functional.tail_index.verdict import LEVEL, Evidence, Verdict, decide, in_words
 
@@ -93,7 +98,13 @@ class TailReport:
     def __str__(self) -> str:
         if bool(self.alpha.isnan()):
             return f"tail of {self.n} samples: {self.verdict}, {self.reason}"
-        tail = "a power law" if self.xi_low > 0 else "no certain power law" if self.xi_high > 0 else "they have an end"
+        tail = (
+            "like a power law"
+            if self.xi_low > 0
+            else "no certain power law"
+            if self.xi_high > 0
+            else "they have an end"
+        )
         if bool(self.xi.isnan()):
             tail = "unknown"
         lines = [
@@ -123,7 +134,7 @@ def tail_report(
     - ``"heavy-aggregates-to-gaussian"``: the interval of the index lies below 1.95, sums are lighter than those of a
       stable law (p < .02) and not told from normal (p > .05, and their interval reaches 1.95).
     - ``"stable"``: neither a stable law (at .05) nor sums that keep the index (at .02) are ruled out, although there
-      are enough of them to notice normal ones.
+      are enough of them to notice normal ones, and these sums are told from normal.
     - ``"indeterminate"``: anything else, with the reason.
 
     Args:
@@ -175,15 +186,20 @@ def tail_report(
     reason = why_degenerate(standard)
     if reason:
         return refused_report(n, size, reason, samples)
-    single = fit_standardised(standard, n)
+    magnitudes = _magnitudes(samples) if norms is None else as_tensor(norms).detach()
+    if magnitudes.shape != (n,):
+        raise ValueError(f"each of {n} samples has one norm, got shape {list(magnitudes.shape)}.")
+    xi = xi_dedh(magnitudes)
+    single, correlation = fit_standardised(standard, n), mean_squared_correlation(standard)
     summed = grouped_sums(projected, size, seed)
-    sums = _fit_sums(summed, mean_squared_correlation(standard))
-    evidence = _evidence(standard, summed, single, sums, (n, size, seed))
+    sums = _fit_sums(summed, correlation)
+    null = partial(stable_null, float(single.index), n, size, seed, len(standard), correlation)
+    evidence = _evidence(standard, summed, single, sums, size, null)
     verdict, reason = decide(evidence)
+    reason += _remarks(evidence, xi, standard)
     if n < EXPLORATORY:
         reason = f"exploratory, since {n} samples are fewer than {EXPLORATORY}: {reason}"
-    magnitudes = _magnitudes(samples) if norms is None else norms
-    return _assembled(single, sums, xi_dedh(magnitudes), hill(magnitudes), evidence, verdict, reason)
+    return _assembled(single, sums, xi, hill(magnitudes), evidence, verdict, reason)
 
 
 def _fit_sums(summed: Tensor, correlation: float) -> TailFit:
@@ -194,20 +210,38 @@ def _fit_sums(summed: Tensor, correlation: float) -> TailFit:
 
 
 def _evidence(
-    standard: Tensor, summed: Tensor, single: TailFit, sums: TailFit, drawn: tuple[int, int, int]
+    standard: Tensor, summed: Tensor, single: TailFit, sums: TailFit, size: int, null_of: Callable[[], StableNull]
 ) -> Evidence:
     p_gaussian = normality_p_value(float(torch.quantile(normality_statistics(standard), 0.5)))
     p_sum = normality_p_value(float(torch.quantile(normality_statistics(summed), 0.5)))
-    alpha = float(single.index)
     p_stable = p_shift = largest = math.nan
     if p_gaussian < LEVEL:
-        null = stable_null(alpha, *drawn)
+        null = null_of()
         distance = torch.quantile(distances(squared_modulus(standard, SHAPE_POINTS)), 0.5)
-        p_stable, p_shift = null.p_distance(float(distance)), null.p_shift(float(sums.index) - alpha)
+        p_stable, p_shift = null.p_distance(float(distance)), null.p_shift(float(sums.index - single.index))
         largest = null.largest_shift
     return Evidence(
-        alpha, float(single.high), p_gaussian, drawn[1], float(sums.high), p_sum, p_stable, p_shift, largest
+        index=float(single.index),
+        high=float(single.high),
+        p_gaussian=p_gaussian,
+        sum_size=size,
+        sum_high=float(sums.high),
+        p_sum_gaussian=p_sum,
+        p_stable=p_stable,
+        p_shift=p_shift,
+        largest_shift=largest,
     )
+
+
+def _remarks(evidence: Evidence, xi: TailFit, standard: Tensor) -> str:
+    """What the words of a verdict leave out."""
+    remarks = ""
+    if (evidence.normal or not evidence.heavy) and bool(xi.low > 0):
+        remarks += f"; still, a few are far larger than the rest (xi {xi.index:+.2f}, above {xi.low:+.2f})"
+    tied = tied_share(standard)
+    if tied >= SOME_TIES:
+        remarks += f"; {tied:.0%} of the samples are the same number, which the index takes for heaviness"
+    return remarks
 
 
 def _magnitudes(samples: Tensor) -> Tensor:
@@ -252,5 +286,5 @@ def _assembled(
 def refused_report(n: int, size: int, reason: str, like: Tensor) -> TailReport:
     """A report that says nothing but why."""
     nothing = refused(n, reason, like)
-    unknown = Evidence(math.nan, math.nan, math.nan, size, math.nan, math.nan, math.nan, math.nan, math.nan)
+    unknown = Evidence(math.nan, math.nan, math.nan, size, *[math.nan] * 5)
     return _assembled(nothing, nothing, nothing, nothing, unknown, "indeterminate", reason)

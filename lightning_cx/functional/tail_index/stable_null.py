@@ -15,13 +15,17 @@ from lightning_cx.functional.tail_index.characteristic import (
     squared_modulus,
     standardised,
 )
-from lightning_cx.functional.tail_index.stable import symmetric_stable
+from lightning_cx.functional.tail_index.stable import elliptical_stable, symmetric_stable
 from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sums
 
 _GRID = 0.05  # the null is drawn for the nearest multiple: it changes by far less than its own scatter in between
 _LOWEST = 0.4  # below it a draw may overflow, and nothing changes any more
 _NUMBERS = 1 << 19  # about how many random numbers a null takes
 _LARGEST = 1 << 14
+_LARGEST_OF_SEVERAL = 1 << 11
+_OF_SEVERAL = 63  # enough for a p-value below .02
+_ONE = 0.8  # projections that are nearly one
+_MIXING = 0.1
 _AT_ONCE = 1 << 17
 _MOST, _FEWEST = 199, 99
 
@@ -55,29 +59,53 @@ class StableNull:
         return float(torch.quantile(self.shifts, 0.95))
 
 
-def stable_null(alpha: float, n: int, size: int, seed: int) -> StableNull:
+def stable_null(
+    alpha: float, n: int, size: int, seed: int, projections: int = 1, correlation: float = 1.0
+) -> StableNull:
     """Draw the null of `stable_test` and `aggregation_test`, or take it from the last few that were drawn.
 
     Of many samples fewer are drawn: sums of stable variables have their law, so that sums of fewer, as many as before,
     scatter alike; and distances fall as 1 / n.
+
+    Args:
+        alpha: Index of the law; the nearest multiple of .05 is drawn.
+        n: Number of samples.
+        size: How many of them a sum adds up.
+        seed: Seed of the draws.
+        projections: Number of projections over which the median is taken.
+        correlation: Mean squared correlation between two projections.
     """
-    drawn = min(n, _LARGEST)
-    null = _draw_null(round(max(alpha, _LOWEST) / _GRID), drawn, max(1, round(size * drawn / n)), seed)
+    several = projections > 1 and correlation < _ONE
+    drawn = min(n, _LARGEST_OF_SEVERAL if several else _LARGEST)
+    mixing = round(correlation**0.5 / _MIXING) if several else 0
+    shape = (drawn, max(1, round(size * drawn / n)), projections if several else 1)
+    null = _draw_null(round(max(alpha, _LOWEST) / _GRID), shape, mixing, seed)
     return StableNull(null.distances * drawn / n, null.shifts)
 
 
 @lru_cache(maxsize=16)
-def _draw_null(steps: int, n: int, size: int, seed: int) -> StableNull:
+def _draw_null(steps: int, shape: tuple[int, int, int], mixing: int, seed: int) -> StableNull:
+    n, size, projections = shape
     alpha = min(steps * _GRID, 2.0)
-    count = min(max(_NUMBERS // n, _FEWEST), _MOST)
+    count = _OF_SEVERAL if projections > 1 else min(max(_NUMBERS // n, _FEWEST), _MOST)
     generator = Generator().manual_seed(seed)
     far, shifts = [], []
-    for some in torch.arange(count).split(max(1, _AT_ONCE // n)):
-        drawn = symmetric_stable(alpha, (len(some), n), generator, torch.float32)
+    for some in torch.arange(count).split(max(1, _AT_ONCE // (n * projections))):
+        drawn = _draw(alpha, len(some), n, projections, mixing * _MIXING, generator)
         modulus = squared_modulus(standardised(drawn), SHAPE_POINTS).double()
-        far.append(distances(modulus))
-        shifts.append(indices_of_sums(grouped_sums(drawn, size, seed)).double() - decay_of(modulus)[0])
+        summed = indices_of_sums(grouped_sums(drawn, size, seed)).double()
+        far.append(distances(modulus).quantile(0.5, dim=-1))
+        shifts.append(summed.quantile(0.5, dim=-1) - decay_of(modulus)[0].quantile(0.5, dim=-1))
     return StableNull(torch.cat(far), torch.cat(shifts))
+
+
+def _draw(alpha: float, count: int, n: int, projections: int, mixing: float, generator: Generator) -> Tensor:
+    """Samples ``[count, projections, n]``; for several projections those of a vector, with equal correlations."""
+    if projections == 1:
+        return symmetric_stable(alpha, (count, 1, n), generator, torch.float32)
+    vectors = elliptical_stable(alpha, count * n, projections + 1, generator).float()
+    mixed = (1 - mixing) ** 0.5 * vectors[:, 1:] + mixing**0.5 * vectors[:, :1]
+    return mixed.view(count, n, projections).transpose(1, 2)
 
 
 def _p_value(null: Tensor, statistic: float) -> float:

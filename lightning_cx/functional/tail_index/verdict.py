@@ -72,6 +72,11 @@ class Evidence:
         """Whether sums cannot be told from normal ones."""
         return self.p_sum_gaussian >= LEVEL and self.sum_high >= LIGHT
 
+    @property
+    def sums_heavy(self) -> bool:
+        """Whether sums are certainly heavy."""
+        return self.p_sum_gaussian < LEVEL and self.sum_high < LIGHT
+
 
 def decide(evidence: Evidence) -> tuple[Verdict, str]:
     """Choose the word.
@@ -86,41 +91,54 @@ def decide(evidence: Evidence) -> tuple[Verdict, str]:
     if e.normal:
         return "gaussian", f"a normal law is not ruled out ({in_words(e.p_gaussian)})"
     if not e.heavy:
-        if e.sums_normal:
-            return "gaussian", (
-                f"single samples are not normal in shape ({in_words(e.p_gaussian)}), but their tail is not heavy: the "
-                f"interval of the index reaches {e.high:.2f}, and sums of {e.sum_size} are not told from normal"
-            )
-        return "indeterminate", (
-            f"a normal law is ruled out ({in_words(e.p_gaussian)}), also for sums of {e.sum_size}, yet the interval of "
-            f"the index reaches {e.high:.2f}: another shape, but not a heavy tail"
-        )
+        return _another_shape(e)
     if e.p_shift < SHIFT_LEVEL and e.sums_normal:
         return "heavy-aggregates-to-gaussian", (
             f"single samples are heavy (index {e.index:.2f}), sums of {e.sum_size} are not told from normal "
             f"({in_words(e.p_sum_gaussian)}): the heaviness averages away"
         )
-    return _heavy_and_stays(e)
+    if e.p_stable >= LEVEL and e.p_shift >= SHIFT_LEVEL and e.largest_shift < 2 - e.index and not e.sums_normal:
+        return "stable", (
+            f"a stable law with index {e.index:.2f} is not ruled out ({in_words(e.p_stable)}), and sums of "
+            f"{e.sum_size} keep the index ({in_words(e.p_shift)})"
+        )
+    return "indeterminate", f"single samples are heavy (index {e.index:.2f}), {_what_is_missing(e)}"
 
 
-def _heavy_and_stays(e: Evidence) -> tuple[Verdict, str]:
-    """The samples are heavy and their sums, as far as one sees, not normal."""
+def _another_shape(e: Evidence) -> tuple[Verdict, str]:
+    """Neither normal nor heavy."""
+    shape = f"single samples are not normal in shape ({in_words(e.p_gaussian)})"
+    if e.sums_normal:
+        return "gaussian", (
+            f"{shape}, but their tail is not heavy: the interval of the index reaches {e.high:.2f}, and sums of "
+            f"{e.sum_size} are not told from normal"
+        )
+    if e.sums_heavy:
+        return "indeterminate", (
+            f"{shape}, and though most are not heavy, sums of {e.sum_size} are (95% up to {e.sum_high:.2f}): a few are "
+            f"far larger than the rest"
+        )
+    return "indeterminate", (
+        f"{shape}, nor are sums of {e.sum_size}, yet the interval of the index reaches {e.high:.2f}: another shape, "
+        f"but not a heavy tail"
+    )
+
+
+def _what_is_missing(e: Evidence) -> str:
+    """Why heavy samples get no verdict."""
+    if e.p_shift >= SHIFT_LEVEL and e.p_stable < LEVEL and e.sums_heavy:
+        return (
+            f"and sums of {e.sum_size} too (95% up to {e.sum_high:.2f}): it does not average away at that size, though "
+            f"no stable law fits single ones ({in_words(e.p_stable)})"
+        )
     if e.p_shift < SHIFT_LEVEL:
-        return "indeterminate", (
-            f"single samples are heavy (index {e.index:.2f}) and no stable law, for sums of {e.sum_size} are lighter "
-            f"({in_words(e.p_shift)}), but not normal yet: larger sums may be"
-        )
+        return f"sums of {e.sum_size} are lighter ({in_words(e.p_shift)}), but not normal yet: larger sums may be"
     if e.p_stable < LEVEL:
-        return "indeterminate", (
-            f"single samples are heavy (index {e.index:.2f}), but no stable law fits them ({in_words(e.p_stable)}), "
-            f"and there are too few sums of {e.sum_size} to see whether these are lighter"
+        return (
+            f"no stable law fits them ({in_words(e.p_stable)}), and there are too few sums of {e.sum_size} to "
+            f"see whether these are lighter"
         )
-    if e.largest_shift >= 2 - e.index:
-        return "indeterminate", (
-            f"single samples look stable with index {e.index:.2f}, but sums of {e.sum_size} scatter by up to "
-            f"{e.largest_shift:.2f}, so that normal ones would not be noticed: more samples are needed"
-        )
-    return "stable", (
-        f"a stable law with index {e.index:.2f} is not ruled out ({in_words(e.p_stable)}), and sums of {e.sum_size} "
-        f"keep the index ({in_words(e.p_shift)})"
+    return (
+        f"and look stable, but sums of {e.sum_size} scatter so much (by {e.largest_shift:.2f}) that normal ones "
+        f"would not be noticed: more samples are needed"
     )
