@@ -8,15 +8,15 @@ CODES = {"indeterminate": -1, "gaussian": 0, "heavy-aggregates-to-gaussian": 1, 
 """Numbers under which the verdicts are logged: the higher, the heavier the noise that reaches the parameters."""
 
 MEANING = {
-    "indeterminate": "No verdict holds; the reason says what is missing. A larger pool, `TailIndex(window=...)`, has more "
-    "sums. Look at their interval below: if all of it lies well under 2, what moves the parameters is heavy-tailed.",
+    "indeterminate": "No verdict holds; the reason says what is missing. A larger pool, `TailIndex(window=...)`, has "
+    "more sums. Look at their interval below: well under 2, it means that what moves the parameters is heavy-tailed.",
     "gaussian": "Nothing in the bulk of the noise speaks for a heavy tail. Theories that take gradient noise for "
     "Gaussian may be used.",
     "heavy-aggregates-to-gaussian": "Single examples differ wildly in their gradients, but a batch averages that away: "
     "what moves the parameters is not heavy-tailed. Look at the examples with the largest gradients (outliers, wrong "
     "labels) before you look at the optimizer.",
-    "stable": "Sums are as heavy-tailed as single examples, so larger batches will help little. Clip gradients, or take "
-    "an optimizer that normalises them; look for examples with enormous losses.",
+    "stable": "Sums are as heavy-tailed as single examples, so larger batches will help little. Clip gradients, or "
+    "take an optimizer that normalises them; look for examples with enormous losses.",
 }
 
 

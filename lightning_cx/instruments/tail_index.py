@@ -47,8 +47,8 @@ class TailIndex(Instrument):
     get there: give `every_n_steps`. `tail/verdict` is -1 for indeterminate, 0 for gaussian, 1 for heavy
     but averaging away in a batch, 2 for stable; a card on the text tab explains it.
 
-    Intervals count examples, not different ones: where the window spans several epochs of a small data set, they are too
-    narrow.
+    Intervals count examples, not different ones: where the window spans several epochs of a small data set, they are
+    too narrow.
 
     Beside these, xi and Hill's index of the norms of per-example gradients, and of the steps that the parameters take
     (one optimizer step each, seen in 64 fixed projections of all parameters; from 128 sampled steps on).
