@@ -158,7 +158,8 @@ class TailIndex(Instrument):
 
     def _read(self, step: int, sample: GradientSample) -> Reading:
         pool = self._pools[""]
-        report = pool.assess()
+        pooled = pool.pooled()
+        report = pool.assess(pooled)
         values = (report.alpha, report.alpha_low, report.alpha_high)
         sums = (report.sum_alpha, report.sum_alpha_low, report.sum_alpha_high)
         of_batch = report.sum_size == min(self.batch_size or pool.examples_per_step, MAX_WINDOW // MIN_SUMS)
@@ -182,11 +183,13 @@ class TailIndex(Instrument):
             scalars |= dict(zip(COORDINATES, (float(tail.index), float(tail.control)), strict=True))
             refusals |= dict.fromkeys(COORDINATES, tail.reason) if tail.reason else {}
         return Reading(
-            scalars, pictures=self._pictures(step, report), refusals=refusals, texts={tags.TAIL_VERDICT: card(report)}
+            scalars,
+            pictures=self._pictures(step, report, *pooled),
+            refusals=refusals,
+            texts={tags.TAIL_VERDICT: card(report)},
         )
 
-    def _pictures(self, step: int, report: TailReport) -> dict[str, Picture]:
-        projections, norms = self._pools[""].pooled()
+    def _pictures(self, step: int, report: TailReport, projections: Tensor, norms: Tensor) -> dict[str, Picture]:
         one = projections[:, 0]
         sums = grouped_sums(one, report.sum_size, self.seed)[0]
         return {

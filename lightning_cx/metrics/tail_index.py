@@ -175,14 +175,18 @@ class TailIndex(DoubleMetric):
         """How many gradients a step sums: as was said, or the size of the batches that came."""
         return self.batch_size or _median_count(self._parts()[3])
 
-    def assess(self) -> TailReport:
-        """Return the report of what this process has seen, without a warning: the reason stands in the report."""
+    def assess(self, pooled: tuple[Tensor, Tensor] | None = None) -> TailReport:
+        """Return the report of what this process has seen, without a warning: the reason stands in the report.
+
+        Args:
+            pooled: What `pooled` gave, for those who have it already.
+        """
         zeros, size = self._parts()[2], self.examples_per_step
         share = float(zeros.mean()) if len(zeros) else 0.0
         if share > 0.5:
             why = f"degenerate: {share:.0%} of the examples have no gradient at all"
             return refused_report(len(zeros), size, why, zeros)
-        projections, norms = self.pooled()
+        projections, norms = self.pooled() if pooled is None else pooled
         return tail_report(projections, size, self.seed, projections=None, norms=norms)
 
     def pooled(self) -> tuple[Tensor, Tensor]:

@@ -51,13 +51,15 @@ def test_a_schedule_of_the_scale_is_taken_out(schedule: str) -> None:
 
 def test_single_steps_share_a_scale_with_few_neighbours() -> None:
     """Norms of Gaussian steps under a step size that drops twice have no heavy tail."""
-    for seed in range(10):
+    as_it_came, level = [], []
+    for seed in range(20):
         t = torch.arange(1000)
         size = torch.where(t < 50, 10.0, torch.where(t < 600, 1.0, 0.1)).double()
         steps = torch.randn(1000, 64, generator=draw(seed), dtype=torch.float64) * size[:, None]
-        level = without_drift(steps, t, neighbourhood=33)
-        assert float(xi_dedh(level.norm(dim=1)).low) < 0
-        assert float(xi_dedh(steps.norm(dim=1)).low) > 0  # as it came
+        as_it_came.append(bool(xi_dedh(steps.norm(dim=1)).low > 0))
+        level.append(bool(xi_dedh(without_drift(steps, t, neighbourhood=33).norm(dim=1)).low > 0))
+    assert all(as_it_came)
+    assert sum(level) <= 2  # of 20 intervals at 95%
 
 
 def test_the_tail_within_batches_is_left_alone() -> None:

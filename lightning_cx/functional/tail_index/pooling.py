@@ -54,9 +54,7 @@ def without_drift(samples: Any, batches: Any, neighbourhood: int = NEIGHBOURHOOD
         raise ValueError(f"each sample needs its batch, got {len(samples)} samples and batches of shape {shape}.")
     numbers, index = batches.unique(return_inverse=True)
     magnitudes = samples.abs().flatten(1) if samples.ndim > 1 else samples.abs()[:, None]
-    log_scales = torch.stack(
-        [magnitudes[index == i].quantile(0.5).log() for i in range(len(numbers))] or [samples.sum()]
-    )
+    log_scales = torch.stack([magnitudes[index == i].median().log() for i in range(len(numbers))] or [samples.sum()])
     known = log_scales.isfinite()
     if int(known.sum()) < 2:
         return samples
@@ -71,12 +69,13 @@ def without_drift(samples: Any, batches: Any, neighbourhood: int = NEIGHBOURHOOD
 
 def _line(places: Tensor, values: Tensor) -> Tensor:
     """Median slope, over groups of neighbours where there are very many."""
-    groups = min(len(places), MAX_GROUPS)
-    group_of = torch.arange(len(places), device=places.device) * groups // len(places)
-    joined = [group_of == group for group in range(groups)]
+    if len(places) <= MAX_GROUPS:
+        return theil_sen(places, values)
+    group_of = torch.arange(len(places), device=places.device) * MAX_GROUPS // len(places)
+    joined = [group_of == group for group in range(MAX_GROUPS)]
     return theil_sen(
         torch.stack([places[members].mean() for members in joined]),
-        torch.stack([values[members].quantile(0.5) for members in joined]),
+        torch.stack([values[members].median() for members in joined]),
     )
 
 
@@ -86,7 +85,7 @@ def _running_median(values: Tensor, half: int) -> Tensor:
     for i in range(len(values)):
         near = values[max(0, i - half) : i + half + 1]
         near = near[near.isfinite()]
-        medians.append(near.quantile(0.5) if len(near) else values.new_zeros(()))
+        medians.append(near.median() if len(near) else values.new_zeros(()))
     return torch.stack(medians)
 
 
