@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lightning_cx.instruments.base import QuantilePlot
+from lightning_cx.tensorboard.marks import DOTS, MARKERS, thin, write_key, write_note
 from lightning_cx.tensorboard.shares import Array
-from lightning_cx.tensorboard.sheet import LETTERS, NOTE, PALE, open_sheet, say_nothing_to_show
-
-MARKERS, EXTREMES = 400, 60
-"""More markers than the first would only cover each other; that many at each end, where a tail is read, all stay."""
+from lightning_cx.tensorboard.sheet import LETTERS, PALE, open_sheet, say_nothing_to_show
 
 LINEAR, FAR = 3.0, 8.0
 """Beyond `LINEAR` standard deviations the axis is logarithmic, where values further out than `FAR` need it."""
@@ -28,7 +23,6 @@ _NORMAL_QUARTILE = 0.6745
 _CEILING = 1e290  # leaves the axis room before a double overflows
 _LOOKS = (("#0072b2", "o"), ("#d55e00", "^"), ("#009e73", "s"), ("#cc79a7", "D"))  # Okabe and Ito
 _LONGEST = 44  # characters of a label that fit into the left half
-DOTS: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.4, "alpha": 0.8}
 
 
 def draw_quantile_plot(picture: QuantilePlot) -> Figure:
@@ -67,35 +61,6 @@ def draw_quantile_plot(picture: QuantilePlot) -> Figure:
         entries.append((look, f"{label[:_LONGEST]}: n = {len(x):,}" + (f", {lost:,} not finite" if lost else "")))
     write_key(axes, 0.02, 0.95, entries)  # left of the median a sorted sample lies below it: always free
     return figure
-
-
-def thin(places: Array, most: int) -> np.ndarray:
-    """Choose at most `most` of ascending places: all at the ends, and between them some that lie evenly.
-
-    Example:
-        >>> chosen = thin(np.linspace(0, 1, 10_000) ** 2, most=400)
-        >>> len(chosen) <= 400, chosen[:3].tolist(), chosen[-2:].tolist()
-        (True, [0, 1, 2], [9998, 9999])
-    """
-    count = len(places)
-    if count <= most:
-        return np.arange(count)
-    even = np.searchsorted(places, np.linspace(places[0], places[-1], most - 2 * EXTREMES))
-    return np.unique(np.concatenate([np.arange(EXTREMES), even, np.arange(count - EXTREMES, count)]))
-
-
-def write_note(axes: Axes, words: str) -> None:
-    """Write above the axes, where there is room for two lines."""
-    lines = textwrap.wrap(words, 110, max_lines=2, placeholder=" ...")
-    axes.text(1.0, 1.015, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", **NOTE)
-
-
-def write_key(axes: Axes, left: float, top: float, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
-    """Write what each look means, one under the other; places are shares of the axes."""
-    for row, (look, words) in enumerate(entries):
-        height = top - 0.05 * row
-        axes.plot([left, left + 0.02, left + 0.04], [height] * 3, transform=axes.transAxes, markevery=[1], **look)
-        axes.text(left + 0.052, height, words, transform=axes.transAxes, ha="left", va="center_baseline", **LETTERS)
 
 
 def _standardise(sample: Tensor) -> tuple[Array, Array] | str:

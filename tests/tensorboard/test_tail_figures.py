@@ -14,7 +14,7 @@ from test_figures import words
 
 from lightning_cx.instruments.base import QuantilePlot, SurvivalPlot
 from lightning_cx.tensorboard.figures import draw
-from lightning_cx.tensorboard.quantile_plot import EXTREMES, MARKERS, thin
+from lightning_cx.tensorboard.marks import EXTREMES, MARKERS, thin
 from lightning_cx.tensorboard.sheet import pixels
 
 
