@@ -81,11 +81,12 @@ class TailIndex(DoubleMetric):
         if window is not None and window < 1:
             raise ValueError(f"the window holds at least one example, got window={window}.")
         self.batch_size, self.window, self.seed = batch_size, window, seed
+        # Metrics of a collection whose states are equal share them; those of another window or seed must not. It comes
+        # first, for torchmetrics 1.6 compares no other.
+        self.add_state("kind", torch.tensor([window or 0, seed % 2**62]), dist_reduce_fx="max")
         # One flat list: a process without data adds an empty one-dimensional tensor, which fits to no matrix.
         self.add_state("rows", [], dist_reduce_fx="cat")
         self.add_state("columns", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
-        # Metrics of a collection whose states are equal share them; those of another window or seed must not.
-        self.add_state("kind", torch.tensor([window or 0, seed % 2**62]), dist_reduce_fx="max")
         for name in ("steps", "too_small", "non_finite"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -105,6 +105,13 @@ def test_the_numbers_are_those_of_the_single_functions() -> None:
     assert report.alpha.dtype is torch.float64
 
 
+def test_a_place_far_from_zero_is_no_magnitude() -> None:
+    samples = stable(1.5, 2048, 0)
+    there, here = tail_report(samples + 1e4), tail_report(samples)
+    for field in ("alpha", "xi", "hill", "sum_alpha"):
+        assert float(getattr(there, field)) == pytest.approx(float(getattr(here, field)), abs=1e-6)
+
+
 def test_norms_that_are_known_better_are_taken() -> None:
     samples, norms = torch.randn(600, 16, generator=draw(0)), pareto(1.5, 600, 0)
     report = tail_report(samples, projections=None, norms=norms)
