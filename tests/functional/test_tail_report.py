@@ -189,6 +189,8 @@ def evidence(**changes: float) -> Evidence:
     [
         ({}, "stable", "is not ruled out"),
         ({"p_gaussian": 0.2}, "gaussian", "a normal law is not ruled out"),
+        ({"p_gaussian": 0.02, "high": 2.0}, "gaussian", "a normal law is not ruled out (p = 0.02)"),
+        ({"p_gaussian": 0.02}, "stable", "a stable law with index 1.40"),  # both speak against it
         ({"high": 2.0, "p_sum_gaussian": 0.3, "sum_high": 2.0}, "gaussian", "not normal in shape"),
         ({"high": 2.0}, "indeterminate", "a few are far larger than the rest"),
         ({"p_shift": 0.015, "p_sum_gaussian": 0.3, "sum_high": 2.0}, HEAVY, "averages away"),
