@@ -70,6 +70,7 @@ from lightning_cx.functional.spectral_bias import (
     spectral_bias_index,
 )
 from lightning_cx.functional.spectrum import energy_spectrum, low_weights, median_complexity, median_index
+from lightning_cx.functional.stopping import Decision, RiskCurve, RiskTracker, spectral_risk
 from lightning_cx.functional.tail_index import (
     CoordinateTail,
     TailFit,
@@ -95,10 +96,13 @@ __all__ = [
     "CoordinateTail",
     "CumulativePower",
     "DecayRates",
+    "Decision",
     "EigenvalueDecay",
     "GradientSpectrum",
     "InterferenceProfile",
     "NoiseScale",
+    "RiskCurve",
+    "RiskTracker",
     "TailFit",
     "TailReport",
     "TailTest",
@@ -144,6 +148,7 @@ __all__ = [
     "participation_ratio",
     "pool_noise_scales",
     "spectral_bias_index",
+    "spectral_risk",
     "stable_test",
     "symmetric_stable",
     "tail_report",

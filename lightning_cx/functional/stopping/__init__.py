@@ -1,0 +1,15 @@
+"""When to stop without a validation set: rules on the residual of fixed training examples, in order of complexity."""
+
+from lightning_cx.functional.stopping.decision import Decision, RiskCurve
+from lightning_cx.functional.stopping.noise_floor import NoiseFloor, noise_floor, target_is_ordered
+from lightning_cx.functional.stopping.risk import RiskTracker, spectral_risk
+
+__all__ = [
+    "Decision",
+    "NoiseFloor",
+    "RiskCurve",
+    "RiskTracker",
+    "noise_floor",
+    "spectral_risk",
+    "target_is_ordered",
+]
