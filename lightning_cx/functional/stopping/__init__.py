@@ -3,12 +3,15 @@
 from lightning_cx.functional.stopping.decision import Decision, RiskCurve
 from lightning_cx.functional.stopping.noise_floor import NoiseFloor, noise_floor, target_is_ordered
 from lightning_cx.functional.stopping.risk import RiskTracker, spectral_risk
+from lightning_cx.functional.stopping.simple_rules import DominanceTracker, WhitenessTracker
 
 __all__ = [
     "Decision",
+    "DominanceTracker",
     "NoiseFloor",
     "RiskCurve",
     "RiskTracker",
+    "WhitenessTracker",
     "noise_floor",
     "spectral_risk",
     "target_is_ordered",

@@ -70,7 +70,7 @@ def noise_floor(initial: Any) -> NoiseFloor:
     bands = octave_bands(n)
     cut = bands[-1][0]
     for start, stop in reversed(bands[:-1]):
-        if _p_value(energy[start:stop], energy[cut:], freedom) < LEVEL:
+        if f_test(energy[start:stop], energy[cut:], freedom) < LEVEL:
             break
         cut = start
     floor = energy[min(cut, n // 2) :]
@@ -104,7 +104,7 @@ def target_is_ordered(initial: Any) -> tuple[bool, float]:
     n = len(energy)
     if n < 16 or not bool(energy.isfinite().all()):
         return False, math.nan
-    p = _p_value(energy[1 : n // 8], energy[n // 2 :], freedom)
+    p = f_test(energy[1 : n // 8], energy[n // 2 :], freedom)
     return p < GATE_LEVEL, p
 
 
@@ -113,17 +113,23 @@ def degrees_of_freedom(outputs: int) -> int:
     return max(outputs - 1, 1)
 
 
+def f_test(some: Tensor, others: Tensor, freedom: int) -> float:
+    """How often noise would make the mean of some energies exceed that of others so far: one-sided F test.
+
+    Args:
+        some: ``[a]`` energies, each the sum over `freedom` independent outputs.
+        others: ``[b]`` energies that are taken for noise.
+        freedom: Independent outputs.
+    """
+    first, second = float(some.mean()), float(others.mean())
+    if second == 0:
+        return 0.0 if first > 0 else 1.0
+    return float(f_law.sf(first / second, freedom * len(some), freedom * len(others)))
+
+
 def _energies(initial: Any) -> tuple[Tensor, int]:
     initial = as_tensor(initial).detach().double().cpu()
     if initial.ndim not in (1, 2) or (initial.ndim == 2 and initial.shape[1] == 0):
         raise ValueError(f"coefficients of one residual are [L] or [L, C], got shape {list(initial.shape)}.")
     initial = initial.reshape(len(initial), -1) if initial.numel() else initial.reshape(0, 1)
     return initial.square().sum(1), degrees_of_freedom(initial.shape[1])
-
-
-def _p_value(some: Tensor, others: Tensor, freedom: int) -> float:
-    """How often noise would make the first mean exceed the second so far."""
-    first, second = float(some.mean()), float(others.mean())
-    if second == 0:
-        return 0.0 if first > 0 else 1.0
-    return float(f_law.sf(first / second, freedom * len(some), freedom * len(others)))
