@@ -2,6 +2,7 @@
 
 from lightning_cx.functional.stopping.decision import Decision, RiskCurve
 from lightning_cx.functional.stopping.noise_floor import NoiseFloor, noise_floor, target_is_ordered
+from lightning_cx.functional.stopping.outputs import sketch_outputs
 from lightning_cx.functional.stopping.risk import RiskTracker, spectral_risk
 from lightning_cx.functional.stopping.simple_rules import DominanceTracker, WhitenessTracker
 
@@ -13,6 +14,7 @@ __all__ = [
     "RiskTracker",
     "WhitenessTracker",
     "noise_floor",
+    "sketch_outputs",
     "spectral_risk",
     "target_is_ordered",
 ]
