@@ -44,8 +44,8 @@ class TailIndex(Instrument):
     Each sampled batch gives the projections of its per-example gradients onto 16 fixed directions, off the training's
     own backward. They are pooled over the newest sampled batches: from 512 examples on there are numbers, from 64
     batches on also those of sums of a whole batch (of 1024 where a batch is larger). A short run under a budget may not
-    get there: give `every_n_steps`. `tail/verdict` is -1 for indeterminate, 0 for gaussian, 1 for heavy
-    but averaging away in a batch, 2 for stable; a card on the text tab explains it.
+    get there: give `every_n_steps`. `tail/verdict` is -1 for indeterminate, 0 for gaussian, 1 for heavy but averaging
+    away in a batch, 2 for stable; a card on the text tab explains it.
 
     Intervals count examples, not different ones: where the window spans several epochs of a small data set, they are
     too narrow.
@@ -172,11 +172,9 @@ class TailIndex(Instrument):
         if bool(report.alpha.isnan()):
             scalars[tags.TAIL_VERDICT] = torch.nan
             refusals = dict.fromkeys(TAGS, report.reason)
-        for layer, own in self._pools.items():
-            if layer:
-                scalars[tags.of_layer(tags.TAIL_INDEX, layer)] = float(
-                    alpha_ecf(own.pooled()[0], projections=None).index
-                )
+        for layer in self._layers(sample):  # those of today: a layer that was frozen says nothing new
+            own = alpha_ecf(self._pools[layer].pooled()[0], projections=None)
+            scalars[tags.of_layer(tags.TAIL_INDEX, layer)] = float(own.index)
         if sample.coordinates is not None and self.coordinates:
             coordinates = sample.coordinates.cpu()
             tail = coordinate_tail(coordinates - coordinates.mean(0), self.seed)
@@ -246,7 +244,8 @@ class TailIndex(Instrument):
 
 def _unusable(sample: GradientSample) -> str:
     assert sample.projections is not None
-    if not bool(sample.projections.isfinite().all()):
+    parts = (sample.projections, *(() if sample.gram is None else (sample.gram,)))
+    if not all(bool(part.isfinite().all()) for part in parts):
         return "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
     if sample.batch_size < MIN_BATCH:
         return f"a batch of {sample.batch_size} is too small to take its mean off: {MIN_BATCH} are needed"

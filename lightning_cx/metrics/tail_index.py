@@ -237,7 +237,7 @@ class TailIndex(DoubleMetric):
     def _drop_oldest(self) -> None:
         if self.window is not None and isinstance(self.rows, list):
             sizes = [len(rows) // (int(self.columns) + OTHERS) for rows in self.rows]
-            while sum(sizes) - sizes[0] >= self.window:
+            while sizes and sum(sizes) - sizes[0] >= self.window:
                 del sizes[0], self.rows[0]
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure | None, Axes]:

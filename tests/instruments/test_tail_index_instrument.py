@@ -198,6 +198,7 @@ def test_a_batch_that_says_nothing_is_refused_with_the_reason() -> None:
     instrument = TailIndex(coordinates=10)
     for gradients, why in (
         (torch.full((16, 200), math.nan, dtype=torch.float64), "not finite"),
+        (rows(16, 0) * 1e200, "not finite"),  # squares overflow
         (rows(3, 0), "a batch of 3 is too small to take its mean off: 4 are needed"),
     ):
         reading = instrument.measure(Observation(0, gradients=sample(gradients)))

@@ -169,6 +169,15 @@ def test_other_projections_are_not_merged() -> None:
     assert torch.equal(metric.compute(), before)
 
 
+def test_a_window_may_begin_with_a_batch_that_says_nothing() -> None:
+    metric = TailIndex(window=100)
+    with pytest.warns(UserWarning, match="is nan|leaves out"):
+        metric(torch.zeros(2, 16))
+    metric.merge_state(TailIndex(window=100))
+    metric.update(gradients(150)[:, :16])
+    assert metric.held == 150
+
+
 def test_an_empty_batch_is_one_that_says_nothing() -> None:
     metric = updated([gradients(200), torch.zeros(0, 40)])
     with pytest.warns(UserWarning, match="leaves out 1 of 2 batches"):
