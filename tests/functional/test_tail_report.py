@@ -112,6 +112,15 @@ def test_a_place_far_from_zero_is_no_magnitude() -> None:
         assert float(getattr(there, field)) == pytest.approx(float(getattr(here, field)), abs=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e250, 1e-250])
+def test_units_do_not_matter_however_large_or_small(unit: float) -> None:
+    for samples in (stable(1.5, 600, 0), anisotropic_stable(1.5, 600, 9, 0)):
+        there, here = tail_report(samples * unit), tail_report(samples)
+        for field in ("alpha", "xi", "hill", "sum_alpha", "p_gaussian"):
+            assert float(getattr(there, field)) == pytest.approx(float(getattr(here, field)), abs=1e-6)
+        assert there.verdict == here.verdict
+
+
 def test_norms_that_are_known_better_are_taken() -> None:
     samples, norms = torch.randn(600, 16, generator=draw(0)), pareto(1.5, 600, 0)
     report = tail_report(samples, projections=None, norms=norms)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.tail_index.characteristic import SHAPE_POINTS, squared_modulus, standardised
+from lightning_cx.functional.tail_index.characteristic import SHAPE_POINTS, quartiles, squared_modulus, standardised
 from lightning_cx.functional.tail_index.ecf import PROJECTIONS, fit_standardised, mean_squared_correlation, project
 from lightning_cx.functional.tail_index.extremes import hill, xi_dedh
 from lightning_cx.functional.tail_index.fit import (
@@ -245,12 +245,16 @@ def _remarks(evidence: Evidence, xi: TailFit, standard: Tensor) -> str:
 
 
 def _magnitudes(samples: Tensor) -> Tensor:
-    """Norms of the samples less their mean; of numbers, distances from the median, which no tail carries away."""
+    """Norms of the samples less their mean; of numbers, distances from the median, which no tail carries away.
+
+    They are right up to a factor, of which no index knows: squares of 1e200 would overflow.
+    """
+    largest = samples.abs().amax().double()
     if samples.ndim == 1:
-        samples = samples.double()
-        return (samples - samples.quantile(0.5)).abs()
+        samples = samples.double() / largest
+        return (samples - quartiles(samples)[1]).abs()
     mean = samples.mean(0, dtype=torch.float64)
-    return torch.cat([(block.double() - mean).norm(dim=1) for block in samples.split(256)])
+    return torch.cat([((block.double() - mean) / largest).norm(dim=1) for block in samples.split(256)])
 
 
 def _assembled(
