@@ -52,9 +52,12 @@ def without_drift(samples: Any, batches: Any, neighbourhood: int = NEIGHBOURHOOD
     if batches.ndim != 1 or len(samples) != len(batches):
         shape = list(batches.shape)
         raise ValueError(f"each sample needs its batch, got {len(samples)} samples and batches of shape {shape}.")
-    numbers, index = batches.unique(return_inverse=True)
+    numbers, index, counts = batches.unique(return_inverse=True, return_counts=True)
+    if len(numbers) < 2:
+        return samples
     magnitudes = samples.abs().flatten(1) if samples.ndim > 1 else samples.abs()[:, None]
-    log_scales = torch.stack([magnitudes[index == i].median().log() for i in range(len(numbers))] or [samples.sum()])
+    by_batch = magnitudes[index.argsort(stable=True)].split(counts.tolist())
+    log_scales = torch.stack([own.median().log() for own in by_batch])
     known = log_scales.isfinite()
     if int(known.sum()) < 2:
         return samples

@@ -20,14 +20,13 @@ from lightning_cx.functional.tail_index.sums import grouped_sums, indices_of_sum
 
 _GRID = 0.05  # the null is drawn for the nearest multiple: it changes by far less than its own scatter in between
 _LOWEST = 0.4  # below it a draw may overflow, and nothing changes any more
-_NUMBERS = 1 << 19  # about how many random numbers a null takes
-_LARGEST = 1 << 14
-_LARGEST_OF_SEVERAL = 1 << 11
-_OF_SEVERAL = 63  # enough for a p-value below .02
-_ONE = 0.8  # projections that are nearly one
-_MIXING = 0.1
-_AT_ONCE = 1 << 17
-_MOST, _FEWEST = 199, 99
+_NUMBERS = 1 << 19  # about how many random numbers a null takes: .1 s
+_MOST, _FEWEST = 199, 99  # draws; a p-value of .01 is then still possible
+_OF_SEVERAL = 63  # draws of 16 projections, which take 16 times as long; enough for a p-value below .02
+_LARGEST, _LARGEST_OF_SEVERAL = 1 << 14, 1 << 11  # samples drawn of one law, for the same reason
+_ONE = 0.8  # projections correlated so strongly scatter as one
+_MIXING = 0.1  # correlations are rounded to multiples, so that nulls are found again
+_AT_ONCE = 1 << 17  # complex numbers that stay in the cache
 
 
 def distances(modulus: Tensor) -> Tensor:
