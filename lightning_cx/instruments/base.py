@@ -179,7 +179,34 @@ class SurvivalPlot:
     reading: str
 
 
-Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay | QuantilePlot | SurvivalPlot
+@dataclass(frozen=True)
+class StoppingCurve:
+    """What a stopping rule watched, the step whose weights are kept, and where it stopped.
+
+    Attributes:
+        steps: Step numbers of the checks, length S, ascending.
+        values: What the rule watches, [S]; nan where it could not be read.
+        low: Lower end of its error band, [S]; nan where there is none.
+        high: Upper end of its error band, [S]; nan where there is none.
+        kept: Step whose weights are kept at present; None if none is.
+        stopped: Step at which the rule fired; None if it has not.
+        label: What the values are, for the axis.
+        title: One line for the picture.
+        reading: One sentence that says how to read it.
+    """
+
+    steps: Sequence[int]
+    values: Tensor
+    low: Tensor
+    high: Tensor
+    kept: int | None
+    stopped: int | None
+    label: str
+    title: str
+    reading: str
+
+
+Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay | QuantilePlot | SurvivalPlot | StoppingCurve
 
 
 @dataclass(frozen=True)

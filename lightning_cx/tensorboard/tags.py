@@ -51,6 +51,15 @@ TAIL_TRAJECTORY_HILL = "tail/trajectory_hill"
 TAIL_QUANTILES = "tail/quantiles"
 TAIL_SURVIVAL = "tail/survival"
 
+STOPPING_RISK = "stopping/risk"
+STOPPING_RISK_LOW = "stopping/risk_low"
+STOPPING_RISK_HIGH = "stopping/risk_high"
+STOPPING_NOISE_FLOOR = "stopping/noise_floor"
+STOPPING_FITTED_HIGH = "stopping/fitted_high"
+STOPPING_DOMINANCE = "stopping/high_dominance"
+STOPPING_WHITE_P = "stopping/white_p"
+STOPPING_CURVE = "stopping/curve"
+
 
 def residual_band(number: int) -> str:
     """Tag of the residual energy in octave band `number`; band 0 is the mean."""
