@@ -25,6 +25,7 @@ from lightning_cx.instruments.base import (
     QuantilePlot,
     Reading,
     Spectrogram,
+    StoppingCurve,
     SurvivalPlot,
 )
 from lightning_cx.instruments.gradient_noise import GradientNoise
@@ -47,6 +48,7 @@ __all__ = [
     "Reading",
     "SpectralBias",
     "Spectrogram",
+    "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",
 ]
