@@ -2,9 +2,10 @@
 
 from lightning_cx.functional.stopping.decision import Decision, RiskCurve
 from lightning_cx.functional.stopping.noise_floor import NoiseFloor, noise_floor, target_is_ordered
+from lightning_cx.functional.stopping.order import TargetOrder, description_length, gaussian_basis, order_of_target
 from lightning_cx.functional.stopping.outputs import sketch_outputs
 from lightning_cx.functional.stopping.risk import RiskTracker, spectral_risk
-from lightning_cx.functional.stopping.simple_rules import DominanceTracker, WhitenessTracker
+from lightning_cx.functional.stopping.simple_rules import DominanceTracker, WhitenessTracker, dominance, whiteness
 
 __all__ = [
     "Decision",
@@ -12,9 +13,15 @@ __all__ = [
     "NoiseFloor",
     "RiskCurve",
     "RiskTracker",
+    "TargetOrder",
     "WhitenessTracker",
+    "description_length",
+    "dominance",
+    "gaussian_basis",
     "noise_floor",
+    "order_of_target",
     "sketch_outputs",
     "spectral_risk",
     "target_is_ordered",
+    "whiteness",
 ]

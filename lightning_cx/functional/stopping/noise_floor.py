@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.levels import octave_bands
+
+TOP_PARTS = 8
+"""The upper half of the functions is looked at in so many parts: 32 functions each on a probe of 512."""
 
 LEVEL = 0.05
 """An octave that stands out from all above it at this level holds something of the target."""
@@ -28,11 +32,14 @@ class NoiseFloor:
         sigma2: Noise energy per basis function, added over outputs; nan where it could not be read.
         cut: First basis function of the part that looks like white noise.
         spread: Relative standard error of `sigma2`.
+        least: The same energy over the most complex functions alone, down to where more than noise shows; where a clean
+            target still falls in the upper half, a far smaller number than `sigma2`.
     """
 
     sigma2: float
     cut: int
     spread: float
+    least: float
 
 
 def noise_floor(initial: Any) -> NoiseFloor:
@@ -66,15 +73,31 @@ def noise_floor(initial: Any) -> NoiseFloor:
     energy, freedom = _energies(initial)
     n = len(energy)
     if n < 4 or not bool(energy.isfinite().all()):
-        return NoiseFloor(math.nan, n, math.nan)
-    bands = octave_bands(n)
-    cut = bands[-1][0]
-    for start, stop in reversed(bands[:-1]):
-        if f_test(energy[start:stop], energy[cut:], freedom) < LEVEL:
+        return NoiseFloor(math.nan, n, math.nan, math.nan)
+    octaves = [start for start, _ in octave_bands(n)]
+    cut = _white_from(energy, octaves, freedom)
+    floor = energy[min(cut, n // 2) :]
+    parts = sorted({n - (n - n // 2) * k // TOP_PARTS for k in range(1, TOP_PARTS + 1)} - {n})
+    white = _white_from(energy, parts, freedom)
+    # Where all of the upper half is white, so is what the octaves say.
+    least = float(energy[white:].mean()) if white > n // 2 else float(floor.mean())
+    return NoiseFloor(float(floor.mean()), cut, math.sqrt(2 / (freedom * len(floor))), min(least, float(floor.mean())))
+
+
+def _white_from(energy: Tensor, starts: Sequence[int], freedom: int) -> int:
+    """The first function from which on all is white: parts are taken in from the top until one stands out.
+
+    Args:
+        energy: ``[L]``.
+        starts: First function of each part, ascending; the last part is white by definition.
+        freedom: Independent outputs.
+    """
+    cut = starts[-1]
+    for start in reversed(starts[:-1]):
+        if f_test(energy[start:cut], energy[cut:], freedom) < LEVEL:
             break
         cut = start
-    floor = energy[min(cut, n // 2) :]
-    return NoiseFloor(float(floor.mean()), cut, math.sqrt(2 / (freedom * len(floor))))
+    return cut
 
 
 def target_is_ordered(initial: Any) -> tuple[bool, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
 
@@ -13,17 +14,21 @@ MOST_OUTPUTS = 256
 """Residuals of more outputs than this are sketched: energies are then right within sqrt(2 / 256) = 9%, alike at all
 checks, since the sketch is the same."""
 
+_ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
+_WORD = 1 << 64
+
 
 def sketch_outputs(values: Any, most: int = MOST_OUTPUTS, seed: int = 0) -> Tensor:
     """Shorten the outputs of a residual so that energies over the examples survive: a count sketch.
 
-    Each output is added, with a random sign, to one of `most` sums. Energies are kept on average, sums are linear in
-    the residual, and nothing but one sign and one place per output is drawn.
+    Each output is added, with a random sign, to one of `most` sums. Energies are kept on average, and sums are linear
+    in the residual. Sign and place are a hash of where an output stands (token 3, word 17), so batches that are padded
+    to different lengths are sketched alike, and nothing is drawn or kept.
 
     Args:
         values: ``[n, ...]``, one row per example; any real dtype.
         most: Number of outputs to leave; fewer are returned as they are.
-        seed: Seed of signs and places, which depend on the number of outputs besides.
+        seed: Seed of signs and places.
 
     Returns:
         ``[n, min(outputs, most)]`` in the dtype of the values, float32 at least.
@@ -48,10 +53,35 @@ def sketch_outputs(values: Any, most: int = MOST_OUTPUTS, seed: int = 0) -> Tens
         raise ValueError(f"at least one output has to be left, got most={most}.")
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     flat = values.reshape(len(values), values.shape[1:].numel())
-    outputs = flat.shape[1]
-    if outputs <= most:
+    if flat.shape[1] <= most:
         return flat
-    generator = Generator().manual_seed(seed)
-    place = torch.randint(most, (outputs,), generator=generator).to(flat.device)
-    sign = torch.randint(2, (outputs,), generator=generator).to(flat) * 2 - 1
+    hashes = _hashes(values.shape[1:], seed, flat.device)
+    sign = (hashes & 1).to(flat.dtype) * 2 - 1
+    place = ((hashes >> 1) & 0x7FFFFFFF) % most
     return flat.new_zeros(len(flat), most).index_add_(1, place, flat * sign)
+
+
+def _hashes(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
+    """A number for each place of an array, the same whatever the lengths of its axes: splitmix64 of the indices."""
+    mixed = torch.full((), _signed(_ODD[0] * (seed + 1)), dtype=torch.int64, device=device)
+    for axis, length in enumerate(shape):
+        step = _signed(_ODD[1 + axis % 3] * (2 * axis + 1))
+        index = (torch.arange(length, device=device) + 1) * step  # wraps around, as it should
+        mixed = _splitmix(mixed[..., None] + index)
+    return mixed.reshape(-1)
+
+
+def _splitmix(value: Tensor) -> Tensor:
+    value = (value ^ _shifted(value, 30)) * _signed(_ODD[1])
+    value = (value ^ _shifted(value, 27)) * _signed(_ODD[2])
+    return value ^ _shifted(value, 31)
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    """To the right, as if there were no sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    value %= _WORD
+    return value - _WORD if value >= _WORD // 2 else value

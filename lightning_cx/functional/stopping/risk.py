@@ -16,6 +16,20 @@ from lightning_cx.functional.stopping.noise_floor import degrees_of_freedom, noi
 
 ONE_SIDED_95 = 1.645
 
+_STATE = (
+    "sigma2",
+    "least_sigma2",
+    "checks",
+    "best_check",
+    "best_step",
+    "best_risk",
+    "fitted",
+    "_initial",
+    "_best_fitted",
+    "_best_spent",
+    "_above",
+)
+
 
 class RiskTracker:
     """Follows the risk of a fit from check to check and says when it has certainly passed its minimum.
@@ -25,6 +39,9 @@ class RiskTracker:
     noiseless target is ``R = (sum_k e_k + 2 sigma^2 sum_b n_b s_b) / L`` up to a constant. The rule fires when R has
     exceeded its minimum by more than z standard errors for `patience` checks in a row.
 
+    What a basis does not capture of a target looks like noise. With `least_sigma2`, a noise energy that is certainly
+    there, R must exceed its minimum on that assumption as well: where noise is in doubt, training goes on.
+
     Only the initial coefficients and a few numbers are kept, however long the run.
 
     Args:
@@ -33,8 +50,9 @@ class RiskTracker:
         z: Standard errors by which the risk must exceed its minimum.
         patience: Checks in a row for which it must do so.
         min_checks: Checks before which nothing fires.
-        doubling: Whether to wait, besides, until twice as many checks have passed as up to the minimum: a run that was
-            still learning at check t deserves as long again.
+        doubling: Whether to wait, besides, until twice as many steps have passed as up to the minimum: a run that was
+            still learning at step t deserves as long again.
+        least_sigma2: Noise energy that is certainly there, at most `sigma2`; None takes `sigma2` itself.
 
     Raises:
         ValueError: If a number is out of range.
@@ -66,29 +84,36 @@ class RiskTracker:
         patience: int = 3,
         min_checks: int = 3,
         doubling: bool = False,
+        least_sigma2: float | None = None,
     ) -> None:
         if sigma2 is not None and not sigma2 >= 0:
             raise ValueError(f"noise energy is not negative, got sigma2={sigma2}.")
+        if least_sigma2 is not None and not least_sigma2 >= 0:
+            raise ValueError(f"noise energy is not negative, got least_sigma2={least_sigma2}.")
         if not z >= 0:
             raise ValueError(f"z counts standard errors, got z={z}.")
         if patience < 1 or min_checks < 0:
             raise ValueError(f"patience is positive and min_checks not negative, got {patience} and {min_checks}.")
         self.z, self.patience, self.min_checks, self.doubling = z, patience, min_checks, doubling
         self.sigma2 = math.nan if sigma2 is None else float(sigma2)
+        self.least_sigma2 = math.nan if least_sigma2 is None else float(least_sigma2)
         self.checks = 0
         self.best_check = 0
+        self.best_step = 0.0
         self.best_risk = math.inf
-        self._given = sigma2 is not None
+        self.fitted: Tensor | None = None
+        self._best_spent = 0.0
         self._initial: Tensor | None = None
         self._best_fitted: Tensor | None = None
         self._above = 0
 
-    def check(self, coefficients: Any) -> Decision:
+    def check(self, coefficients: Any, step: float | None = None) -> Decision:
         """Take in the residual of one check.
 
         Args:
             coefficients: ``[L, C]`` or ``[L]`` coefficients of the residual in the basis, in order of complexity; of
                 the same shape every time. Those of the first check are the target.
+            step: Training step of the check, for `doubling`; None takes the number of the check.
 
         Returns:
             Decision; `value` is the risk. Coefficients that are not finite are passed over.
@@ -104,32 +129,57 @@ class RiskTracker:
             before = list(self._initial.shape)
             raise ValueError(f"coefficients of shape {list(coefficients.shape)}, where the first check had {before}.")
         number = self.checks
+        step = number if step is None else step
         self.checks += 1
         if not bool(coefficients.isfinite().all()) or math.isnan(self.sigma2):
             return Decision(False, self.best_check, "the residual is not finite", math.nan, math.nan)
-        risk, fitted = self._risk(coefficients)
+        risk, spent, self.fitted = self._risk(coefficients)
         if risk < self.best_risk or self._best_fitted is None:
-            self.best_check, self.best_risk, self._best_fitted, self._above = number, risk, fitted, 0
+            self.best_check, self.best_step, self.best_risk = number, step, risk
+            self._best_fitted, self._best_spent, self._above = self.fitted, spent, 0
             return Decision(False, number, f"the estimated risk is at its lowest, {risk:.4g}", risk, 0.0)
-        error = self._standard_error(fitted)
-        self._above = self._above + 1 if risk - self.best_risk > self.z * error and number >= self.min_checks else 0
-        stop = self._above >= self.patience and not (self.doubling and number < 2 * self.best_check)
+        error = self._standard_error(self.fitted)
+        doubt = 2 * (self.sigma2 - self.least_sigma2) * (spent - self._best_spent) / len(coefficients)
+        certain = risk - self.best_risk - max(0.0, doubt) > self.z * error
+        self._above = self._above + 1 if certain and number >= self.min_checks else 0
+        stop = self._above >= self.patience and not (self.doubling and step < 2 * self.best_step)
         return Decision(stop, self.best_check, self._words(risk, error), risk, error)
+
+    @property
+    def certainly_past(self) -> bool:
+        """Whether the risk was certainly above its minimum at the last check, if only there."""
+        return self._above > 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a checkpoint: the initial coefficients and a few numbers."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; the run goes on as if it had not been interrupted."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+        if self._initial is not None:
+            self._lay_bands(len(self._initial))
 
     def _begin(self, coefficients: Tensor) -> None:
         self._initial = coefficients
-        self._bands = octave_bands(len(coefficients))
-        self._level_of = torch.arange(len(coefficients))
-        self._sizes = torch.tensor([stop - start for start, stop in self._bands], dtype=torch.float64)
-        if not self._given:
+        self._lay_bands(len(coefficients))
+        if math.isnan(self.sigma2):
             self.sigma2 = noise_floor(coefficients).sigma2
+        if not self.least_sigma2 <= self.sigma2:
+            self.least_sigma2 = self.sigma2
 
-    def _risk(self, coefficients: Tensor) -> tuple[float, Tensor]:
+    def _lay_bands(self, functions: int) -> None:
+        self._bands = octave_bands(functions)
+        self._level_of = torch.arange(functions)
+        self._sizes = torch.tensor([stop - start for start, stop in self._bands], dtype=torch.float64)
+
+    def _risk(self, coefficients: Tensor) -> tuple[float, float, Tensor]:
         assert self._initial is not None
         # A band that was empty at the start has nothing to fit.
         fitted = fitted_fraction(self._initial, coefficients, self._level_of, self._bands).nan_to_num(0.0)
         spent = float((self._sizes * fitted).sum())
-        return (float(coefficients.square().sum()) + 2 * self.sigma2 * spent) / len(coefficients), fitted
+        return (float(coefficients.square().sum()) + 2 * self.sigma2 * spent) / len(coefficients), spent, fitted
 
     def _standard_error(self, fitted: Tensor) -> float:
         """Of the difference in risk to the best check: what noise alone would make of it."""

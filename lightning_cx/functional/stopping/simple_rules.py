@@ -93,6 +93,20 @@ class DominanceTracker:
         reason = f"{share}, nothing simple is left, for {self._in_a_row} checks in a row"
         return Decision(self._in_a_row >= self.patience, number, reason, value, math.nan)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a checkpoint: the energies of the last checks."""
+        return {
+            "checks": self.checks,
+            "initial": self._initial,
+            "recent": list(self._recent),
+            "in_a_row": self._in_a_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.checks, self._initial, self._in_a_row = state["checks"], state["initial"], state["in_a_row"]
+        self._recent = deque(state["recent"], maxlen=WINDOW + 1)
+
     def _high_side_falls(self) -> bool:
         assert self._initial is not None
         high = 1 - low_weights(self._initial)
@@ -153,6 +167,77 @@ class WhitenessTracker:
             return Decision(False, number, f"the residual is not white yet (p = {p:.2g})", p, math.nan)
         reason = f"the residual cannot be told from white noise (p = {p:.2g}), for {self._in_a_row} checks in a row"
         return Decision(self._in_a_row >= self.patience, number, reason, p, math.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a checkpoint: two counters."""
+        return {"checks": self.checks, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.checks, self._in_a_row = state["checks"], state["in_a_row"]
+
+
+def dominance(coefficients: Any, patience: int = 3) -> Decision:
+    """Say where most of what is learned became complex, from the residuals of all checks: `DominanceTracker` over them.
+
+    Args:
+        coefficients: ``[T, L, C]`` or ``[T, L]`` coefficients of the residual at each check, in order of complexity.
+        patience: Checks in a row.
+
+    Returns:
+        Decision of the check that fires, whose number is `best_check`; of the last one if none does.
+
+    Raises:
+        ValueError: If the shape is another or there is no check.
+
+    References:
+        THEORY section 5.
+
+    Example:
+        >>> import torch
+        >>> start = 30 / (1 + torch.arange(256.0)) ** 2
+        >>> clean = torch.stack([start * torch.exp(-check / (1 + torch.arange(256.0))) for check in range(40)])
+        >>> dominance(clean).stop
+        False
+    """
+    return _followed(DominanceTracker(patience), coefficients)
+
+
+def whiteness(coefficients: Any, patience: int = 2) -> Decision:
+    """Say where what was left became white noise, from the residuals of all checks: `WhitenessTracker` over them.
+
+    Args:
+        coefficients: ``[T, L, C]`` or ``[T, L]`` coefficients of the residual at each check, in order of complexity.
+        patience: Checks in a row.
+
+    Returns:
+        Decision of the check that fires, whose number is `best_check`; of the last one if none does.
+
+    Raises:
+        ValueError: If the shape is another or there is no check.
+
+    References:
+        THEORY section 5.
+
+    Example:
+        >>> import torch
+        >>> noise = torch.randn(256, generator=torch.Generator().manual_seed(0))
+        >>> whiteness(torch.stack([noise + 30 / (1 + torch.arange(256.0)), noise, noise])).best_check
+        2
+    """
+    return _followed(WhitenessTracker(patience), coefficients)
+
+
+def _followed(tracker: DominanceTracker | WhitenessTracker, coefficients: Any) -> Decision:
+    coefficients = as_tensor(coefficients)
+    if coefficients.ndim not in (2, 3) or not len(coefficients):
+        raise ValueError(f"coefficients are [T, L] or [T, L, C] with a check at least, got {list(coefficients.shape)}.")
+    decision = tracker.check(coefficients[0])
+    for at_check in coefficients[1:]:
+        if decision.stop:
+            break
+        decision = tracker.check(at_check)
+    return decision
 
 
 def _positive(patience: int) -> int:
