@@ -1,0 +1,101 @@
+"""What a stopping rule is: it is shown the residual at each check and says whether to go on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_cx.functional.stopping import Decision
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How the value that a rule watches is shown.
+
+    Attributes:
+        tag: Under which it is logged.
+        label: What it is, for an axis.
+        title: One line for the picture.
+        reading: One sentence that says how to read the picture.
+        low_tag: Under which the lower end of its error band is logged; None where there is no band.
+        high_tag: The same for the upper end.
+    """
+
+    tag: str
+    label: str
+    title: str
+    reading: str
+    low_tag: str | None = None
+    high_tag: str | None = None
+
+
+class StoppingRule(ABC):
+    """Follows the coefficients of a residual, from simple to complex, and says when to stop.
+
+    Derive from this class for a rule of your own: implement `check`, `reset` and `curve`, and give `state_dict` what a
+    resumed run needs.
+
+    Attributes:
+        keeps_best: Whether the weights of the best check so far are the ones to keep; else those at the stop are.
+    """
+
+    keeps_best: bool = True
+
+    def begin(self, initial: Tensor, least_noise: float) -> None:
+        """Learn what the target is, before the first check.
+
+        Args:
+            initial: ``[L, C]`` coefficients of the initial residual, in order of complexity.
+            least_noise: Noise energy per function that is certainly there.
+        """
+        del initial, least_noise
+
+    def rebase(self, initial: Tensor) -> None:
+        """Take the same initial residual in a basis that was made again, after a checkpoint.
+
+        Args:
+            initial: ``[L, C]`` its coefficients there.
+        """
+        del initial
+
+    @abstractmethod
+    def check(self, coefficients: Tensor, step: int) -> Decision:
+        """Take in the residual of one check.
+
+        Args:
+            coefficients: ``[L, C]`` float64, in order of complexity.
+            step: Training step.
+
+        Returns:
+            Decision; its `best_check` is this check wherever this is the best so far.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything: another model comes."""
+
+    @property
+    @abstractmethod
+    def curve(self) -> Curve:
+        """How the value of its decisions is shown."""
+
+    @property
+    def past_best(self) -> bool:
+        """Whether the last check was certainly worse than the best: asked at the end of a run that was not stopped."""
+        return False
+
+    def band(self, decision: Decision) -> tuple[float, float]:
+        """Error band of the value of a decision; nan where there is none."""
+        del decision
+        return float("nan"), float("nan")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        del state

@@ -1,0 +1,89 @@
+"""The default rule: stop when the estimated risk has certainly passed its minimum."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from torch import Tensor
+
+from lightning_cx.functional.stopping import Decision, RiskTracker
+from lightning_cx.rules.base import Curve, StoppingRule
+from lightning_cx.tensorboard import tags
+
+
+@final
+class SpectralRisk(StoppingRule):
+    """Stops when what is being fitted brings more noise than it takes away of the target; keeps the best weights.
+
+    The complex functions of the target say how much noise it holds, the fitted fraction of each octave of complexity
+    how much of that noise the network has taken up. Together they give an unbiased estimate of the squared error
+    against the noiseless target, without any data held out (`functional.stopping.RiskTracker`).
+
+    Args:
+        patience: Checks in a row at which the risk must lie above its minimum.
+        z: Standard errors by which it must.
+        doubling: Wait, besides, until twice as many steps have passed as up to the minimum.
+        sigma2: Noise energy per example, added over outputs, where you know it; None estimates it.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    References:
+        THEORY section 5; Stein 1981.
+
+    Example:
+        >>> SpectralRisk(patience=5)
+        SpectralRisk(patience=5, z=1.645, doubling=True, sigma2=None)
+    """
+
+    def __init__(
+        self, patience: int = 10, z: float = 1.645, doubling: bool = True, sigma2: float | None = None
+    ) -> None:
+        self.patience, self.z, self.doubling, self.sigma2 = patience, z, doubling, sigma2
+        self.reset()
+
+    def __repr__(self) -> str:
+        settings = f"patience={self.patience}, z={self.z}, doubling={self.doubling}, sigma2={self.sigma2}"
+        return f"{type(self).__name__}({settings})"
+
+    def reset(self) -> None:
+        self._tracker = self._new_tracker(None)
+
+    def begin(self, initial: Tensor, least_noise: float) -> None:
+        del initial
+        self._tracker = self._new_tracker(least_noise if self.sigma2 is None else None)
+
+    def _new_tracker(self, least_noise: float | None) -> RiskTracker:
+        return RiskTracker(self.sigma2, self.z, self.patience, doubling=self.doubling, least_sigma2=least_noise)
+
+    def check(self, coefficients: Tensor, step: int) -> Decision:
+        return self._tracker.check(coefficients, step)
+
+    def rebase(self, initial: Tensor) -> None:
+        self._tracker.rebase(initial)
+
+    @property
+    def past_best(self) -> bool:
+        return self._tracker.certainly_past
+
+    @property
+    def curve(self) -> Curve:
+        return Curve(
+            tags.STOPPING_RISK,
+            "estimated squared error per example",
+            "When to stop: estimated error against the noiseless target",
+            "The network improves as long as the curve falls. Where it rises beyond its band, more noise is fitted "
+            "than target; the weights of the lowest point are kept.",
+            tags.STOPPING_RISK_LOW,
+            tags.STOPPING_RISK_HIGH,
+        )
+
+    def band(self, decision: Decision) -> tuple[float, float]:
+        margin = self.z * decision.standard_error
+        return decision.value - margin, decision.value + margin
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._tracker.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._tracker.load_state_dict(state)

@@ -1,0 +1,218 @@
+"""Shows a rule what a probe reads: chooses the order of complexity, asks whether there is ground, keeps the books."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cx.functional import (
+    Basis,
+    high_complexity_dominance,
+    interference_profile,
+    laplacian_basis,
+)
+from lightning_cx.functional.spectral_bias import fitted_fraction
+from lightning_cx.functional.stopping import Decision, noise_floor, order_of_target, sketch_outputs, target_is_ordered
+from lightning_cx.functional.stopping.order import basis_by_name
+from lightning_cx.functional.stopping.simple_rules import WINDOW
+from lightning_cx.instruments.base import Reading, StoppingCurve
+from lightning_cx.probe.reading import ProbeReading
+from lightning_cx.rules.base import StoppingRule
+from lightning_cx.tensorboard import tags
+
+MAX_POINTS = 1024  # of the picture; past this every other one is dropped
+FEWEST = 128  # examples; with 64 the kept error was 1.4 to 1.7 times the best, with 32 2.2 to 3.3 (THEORY section 5)
+INSTEAD = "or stop by a validation set (Lightning's EarlyStopping)"
+
+
+class RefusedError(ValueError):
+    """A rule has no ground to stand on here, for a reason that will not change."""
+
+
+class ResidualWatch:
+    """Follows one run with one rule.
+
+    Args:
+        rule: What decides.
+    """
+
+    def __init__(self, rule: StoppingRule) -> None:
+        self.rule = rule
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: another model comes."""
+        self.rule.reset()
+        self.decision: Decision | None = None
+        self.best_step: int | None = None
+        self.order = ""
+        self._initial: Tensor | None = None
+        self._basis: Basis | None = None
+        self._first: Tensor | None = None  # coefficients of the initial residual
+        self._current: Tensor | None = None
+        self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
+        self._checks = 0
+        self._stopped: int | None = None
+        self._points: list[tuple[int, float, float, float]] = []
+        self._stride = 1
+
+    @property
+    def begun(self) -> bool:
+        """Whether the initial residual was seen."""
+        return self._initial is not None
+
+    def check(self, step: int, reading: ProbeReading) -> Decision:
+        """Take in one pass over the probe.
+
+        Args:
+            step: Training step.
+            reading: What the probe showed; the first one shows the target.
+
+        Raises:
+            RefusedError: If the rule has no ground: fewer than 128 examples, or features that do not order the target.
+        """
+        residuals = sketch_outputs(reading.residuals).double()
+        if self._initial is None:
+            self._begin(reading.features, residuals)
+        if self._basis is None:
+            self._resume(reading.features)
+        assert self._basis is not None
+        coefficients = self._basis.vectors.T @ residuals
+        decision = self.rule.check(coefficients, step)
+        if decision.best_check == self._checks:
+            self.best_step = step
+        self._checks += 1
+        self.decision = decision
+        if decision.stop and self._stopped is None:
+            self._stopped = step
+        self._follow(step, coefficients, decision)
+        return decision
+
+    def check_gradients(self, gram: Tensor, features: Tensor) -> None:
+        """Ask, at the start, whether the network learns simple functions first, from per-example gradients.
+
+        Args:
+            gram: ``[m, m]`` their Gram matrix.
+            features: ``[m, d]`` of the same examples.
+
+        Raises:
+            RefusedError: If it does not: what is learned late is then no noise.
+        """
+        profile = interference_profile(gram, laplacian_basis(features), permutations=0, shuffles=0)
+        correlation = float(profile.rank_correlation)
+        if correlation <= 0:
+            raise RefusedError(
+                "the network does not learn simple functions first (strong gradients are complex: rank correlation "
+                f"{correlation:.2f}), so what it learns late need not be noise: pass ProbeSet(features=...) in which "
+                f"examples of like target are neighbours, {INSTEAD}"
+            )
+
+    def _begin(self, features: Tensor, residuals: Tensor) -> None:
+        if len(residuals) < FEWEST:
+            raise RefusedError(
+                f"{len(residuals)} probe examples are too few to tell noise from target, {FEWEST} are needed: train on "
+                f"more, {INSTEAD}"
+            )
+        if not bool(residuals.isfinite().all()):
+            raise RefusedError("the initial residual is not finite: inputs or losses are NaN or infinite")
+        order = order_of_target(features, residuals)
+        coefficients = order.basis.vectors.T @ residuals
+        ordered, p = target_is_ordered(coefficients)
+        if not ordered:
+            raise RefusedError(
+                "the features do not order the target: on them the initial residual looks like white noise (F test, "
+                f"p = {p:.2g}), so fitting the target cannot be told from fitting noise; pass "
+                f"ProbeSet(features=...) with embeddings in which examples of like target are neighbours, {INSTEAD}"
+            )
+        self.rule.begin(coefficients, order.least_noise)
+        self._initial, self._first = residuals, coefficients
+        self._basis, self.order = order.basis, order.name
+
+    def _resume(self, features: Tensor) -> None:
+        """Make the basis again; it is too large for a checkpoint, and on another machine its functions may differ."""
+        assert self._initial is not None
+        self._basis = basis_by_name(self.order, features)
+        self._first = self._basis.vectors.T @ self._initial
+        self.rule.rebase(self._first)
+
+    def _follow(self, step: int, coefficients: Tensor, decision: Decision) -> None:
+        self._current = coefficients
+        self._recent.append(coefficients.square().sum(1)[1:])  # the constant is neither simple nor complex
+        if (self._checks - 1) % self._stride == 0 or decision.stop:
+            self._points.append((step, decision.value, *self.rule.band(decision)))
+        if len(self._points) > MAX_POINTS:
+            self._points, self._stride = self._points[::2], 2 * self._stride
+
+    def reading(self) -> Reading:
+        """What the last check showed, as named numbers and a picture."""
+        decision = self.decision
+        if decision is None or self._first is None:
+            return Reading()
+        curve = self.rule.curve
+        low, high = self.rule.band(decision)
+        scalars = {
+            tags.STOPPING_NOISE_FLOOR: noise_floor(self._first).sigma2,
+            tags.STOPPING_FITTED_HIGH: self._fitted_high(),
+            tags.STOPPING_DOMINANCE: self._dominance(),
+            curve.tag: decision.value,
+        }
+        if curve.low_tag is not None and curve.high_tag is not None:
+            scalars |= {curve.low_tag: low, curve.high_tag: high}
+        return Reading(scalars, pictures={tags.STOPPING_CURVE: self._picture()})
+
+    def _fitted_high(self) -> float:
+        """How much of the complex half of the target has been fitted."""
+        if self._first is None or self._current is None or self._first.shape != self._current.shape:
+            return math.nan
+        n = len(self._first)
+        return float(fitted_fraction(self._first, self._current, torch.arange(n), [(n // 2, n)]))
+
+    def _dominance(self) -> float:
+        if self._first is None or len(self._recent) <= WINDOW:
+            return math.nan
+        initial = self._first.square().sum(1)[1:]
+        return float(high_complexity_dominance(initial, self._recent[0], self._recent[-1]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a checkpoint."""
+        return {
+            "rule": self.rule.state_dict(),
+            "initial": self._initial,
+            "order": self.order,
+            "checks": self._checks,
+            "best_step": self.best_step,
+            "stopped": self._stopped,
+            "recent": list(self._recent),
+            "points": list(self._points),
+            "stride": self._stride,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; the basis is made again at the next check."""
+        self.reset()
+        self.rule.load_state_dict(state["rule"])
+        self._initial, self.order, self._checks = state["initial"], state["order"], state["checks"]
+        self.best_step, self._stopped = state["best_step"], state["stopped"]
+        self._recent.extend(state["recent"])
+        self._points, self._stride = [tuple(point) for point in state["points"]], state["stride"]
+
+    def _picture(self) -> StoppingCurve:
+        curve = self.rule.curve
+        steps = [point[0] for point in self._points]
+        values = torch.tensor([point[1:] for point in self._points], dtype=torch.float64).reshape(-1, 3)
+        kept = self.best_step if self.rule.keeps_best else self._stopped
+        return StoppingCurve(
+            steps,
+            values[:, 0],
+            values[:, 1],
+            values[:, 2],
+            kept,
+            self._stopped,
+            curve.label,
+            curve.title,
+            curve.reading,
+        )
