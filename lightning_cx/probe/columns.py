@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_cx.functional.hashing import coordinate_hash
 from lightning_cx.probe.batches import padded_cat
 
 MAX_OUTPUTS = 1024  # wider outputs are folded to this width: energies keep their mean, with relative sd sqrt(2/1024)
-
-_FACTORS = (-7046029254386353131, -4417276706812531889, 1609587929392839161, -8796714831421723037, 2870177450012600261)
-_MIX = (-4658895280553007687, -7723592293110705685)
 
 
 class Columns:
@@ -67,24 +65,9 @@ def fold(tensors: Sequence[Tensor]) -> Tensor:
     """
     folded = torch.zeros(len(tensors[0]), MAX_OUTPUTS, dtype=torch.float64)
     for number, tensor in enumerate(tensors):
-        drawn = _hash(tuple(tensor.shape[1:]), number, tensor.device)
+        drawn = coordinate_hash(tuple(tensor.shape[1:]), number, tensor.device)
         places, signs = drawn % MAX_OUTPUTS, (drawn // MAX_OUTPUTS % 2 * 2 - 1).double()
         for row, values in zip(folded, tensor, strict=True):  # one by one: double precision of all would not fit
             sums = signs.new_zeros(MAX_OUTPUTS).index_add_(0, places, values.flatten().double() * signs)
             row += sums.cpu()
     return folded
-
-
-def _hash(shape: tuple[int, ...], number: int, device: torch.device) -> Tensor:
-    """A random number of 40 bits for each coordinate, by the mixing steps of splitmix64 (Steele et al., 2014)."""
-    key = torch.tensor(number + 1, device=device) * _FACTORS[0]
-    for axis, size in enumerate(shape):
-        steps = torch.arange(1, size + 1, device=device) * _FACTORS[1 + axis % 4]
-        key = _mix(key[..., None] + steps)
-    return (_mix(key) >> 20 & (1 << 40) - 1).flatten()
-
-
-def _mix(key: Tensor) -> Tensor:
-    for shift, factor in zip((30, 27), _MIX, strict=True):
-        key = (key ^ (key >> shift & (1 << 64 - shift) - 1)) * factor
-    return key ^ (key >> 31 & (1 << 33) - 1)

@@ -14,6 +14,9 @@ from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.levels import octave_bands
 from lightning_cx.functional.stopping.noise_floor import noise_floor
 
+NEIGHBOURS, FEATURES = "smooth along neighbours", "smooth in the features"
+ORDERS = (NEIGHBOURS, FEATURES)
+
 
 @dataclass(frozen=True, eq=False)
 class TargetOrder:
@@ -63,12 +66,28 @@ def order_of_target(features: Any, initial: Any) -> TargetOrder:
     if initial.ndim == 0 or len(initial) != len(matrix):
         raise ValueError(f"features of {len(matrix)} examples, but a residual of shape {list(initial.shape)}.")
     initial = initial.reshape(len(initial), -1)
-    orders = {"smooth along neighbours": laplacian_basis(matrix), "smooth in the features": gaussian_basis(matrix)}
+    orders = {name: basis_by_name(name, matrix) for name in ORDERS}
     coefficients = {name: basis.vectors.T @ initial for name, basis in orders.items()}
     lengths = {name: description_length(values) for name, values in coefficients.items()}
     best = min(lengths, key=lambda name: lengths[name])
     floors = [noise_floor(values).least for values in coefficients.values()]
     return TargetOrder(orders[best], best, min(floors))
+
+
+def basis_by_name(name: str, features: Any) -> Basis:
+    """Make the basis of an order again, for a run that is resumed.
+
+    Args:
+        name: As in `TargetOrder.name`.
+        features: ``[n, d]``.
+
+    Raises:
+        ValueError: If there is no order of that name, or the features make no basis.
+    """
+    if name not in ORDERS:
+        raise ValueError(f"no order of complexity is called {name!r}; known are {', '.join(ORDERS)}.")
+    matrix = as_matrix(as_tensor(features))
+    return laplacian_basis(matrix) if name == NEIGHBOURS else gaussian_basis(matrix)
 
 
 def gaussian_basis(features: Any) -> Basis:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_cx.functional.hashing import coordinate_hash
 from lightning_cx.functional.inputs import as_tensor
 
 MOST_OUTPUTS = 256
 """Residuals of more outputs than this are sketched: energies are then right within sqrt(2 / 256) = 9%, alike at all
 checks, since the sketch is the same."""
-
-_ODD = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
-_WORD = 1 << 64
 
 
 def sketch_outputs(values: Any, most: int = MOST_OUTPUTS, seed: int = 0) -> Tensor:
@@ -55,33 +52,7 @@ def sketch_outputs(values: Any, most: int = MOST_OUTPUTS, seed: int = 0) -> Tens
     flat = values.reshape(len(values), values.shape[1:].numel())
     if flat.shape[1] <= most:
         return flat
-    hashes = _hashes(values.shape[1:], seed, flat.device)
+    hashes = coordinate_hash(values.shape[1:], seed, flat.device)
     sign = (hashes & 1).to(flat.dtype) * 2 - 1
-    place = ((hashes >> 1) & 0x7FFFFFFF) % most
+    place = (hashes >> 1) % most
     return flat.new_zeros(len(flat), most).index_add_(1, place, flat * sign)
-
-
-def _hashes(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
-    """A number for each place of an array, the same whatever the lengths of its axes: splitmix64 of the indices."""
-    mixed = torch.full((), _signed(_ODD[0] * (seed + 1)), dtype=torch.int64, device=device)
-    for axis, length in enumerate(shape):
-        step = _signed(_ODD[1 + axis % 3] * (2 * axis + 1))
-        index = (torch.arange(length, device=device) + 1) * step  # wraps around, as it should
-        mixed = _splitmix(mixed[..., None] + index)
-    return mixed.reshape(-1)
-
-
-def _splitmix(value: Tensor) -> Tensor:
-    value = (value ^ _shifted(value, 30)) * _signed(_ODD[1])
-    value = (value ^ _shifted(value, 27)) * _signed(_ODD[2])
-    return value ^ _shifted(value, 31)
-
-
-def _shifted(value: Tensor, bits: int) -> Tensor:
-    """To the right, as if there were no sign."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    value %= _WORD
-    return value - _WORD if value >= _WORD // 2 else value

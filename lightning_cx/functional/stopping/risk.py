@@ -150,6 +150,14 @@ class RiskTracker:
         """Whether the risk was certainly above its minimum at the last check, if only there."""
         return self._above > 0
 
+    def rebase(self, initial: Any) -> None:
+        """Take the same initial residual in a basis that was made again: its functions may have changed sign.
+
+        Args:
+            initial: ``[L, C]`` or ``[L]`` its coefficients there.
+        """
+        self._initial = _matrix(initial)
+
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a checkpoint: the initial coefficients and a few numbers."""
         return {name: getattr(self, name) for name in _STATE}
