@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from lightning_cx.instruments.base import BandDecay, ModeScatter, Picture, QuantilePlot, Spectrogram, SurvivalPlot
+from lightning_cx.instruments.base import (
+    BandDecay,
+    ModeScatter,
+    Picture,
+    QuantilePlot,
+    Spectrogram,
+    StoppingCurve,
+    SurvivalPlot,
+)
 from lightning_cx.tensorboard.band_decay import draw_band_decay
 from lightning_cx.tensorboard.mode_scatter import draw_mode_scatter
 from lightning_cx.tensorboard.quantile_plot import draw_quantile_plot
+from lightning_cx.tensorboard.risk_curve import draw_stopping_curve
 from lightning_cx.tensorboard.spectrogram import draw_spectrogram
 from lightning_cx.tensorboard.survival_plot import draw_survival_plot
 
@@ -17,6 +26,7 @@ _DRAW = {
     BandDecay: draw_band_decay,
     QuantilePlot: draw_quantile_plot,
     SurvivalPlot: draw_survival_plot,
+    StoppingCurve: draw_stopping_curve,
 }
 
 

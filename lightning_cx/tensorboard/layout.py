@@ -79,6 +79,25 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             [tags.TAIL_COORDINATE_INDEX, tags.TAIL_COORDINATE_INDEX_CONTROL],
         ),
     },
+    "When to stop": {
+        "estimated error against the noise-free target, with its error band (lowest: the best weights)": (
+            "Margin",
+            [tags.STOPPING_RISK, tags.STOPPING_RISK_LOW, tags.STOPPING_RISK_HIGH],
+        ),
+        "noise in the targets, as estimated at the start": ("Multiline", [tags.STOPPING_NOISE_FLOOR]),
+        "share of the complex part that is already fitted (where the noise is)": (
+            "Multiline",
+            [tags.STOPPING_FITTED_HIGH],
+        ),
+        "share of the latest learning that went into the complex part (over .5: mostly noise)": (
+            "Multiline",
+            [tags.STOPPING_DOMINANCE],
+        ),
+        "p-value of 'only noise is left to learn' (under .05: there is more)": (
+            "Multiline",
+            [tags.STOPPING_WHITE_P],
+        ),
+    },
     "What it costs": {"share of the wall time": ("Multiline", [tags.OVERHEAD])},
 }
 

@@ -65,11 +65,12 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
         (tags.TAIL_BATCH_INDEX, tags.TAIL_BATCH_INDEX_LOW, tags.TAIL_BATCH_INDEX_HIGH),
         (tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH),
         (tags.TAIL_TRAJECTORY_XI, tags.TAIL_TRAJECTORY_XI_LOW, tags.TAIL_TRAJECTORY_XI_HIGH),
+        (tags.STOPPING_RISK, tags.STOPPING_RISK_LOW, tags.STOPPING_RISK_HIGH),
     }
     listed = [tag for chart in charts.values() for tag in chart.multiline.tag]
     assert len(listed) == len(set(listed))
     drawn = {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM, tags.PROBE_GRADIENT_SPECTRUM, tags.BAND_DECAY}
-    pictures = {*drawn, tags.EXAMPLE_NORMS, tags.TAIL_QUANTILES, tags.TAIL_SURVIVAL}
+    pictures = {*drawn, tags.EXAMPLE_NORMS, tags.TAIL_QUANTILES, tags.TAIL_SURVIVAL, tags.STOPPING_CURVE}
     assert set(listed).union(*margins) == set(ALL_TAGS) - pictures
 
 
@@ -109,5 +110,6 @@ def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path
         "Do simple functions get the strong gradients",
         "How the examples agree",
         "Is the noise heavy-tailed",
+        "When to stop",
         "What it costs",
     ]
