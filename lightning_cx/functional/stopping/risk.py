@@ -27,6 +27,8 @@ _STATE = (
     "_initial",
     "_best_fitted",
     "_best_spent",
+    "_best_energy",
+    "certainly_past",
     "_above",
 )
 
@@ -37,7 +39,8 @@ class RiskTracker:
     The residual falls for ever while noise is fitted; the risk does not. With the fitted fraction s_b of each octave b
     of n_b functions and noise energy sigma^2 per function, Stein's unbiased estimate of the squared error against the
     noiseless target is ``R = (sum_k e_k + 2 sigma^2 sum_b n_b s_b) / L`` up to a constant. The rule fires when R has
-    exceeded its minimum by more than z standard errors for `patience` checks in a row.
+    exceeded its minimum by more than z standard errors for `patience` checks in a row, while the residual itself is
+    smaller than there.
 
     What a basis does not capture of a target looks like noise. With `least_sigma2`, a noise energy that is certainly
     there, R must exceed its minimum on that assumption as well: where noise is in doubt, training goes on.
@@ -102,7 +105,8 @@ class RiskTracker:
         self.best_step = 0.0
         self.best_risk = math.inf
         self.fitted: Tensor | None = None
-        self._best_spent = 0.0
+        self.certainly_past = False
+        self._best_spent = self._best_energy = self._energy = 0.0
         self._initial: Tensor | None = None
         self._best_fitted: Tensor | None = None
         self._above = 0
@@ -136,19 +140,18 @@ class RiskTracker:
         risk, spent, self.fitted = self._risk(coefficients)
         if risk < self.best_risk or self._best_fitted is None:
             self.best_check, self.best_step, self.best_risk = number, step, risk
-            self._best_fitted, self._best_spent, self._above = self.fitted, spent, 0
+            self._best_fitted, self._best_spent, self._best_energy = self.fitted, spent, self._energy
+            self._above, self.certainly_past = 0, False
             return Decision(False, number, f"the estimated risk is at its lowest, {risk:.4g}", risk, 0.0)
         error = self._standard_error(self.fitted)
         doubt = 2 * (self.sigma2 - self.least_sigma2) * (spent - self._best_spent) / len(coefficients)
-        certain = risk - self.best_risk - max(0.0, doubt) > self.z * error
-        self._above = self._above + 1 if certain and number >= self.min_checks else 0
+        self.certainly_past = risk - self.best_risk - max(0.0, doubt) > self.z * error
+        # A residual that grew again is a step that went wrong, as large steps do; noise is fitted where it shrinks.
+        fits_more = self._energy < self._best_energy
+        counts = self.certainly_past and fits_more and number >= self.min_checks
+        self._above = self._above + 1 if counts else 0
         stop = self._above >= self.patience and not (self.doubling and step < 2 * self.best_step)
         return Decision(stop, self.best_check, self._words(risk, error), risk, error)
-
-    @property
-    def certainly_past(self) -> bool:
-        """Whether the risk was certainly above its minimum at the last check, if only there."""
-        return self._above > 0
 
     def rebase(self, initial: Any) -> None:
         """Take the same initial residual in a basis that was made again: its functions may have changed sign.
@@ -187,7 +190,8 @@ class RiskTracker:
         # A band that was empty at the start has nothing to fit.
         fitted = fitted_fraction(self._initial, coefficients, self._level_of, self._bands).nan_to_num(0.0)
         spent = float((self._sizes * fitted).sum())
-        return (float(coefficients.square().sum()) + 2 * self.sigma2 * spent) / len(coefficients), spent, fitted
+        self._energy = float(coefficients.square().sum())
+        return (self._energy + 2 * self.sigma2 * spent) / len(coefficients), spent, fitted
 
     def _standard_error(self, fitted: Tensor) -> float:
         """Of the difference in risk to the best check: what noise alone would make of it."""
