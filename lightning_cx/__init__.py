@@ -1,13 +1,14 @@
 """See what a network is learning while it trains, from one Lightning callback.
 
-    from lightning_cx import ComplexityMonitor
-    Trainer(callbacks=[ComplexityMonitor()])
+    from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor
+    Trainer(callbacks=[ComplexityMonitor(), ComplexityEarlyStopping()])
 
 `ComplexityMonitor` rides on the training's own backward passes and logs what single examples want of the weights, and
-what of the target is still unlearned. `ProbeSet` chooses the fixed examples on which the latter is measured. The rooms
-below work without a Trainer and without importing Lightning: `lightning_cx.functional` (maths on tensors),
-`lightning_cx.gradients` (per-example gradients), `lightning_cx.metrics` (torchmetrics for any loop) and
-`lightning_cx.instruments` (what is measured).
+what of the target is still unlearned. `ComplexityEarlyStopping` stops the run, without a validation set, when it begins
+to fit noise; `SpectralRisk`, `HighComplexityDominance` and `ResidualWhiteness` are its rules. `ProbeSet` chooses the
+fixed examples on which both look. The rooms below work without a Trainer and without importing Lightning:
+`lightning_cx.functional` (maths on tensors), `lightning_cx.gradients` (per-example gradients), `lightning_cx.metrics`
+(torchmetrics for any loop), `lightning_cx.instruments` (what is measured) and `lightning_cx.rules` (when to stop).
 """
 
 from importlib import import_module
@@ -15,14 +16,30 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_cx.callbacks import ComplexityMonitor
+    from lightning_cx.callbacks import ComplexityEarlyStopping, ComplexityMonitor
     from lightning_cx.probe import ProbeSet
+    from lightning_cx.rules import HighComplexityDominance, ResidualWhiteness, SpectralRisk
 
 __version__ = version("lightning_cx")
 
-__all__ = ["ComplexityMonitor", "ProbeSet", "__version__"]
+__all__ = [
+    "ComplexityEarlyStopping",
+    "ComplexityMonitor",
+    "HighComplexityDominance",
+    "ProbeSet",
+    "ResidualWhiteness",
+    "SpectralRisk",
+    "__version__",
+]
 
-_HOMES = {"ComplexityMonitor": "lightning_cx.callbacks", "ProbeSet": "lightning_cx.probe"}
+_HOMES = {
+    "ComplexityEarlyStopping": "lightning_cx.callbacks",
+    "ComplexityMonitor": "lightning_cx.callbacks",
+    "HighComplexityDominance": "lightning_cx.rules",
+    "ProbeSet": "lightning_cx.probe",
+    "ResidualWhiteness": "lightning_cx.rules",
+    "SpectralRisk": "lightning_cx.rules",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,8 +18,9 @@ ALLOWED = {
     "probe": {"functional", "gradients", "probe"},
     "metrics": {"functional", "metrics"},
     "instruments": {"functional", "gradients", "probe", "metrics", "instruments", "tensorboard.tags"},
+    "rules": {"functional", "probe", "instruments.base", "tensorboard.tags", "rules"},
     "tensorboard": {"functional", "instruments.base", "tensorboard"},
-    "callbacks": {"functional", "gradients", "probe", "metrics", "instruments", "tensorboard", "callbacks"},
+    "callbacks": {"functional", "gradients", "probe", "metrics", "instruments", "rules", "tensorboard", "callbacks"},
 }
 OUTSIDE = {
     "functional": {"torch", "scipy", "numpy"},
@@ -27,6 +28,7 @@ OUTSIDE = {
     "probe": {"torch", "numpy"},
     "metrics": {"torch", "torchmetrics", "matplotlib"},  # matplotlib for types only: torchmetrics does the drawing
     "instruments": {"torch"},
+    "rules": {"torch"},
     "tensorboard": {"torch", "numpy", "matplotlib"},
     "callbacks": {"torch"},
 }

@@ -38,7 +38,12 @@ __all__ = [
     "Callback",
     "LightningModule",
     "Trainer",
+    "agreed",
+    "any_process",
     "batch_size_of",
+    "can_stop",
+    "first_process",
+    "gathered_rows",
     "gradient_scale",
     "has_tensorboard",
     "log_step",
@@ -158,6 +163,38 @@ def _quiet(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         trainer._loggers = loggers
+
+
+def can_stop(trainer: Trainer) -> bool:
+    """Whether `min_steps` and `min_epochs` are behind us."""
+    return trainer.fit_loop._can_stop_early
+
+
+def any_process(trainer: Trainer, decision: bool) -> bool:
+    """Whether any process says yes; every process has to ask."""
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+
+def agreed(trainer: Trainer, number: int) -> bool:
+    """Whether all processes have the same number; every process has to ask."""
+    every = trainer.strategy.all_gather(torch.tensor(number, device=trainer.strategy.root_device))
+    return bool((every == number).all())
+
+
+def first_process(trainer: Trainer, claim: bool) -> int:
+    """Rank of the first process that claims something, 0 if none does; every process has to ask."""
+    claims = trainer.strategy.all_gather(torch.tensor(claim, device=trainer.strategy.root_device)).reshape(-1)
+    return int(claims.int().argmax())
+
+
+def gathered_rows(trainer: Trainer, rows: Tensor) -> list[Tensor]:
+    """The matrices [n_i, C_i] of all processes, widened with zeros to one width; every process has to call."""
+    strategy = trainer.strategy
+    sizes = strategy.all_gather(torch.tensor(rows.shape, device=strategy.root_device)).reshape(-1, 2)
+    padded = rows.new_zeros(tuple(sizes.amax(0).tolist()))
+    padded[: rows.shape[0], : rows.shape[1]] = rows
+    everything = strategy.all_gather(padded.to(strategy.root_device)).cpu().reshape(-1, *padded.shape)
+    return [part[:count] for part, count in zip(everything, sizes[:, 0].tolist(), strict=True)]
 
 
 def publish(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:

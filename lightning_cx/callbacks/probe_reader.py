@@ -7,13 +7,17 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from lightning_cx.callbacks._trainer import (
     LightningModule,
     Trainer,
+    gathered_rows,
     move_to_device,
     replayable,
     replayed_loss,
     to_device,
+    total_batches,
     training_data,
 )
 from lightning_cx.callbacks.failures import Failures
@@ -55,6 +59,7 @@ class ProbeReader:
             ValueError: If the data set has fewer than 128 examples.
         """
         self._data = training_data(trainer)
+        self.probe.latest = None
         if self._data is not None:
             before = self.probe.indices
             chosen = self.probe.choose(len(self._data[0]))
@@ -68,6 +73,11 @@ class ProbeReader:
             dataset, collate, size = self._data
             self.probe.draw(dataset, collate, size)
             self._chunk_seconds = perf_counter() - start
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the training data is a stream, whose examples have no index."""
+        return self._data is None
 
     @property
     def streaming(self) -> bool:
@@ -97,20 +107,55 @@ class ProbeReader:
             self._draw_chunk()
 
     def read(self, trainer: Trainer, module: LightningModule) -> ProbeReading:
-        """Pass the probe through the module, without a trace."""
-        place = (lambda b: move_to_device(b, module)) if self._data is None else lambda b: to_device(trainer, module, b)
-        replay = None if replayable(module) else (lambda batch: replayed_loss(trainer, module, batch, 0))
-        reading = self.probe.read(module, replay, place)
+        """Pass the probe through the module, without a trace; once, whoever asks after the same batch."""
+        reading = self._known(trainer)
+        if reading is None:
+            reading = self.probe.read(module, *self._ways(trainer, module))
+            self._remember(trainer, reading)
         self.read_count += 1
-        return (
-            reading
-            if not self._gradient_examples
-            else replace(reading, gradients=self._gradients(module, replay, place))
-        )
+        gradients = self.gradients(trainer, module) if self._gradient_examples else None
+        return replace(reading, gradients=gradients)
 
-    def _gradients(
-        self, module: LightningModule, replay: LossOf | None, place: Callable[[Any], Any]
-    ) -> GradientSample | None:
+    def read_share(self, trainer: Trainer, module: LightningModule) -> ProbeReading:
+        """The rows of the probe that fall to this process; processes take turns at the chunks of an indexed probe."""
+        share = self.share(trainer)
+        reading = self._known(trainer)
+        if reading is not None and share[1] > 1:
+            own = self.probe.positions(share)
+            return replace(reading, outputs=reading.outputs[own], residuals=reading.residuals[own])
+        return self.probe.read(module, *self._ways(trainer, module), share) if reading is None else reading
+
+    def share(self, trainer: Trainer) -> tuple[int, int]:
+        """Which of how many processes this is; streams show each process examples of its own."""
+        return (0, 1) if self._data is None else (trainer.global_rank, trainer.world_size)
+
+    def join(self, trainer: Trainer, own: ProbeReading) -> ProbeReading:
+        """Put the rows of all processes together; every process has to call."""
+        _, processes = self.share(trainer)
+        if processes == 1:
+            self._remember(trainer, own)
+            return own
+        outputs, residuals = gathered_rows(trainer, own.outputs), gathered_rows(trainer, own.residuals)
+        order = torch.cat([self.probe.positions((rank, processes)) for rank in range(processes)]).argsort()
+        whole = replace(own, outputs=torch.cat(outputs)[order], residuals=torch.cat(residuals)[order])
+        self._remember(trainer, whole)
+        return whole
+
+    def _known(self, trainer: Trainer) -> ProbeReading | None:
+        latest = self.probe.latest
+        return latest[1] if latest is not None and latest[0] == total_batches(trainer) else None
+
+    def _remember(self, trainer: Trainer, reading: ProbeReading) -> None:
+        self.probe.latest = total_batches(trainer), reading
+
+    def _ways(self, trainer: Trainer, module: LightningModule) -> tuple[LossOf | None, Callable[[Any], Any]]:
+        """How to replay a loss, and how to put a batch where the model is."""
+        place = (lambda b: move_to_device(b, module)) if self._data is None else lambda b: to_device(trainer, module, b)
+        return None if replayable(module) else (lambda batch: replayed_loss(trainer, module, batch, 0)), place
+
+    def gradients(self, trainer: Trainer, module: LightningModule) -> GradientSample | None:
+        """Per-example gradients of the first examples; None, told once, where they cannot be had."""
+        replay, place = self._ways(trainer, module)
         try:
             return self.probe.gradients(module, replay, place, self._gradient_examples, self._per_layer)
         except (UnsupportedGradientError, ValueError) as refusal:  # the model or the data, and it will not change

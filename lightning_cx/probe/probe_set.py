@@ -38,6 +38,10 @@ class ProbeSet:
     Raises:
         ValueError: If `size` is under 128.
 
+    Attributes:
+        indices: Chosen rows of the data set; None before, and on a stream.
+        latest: The last reading, and the moment of it: callbacks that share a probe pass it once.
+
     Example:
         >>> ProbeSet(size=60)
         Traceback (most recent call last):
@@ -72,6 +76,7 @@ class ProbeSet:
         self._wanted = self.size
         self._feature_matrix: Tensor | None = None
         self._reduction: Reduction | None = None
+        self.latest: tuple[Any, ProbeReading] | None = None
 
     @property
     def examples(self) -> int:
@@ -182,13 +187,21 @@ class ProbeSet:
             self._feature_matrix = self._measurable(padded_cat(parts, -1 if integers else 0))
         return self._feature_matrix
 
-    def read(self, module: nn.Module, replay: LossOf | None, place: Callable[[Any], Any] = lambda b: b) -> ProbeReading:
+    def read(
+        self,
+        module: nn.Module,
+        replay: LossOf | None,
+        place: Callable[[Any], Any] = lambda b: b,
+        share: tuple[int, int] = (0, 1),
+    ) -> ProbeReading:
         """Pass the probe through the module in isolation and return outputs and residuals.
 
         Args:
             module: The model.
             replay: The training loss of a batch; used where the probe has no `loss_fn`.
             place: Puts a batch on the model's device.
+            share: Which of how many processes this is: process i of w passes every w-th chunk, from the i-th on, and
+                returns their rows alone. `positions` says where they belong.
 
         Raises:
             ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found.
@@ -202,9 +215,18 @@ class ProbeSet:
         if self._reduction is None:
             alone = [chunk((batch, 1))() for batch in self._alone]
             self._reduction = find_reduction(module, chunk(self._chunks[self._company])(), alone, loss_of)
-        chunks = [chunk(held) for held in self._chunks]
+        chunks = [chunk(held) for held in self._chunks[share[0] :: share[1]]]
+        if not chunks:  # more processes than chunks
+            return ProbeReading(torch.empty(0, 0), torch.empty(0, 0), features, self._reduction.coupled)
         outputs, residuals, source = read_chunks(module, chunks, loss_of, self._reduction)
         return ProbeReading(outputs, residuals, features, self._reduction.coupled, f"output of {source}")
+
+    def positions(self, share: tuple[int, int]) -> Tensor:
+        """Rows of the whole probe that one process of several passes, [rows]."""
+        counts = [count for _, count in self._chunks]
+        starts = [sum(counts[:number]) for number in range(len(counts))]
+        own = list(zip(starts, counts, strict=True))[share[0] :: share[1]]
+        return torch.cat([torch.arange(start, start + count) for start, count in own] or [torch.arange(0)])
 
     def gradients(
         self,

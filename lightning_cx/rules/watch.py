@@ -87,10 +87,12 @@ class ResidualWatch:
             self.best_step = step
         self._checks += 1
         self.decision = decision
-        if decision.stop and self._stopped is None:
-            self._stopped = step
         self._follow(step, coefficients, decision)
         return decision
+
+    def mark_stop(self, step: int) -> None:
+        """Note, for the picture, that the run ends here."""
+        self._stopped = step
 
     def check_gradients(self, gram: Tensor, features: Tensor) -> None:
         """Ask, at the start, whether the network learns simple functions first, from per-example gradients.

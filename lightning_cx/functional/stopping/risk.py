@@ -133,6 +133,7 @@ class RiskTracker:
             before = list(self._initial.shape)
             raise ValueError(f"coefficients of shape {list(coefficients.shape)}, where the first check had {before}.")
         number = self.checks
+        self._unit = "check" if step is None else "step"
         step = number if step is None else step
         self.checks += 1
         if not bool(coefficients.isfinite().all()) or math.isnan(self.sigma2):
@@ -207,8 +208,9 @@ class RiskTracker:
         if not self._above:
             return f"the estimated risk {risk:.4g} is not certainly above its lowest, {self.best_risk:.4g}"
         times = f"{over / error:.1f} standard errors" if error > 0 else f"{over:.2g}"
+        where = f"{self._unit} {self.best_step:.0f}"
         return (
-            f"the estimated risk {risk:.4g} lies {times} above that of check {self.best_check}, {self.best_risk:.4g}, "
+            f"the estimated risk {risk:.4g} lies {times} above that of {where}, {self.best_risk:.4g}, "
             f"for {self._above} checks in a row: what is fitted now brings more noise than it takes away of the target"
         )
 

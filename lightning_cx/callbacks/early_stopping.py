@@ -1,0 +1,252 @@
+"""The callback that stops training before noise is fitted, without a validation set."""
+
+from __future__ import annotations
+
+import weakref
+from time import perf_counter
+from typing import Any
+
+from lightning_cx.callbacks._trainer import (
+    Callback,
+    LightningModule,
+    Trainer,
+    agreed,
+    any_process,
+    can_stop,
+    first_process,
+    log_step,
+    rank_zero_info,
+)
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.kept_weights import KeptWeights, put_back
+from lightning_cx.callbacks.monitor import ComplexityMonitor
+from lightning_cx.callbacks.probe_check import ProbeCheck
+from lightning_cx.callbacks.publisher import Publisher
+from lightning_cx.callbacks.schedule import next_check
+from lightning_cx.callbacks.session import PICTURE_PAUSE
+from lightning_cx.functional.stopping import Decision
+from lightning_cx.probe import ProbeSet
+from lightning_cx.rules import ResidualWatch, SpectralRisk, StoppingRule
+
+
+class ComplexityEarlyStopping(Callback):
+    """Stops training when what is being fitted is noise, and goes back to the best weights: no validation set needed.
+
+    At each check the fixed probe, a few hundred training examples, is passed once through the model. What is left
+    unlearned there is ordered from simple to complex functions of the inputs: a target shows among the simple ones,
+    noise among all alike. From both the rule estimates the error against the noiseless target, and stops when that has
+    certainly passed its minimum. Training is not disturbed: up to the stop, weights, optimizer states, random streams,
+    buffers and your own logs are bit for bit those of a run without the callback.
+
+    The rule does not act, and says why, where it has no ground to stand on: fewer than 128 training examples, a loss
+    from which no output gradient can be had, or features on which the target looks like noise from the start.
+
+    With `restore_best` a copy of the best weights is held in host memory, up to 1 GiB of them; more go into a file of
+    `default_root_dir`, deleted in the end. Checkpoints hold the copy as well, so a resumed run stops at the same step
+    with the same weights. If the run ends by itself, the best weights are put back only if the last are certainly
+    worse. Under several processes the probe is shared out, and all stop as soon as one says so.
+
+    Args:
+        rule: What decides; None takes `SpectralRisk()`.
+        every_n_steps: Check at every n-th optimizer step, mid-epoch too; the number of steps in an epoch checks once an
+            epoch. None checks often at first, then again after every sixteenth of the steps done so far.
+        probe: The fixed examples; None takes those of the `ComplexityMonitor` beside it, or `ProbeSet()`, 512 training
+            examples.
+        restore_best: Put the weights of the best check back at the end of the fit.
+        verbose: Say so when training is stopped.
+        strict: Raise where a check fails or the rule has no ground, instead of warning once and letting training go on.
+
+    Attributes:
+        stopped_step: Optimizer steps done when training was stopped (`trainer.global_step`); None if it was not.
+        reason: In words, what the rule said last, or why it does not act.
+
+    Raises:
+        ValueError: If `every_n_steps` is less than 1.
+        TypeError: If `rule` is not a rule.
+
+    Example:
+        >>> from lightning_cx import ComplexityEarlyStopping
+        >>> ComplexityEarlyStopping(every_n_steps=50)
+        ComplexityEarlyStopping(SpectralRisk(patience=10, z=1.645, doubling=True, sigma2=None); every 50 steps)
+    """
+
+    def __init__(
+        self,
+        rule: StoppingRule | None = None,
+        every_n_steps: int | None = None,
+        probe: ProbeSet | None = None,
+        restore_best: bool = True,
+        verbose: bool = True,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
+        if rule is not None and not isinstance(rule, StoppingRule):
+            raise TypeError(f"rule must be a StoppingRule such as SpectralRisk(), got {rule!r}.")
+        self.rule = SpectralRisk() if rule is None else rule
+        self.every_n_steps = every_n_steps
+        self.probe = ProbeSet() if probe is None else probe
+        self.restore_best = restore_best
+        self.verbose = verbose
+        self.strict = strict
+        self.watch = ResidualWatch(self.rule)
+        self.kept = KeptWeights()
+        self._own_probe = probe is not None
+        self._module: weakref.ref[LightningModule] | None = None
+        self._check: ProbeCheck | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.watch.reset()
+        self.kept.forget()
+        self.stopped_step: int | None = None
+        self.reason = "no check yet"
+        self._off = False
+        self._checked: int | None = None
+        self._next = 0
+
+    def __repr__(self) -> str:
+        when = "ever more rarely" if self.every_n_steps is None else f"every {self.every_n_steps} steps"
+        return f"{type(self).__name__}({self.rule!r}; {when})"
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(
+            rule=repr(self.rule),
+            every_n_steps=self.every_n_steps,
+            probe=(self.probe.size, self.probe.seed) if self._own_probe else None,
+        )
+
+    @property
+    def best_step(self) -> int | None:
+        """Optimizer steps done at the check whose weights are kept; None before the first check."""
+        return self.watch.best_step if self.rule.keeps_best else self.stopped_step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if self._module is not None and self._module() is not pl_module:
+            self.probe.forget()
+            self._forget()
+        self._module = weakref.ref(pl_module)
+        monitor = next((c for c in trainer.callbacks if isinstance(c, ComplexityMonitor)), None)  # type: ignore[attr-defined]
+        if not self._own_probe and monitor is not None:
+            self.probe = monitor.probe
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._failures = Failures(self.strict)
+        self._publisher, self._drawn = Publisher(self._failures), perf_counter()
+        self._check = None if self._off else ProbeCheck(self.probe, self.watch, self._failures)
+        if self._check is None:
+            return
+        if self._check.start(trainer):
+            self._failures.tell("the checkpoint's probe does not fit this data set: the stopping rule starts afresh")
+            self._forget()
+        if not self._is_off() and not self.watch.begun and not self._check.reader.streamed:
+            self._look(trainer, pl_module, self._check, log_step(trainer))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        del trainer, pl_module, batch_idx
+        if self._check is not None and batch is not None:
+            self._check.keep(batch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del outputs, batch, batch_idx
+        done = trainer.global_step
+        if self._check is not None and done != self._checked and done >= self._next:
+            # What Lightning logs of this batch stands one lower: it counts the steps before, we see the weights after.
+            self._look(trainer, pl_module, self._check, log_step(trainer) + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if self._check is not None:
+            self._check.close(trainer)
+            self._is_off()
+
+    def _look(self, trainer: Trainer, module: LightningModule, check: ProbeCheck, log_as: int) -> None:
+        done = trainer.global_step
+        decision = check.look(trainer, module, done)
+        self._checked, self._next = done, next_check(done, self.every_n_steps, check.least_gap(trainer))
+        if self._is_off() or decision is None:
+            return
+        self.reason = decision.reason
+        if self.restore_best and self.rule.keeps_best and self.watch.best_step == done:
+            with self._failures.guard("keeping the best weights"):
+                self.kept.keep(module, done, trainer.default_root_dir)
+        if any_process(trainer, decision.stop):
+            self._stop(trainer, decision)
+        with self._failures.guard("logging"):
+            self._publisher.publish(trainer, [self.watch.reading()], log_as, {})
+        if perf_counter() - self._drawn > PICTURE_PAUSE:
+            self._draw(trainer)
+
+    def _is_off(self) -> bool:
+        if self._check is not None and self._check.off:
+            self._off, self.reason, self._check = True, self._check.refusal, None
+        return self._off
+
+    def _stop(self, trainer: Trainer, decision: Decision) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not can_stop(trainer):
+            self._failures.say("the stopping rule would stop, but min_steps or min_epochs is not reached", "minimum")
+            return
+        trainer.should_stop = True
+        self.stopped_step = trainer.global_step
+        self.reason = decision.reason if decision.stop else "another process says stop"
+        self.watch.mark_stop(self.stopped_step)
+        if self.verbose:
+            rank_zero_info(
+                f"lightning_cx: {self.reason}. Signaling Trainer to stop after {self.stopped_step} optimizer steps."
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._check is None:
+            return
+        if self.watch.begun and trainer.global_step != self._checked:  # the last weights are candidates, too
+            self._look(trainer, pl_module, self._check, log_step(trainer))
+        if self._check is None:
+            return
+        with self._failures.guard("putting the best weights back"):
+            self._go_back(trainer, pl_module)
+        self._draw(trainer)
+
+    def _go_back(self, trainer: Trainer, module: LightningModule) -> None:
+        worse = self.stopped_step is not None or self.rule.past_best
+        wanted = worse and self.kept.step is not None and self.kept.step != trainer.global_step
+        if trainer.fast_dev_run or not any_process(trainer, wanted):  # type: ignore[attr-defined]
+            return
+        step, tensors = self.kept.step, self.kept.tensors()
+        if not agreed(trainer, -1 if step is None else step):  # streams: processes see examples of their own
+            source = first_process(trainer, wanted)
+            step, tensors = trainer.strategy.broadcast((step, tensors), source)
+        put_back(module, tensors)
+        if self.verbose:
+            rank_zero_info(f"lightning_cx: the weights after {step} optimizer steps, the best ones, are put back.")
+
+    def _draw(self, trainer: Trainer) -> None:
+        self._drawn = perf_counter()
+        with self._failures.guard("pictures"):
+            self._publisher.draw(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "watch": self.watch.state_dict(),
+            "kept": self.kept.state_dict(),
+            "probe": self.probe.state_dict(),
+            "stopped_step": self.stopped_step,
+            "reason": self.reason,
+            "off": self._off,
+            "checked": self._checked,
+            "next": self._next,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.watch.load_state_dict(state_dict["watch"])
+        self.kept.load_state_dict(state_dict["kept"])
+        self.probe.load_state_dict(state_dict["probe"])
+        self.stopped_step, self.reason = state_dict["stopped_step"], state_dict["reason"]
+        self._off, self._checked, self._next = state_dict["off"], state_dict["checked"], state_dict["next"]

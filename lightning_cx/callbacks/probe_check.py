@@ -1,0 +1,138 @@
+"""One look at the probe on behalf of a stopping rule, which ends alike in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, any_process, batch_size_of, first_process
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.probe_reader import ProbeReader
+from lightning_cx.functional.stopping import Decision
+from lightning_cx.gradients import UnsupportedGradientError
+from lightning_cx.instruments import Needs
+from lightning_cx.probe import ProbeReading, ProbeSet
+from lightning_cx.rules import ResidualWatch
+
+CHECK = "the check of the stopping rule"
+GATE_EXAMPLES = 256  # whose gradients are asked, once, whether simple functions are learned first
+STREAM_GAP = 8  # steps between checks at least where batches of a stream may differ from process to process
+
+T = TypeVar("T")
+
+
+class ProbeCheck:
+    """Reads the probe and asks the rule.
+
+    Processes pass a share of the probe each. Whatever can fail in one of them is tried by all, and all go on only where
+    all succeeded, so no collective operation waits for a process that has left.
+
+    Args:
+        probe: The fixed examples.
+        watch: Who asks the rule.
+        failures: Where refusals are told.
+
+    Attributes:
+        off: Whether no further look makes sense.
+        refusal: Why, in words.
+    """
+
+    def __init__(self, probe: ProbeSet, watch: ResidualWatch, failures: Failures) -> None:
+        self.probe, self.watch, self.failures = probe, watch, failures
+        self.reader = ProbeReader(probe, [Needs(probe=True, probe_gradients=GATE_EXAMPLES)], failures)
+        self.off = False
+        self.refusal = ""
+
+    def start(self, trainer: Trainer) -> bool:
+        """Choose the examples.
+
+        Returns:
+            Whether indices of a checkpoint had to be given up, and with them all that was known of the run.
+        """
+        changed, error = _attempt(lambda: self.reader.start(trainer))
+        return not self._failed(trainer, error) and bool(changed)
+
+    def keep(self, batch: Any) -> None:
+        """Keep examples of a stream as they come by."""
+        if self.reader.streaming:
+            with self.failures.guard("the probe", last=False):
+                self.probe.keep(batch, batch_size_of(batch))
+
+    def close(self, trainer: Trainer) -> None:
+        """After an epoch: a stream that is over has shown all its examples."""
+        if self.reader.streamed:
+            _, error = _attempt(self.probe.close)
+            self._failed(trainer, error)
+
+    def least_gap(self, trainer: Trainer) -> int:
+        """Steps that one look is worth: as many as pass the probe's examples once."""
+        if self.reader.streamed:
+            return STREAM_GAP
+        return max(1, self.probe.examples // (self.probe.chunk_size * trainer.world_size))
+
+    def look(self, trainer: Trainer, module: LightningModule, step: int) -> Decision | None:
+        """Pass the probe once and ask the rule; None where that failed somewhere, or a stream has not shown enough.
+
+        Args:
+            trainer: Of the fit.
+            module: Passed in isolation.
+            step: Optimizer steps done.
+        """
+        if self.reader.streamed and any_process(trainer, self.reader.streaming):
+            return None
+        own, error = _attempt(lambda: self._read(trainer, module))
+        if self._failed(trainer, error) or own is None:
+            return None
+        whole = self.reader.join(trainer, own)
+        decision, error = _attempt(lambda: self._ask(trainer, module, step, whole))
+        return None if self._failed(trainer, error) else decision
+
+    def _read(self, trainer: Trainer, module: LightningModule) -> ProbeReading:
+        self.reader.prepare()
+        return self.reader.read_share(trainer, module)
+
+    def _ask(self, trainer: Trainer, module: LightningModule, step: int, whole: ProbeReading) -> Decision:
+        first = not self.watch.begun
+        decision = self.watch.check(step, whole)
+        if first:
+            self._ask_gradients(trainer, module, whole)
+        return decision
+
+    def _ask_gradients(self, trainer: Trainer, module: LightningModule, whole: ProbeReading) -> None:
+        try:
+            sample = self.reader.gradients(trainer, module)
+        except (UnsupportedGradientError, ValueError):  # under strict; the rule can do without
+            sample = None
+        if sample is not None and sample.gram is not None:
+            self.watch.check_gradients(sample.gram, whole.features[: len(sample.gram)])
+
+    def _failed(self, trainer: Trainer, error: Exception | None) -> bool:
+        """Whether any process failed; then all know why, and all count it."""
+        if not any_process(trainer, error is not None):
+            with self.failures.guard(CHECK):
+                return False
+        source = first_process(trainer, error is not None)
+        kind, words = trainer.strategy.broadcast((isinstance(error, ValueError), _words(error)), source)
+        if self.failures.strict:
+            raise error if error is not None else RuntimeError(f"{CHECK} failed in process {source}: {words}")
+        if kind:  # of the model or the data, and it will not change
+            self.off, self.refusal = True, words
+            self.failures.tell(f"ComplexityEarlyStopping does not act: {words}")
+        else:
+            with self.failures.guard(CHECK):
+                raise error if error is not None else RuntimeError(words)
+            self.off = self.failures.off(CHECK)
+            self.refusal = words if self.off else ""
+        return True
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """Do it, and hand on what went wrong: the other processes have to hear of it before anything is raised."""
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _words(error: Exception | None) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
