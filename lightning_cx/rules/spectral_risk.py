@@ -10,6 +10,10 @@ from lightning_cx.functional.stopping import Decision, RiskTracker
 from lightning_cx.rules.base import Curve, StoppingRule
 from lightning_cx.tensorboard import tags
 
+TIE = 1.0
+"""Risks closer than one standard error cannot be told apart; labels are still decided better at the later of two such
+checks, when probabilities are not (`docs/benchmarks/stopping.md`)."""
+
 
 @final
 class SpectralRisk(StoppingRule):
@@ -54,7 +58,9 @@ class SpectralRisk(StoppingRule):
         self._tracker = self._new_tracker(least_noise if self.sigma2 is None else None)
 
     def _new_tracker(self, least_noise: float | None) -> RiskTracker:
-        return RiskTracker(self.sigma2, self.z, self.patience, doubling=self.doubling, least_sigma2=least_noise)
+        return RiskTracker(
+            self.sigma2, self.z, self.patience, doubling=self.doubling, least_sigma2=least_noise, tie=TIE
+        )
 
     def check(self, coefficients: Tensor, step: int) -> Decision:
         return self._tracker.check(coefficients, step)

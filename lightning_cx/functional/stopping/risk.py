@@ -21,13 +21,13 @@ _STATE = (
     "least_sigma2",
     "checks",
     "best_check",
-    "best_step",
-    "best_risk",
+    "lowest_step",
+    "lowest_risk",
     "fitted",
     "_initial",
-    "_best_fitted",
-    "_best_spent",
-    "_best_energy",
+    "_lowest_fitted",
+    "_lowest_spent",
+    "_lowest_energy",
     "certainly_past",
     "_above",
 )
@@ -56,6 +56,8 @@ class RiskTracker:
         doubling: Whether to wait, besides, until twice as many steps have passed as up to the minimum: a run that was
             still learning at step t deserves as long again.
         least_sigma2: Noise energy that is certainly there, at most `sigma2`; None takes `sigma2` itself.
+        tie: Standard errors within which a risk is as good as the lowest; of such checks with a smaller residual the
+            last is the best one. 0 takes the lowest.
 
     Raises:
         ValueError: If a number is out of range.
@@ -88,6 +90,7 @@ class RiskTracker:
         min_checks: int = 3,
         doubling: bool = False,
         least_sigma2: float | None = None,
+        tie: float = 0.0,
     ) -> None:
         if sigma2 is not None and not sigma2 >= 0:
             raise ValueError(f"noise energy is not negative, got sigma2={sigma2}.")
@@ -95,20 +98,22 @@ class RiskTracker:
             raise ValueError(f"noise energy is not negative, got least_sigma2={least_sigma2}.")
         if not z >= 0:
             raise ValueError(f"z counts standard errors, got z={z}.")
+        if not tie >= 0:
+            raise ValueError(f"tie counts standard errors, got tie={tie}.")
         if patience < 1 or min_checks < 0:
             raise ValueError(f"patience is positive and min_checks not negative, got {patience} and {min_checks}.")
-        self.z, self.patience, self.min_checks, self.doubling = z, patience, min_checks, doubling
+        self.z, self.patience, self.min_checks, self.doubling, self.tie = z, patience, min_checks, doubling, tie
         self.sigma2 = math.nan if sigma2 is None else float(sigma2)
         self.least_sigma2 = math.nan if least_sigma2 is None else float(least_sigma2)
         self.checks = 0
         self.best_check = 0
-        self.best_step = 0.0
-        self.best_risk = math.inf
+        self.lowest_step = 0.0
+        self.lowest_risk = math.inf
         self.fitted: Tensor | None = None
         self.certainly_past = False
-        self._best_spent = self._best_energy = self._energy = 0.0
+        self._lowest_spent = self._lowest_energy = self._energy = 0.0
         self._initial: Tensor | None = None
-        self._best_fitted: Tensor | None = None
+        self._lowest_fitted: Tensor | None = None
         self._above = 0
 
     def check(self, coefficients: Any, step: float | None = None) -> Decision:
@@ -139,19 +144,21 @@ class RiskTracker:
         if not bool(coefficients.isfinite().all()) or math.isnan(self.sigma2):
             return Decision(False, self.best_check, "the residual is not finite", math.nan, math.nan)
         risk, spent, self.fitted = self._risk(coefficients)
-        if risk < self.best_risk or self._best_fitted is None:
-            self.best_check, self.best_step, self.best_risk = number, step, risk
-            self._best_fitted, self._best_spent, self._best_energy = self.fitted, spent, self._energy
+        if risk < self.lowest_risk or self._lowest_fitted is None:
+            self.best_check, self.lowest_step, self.lowest_risk = number, step, risk
+            self._lowest_fitted, self._lowest_spent, self._lowest_energy = self.fitted, spent, self._energy
             self._above, self.certainly_past = 0, False
             return Decision(False, number, f"the estimated risk is at its lowest, {risk:.4g}", risk, 0.0)
         error = self._standard_error(self.fitted)
-        doubt = 2 * (self.sigma2 - self.least_sigma2) * (spent - self._best_spent) / len(coefficients)
-        self.certainly_past = risk - self.best_risk - max(0.0, doubt) > self.z * error
+        doubt = 2 * (self.sigma2 - self.least_sigma2) * (spent - self._lowest_spent) / len(coefficients)
+        self.certainly_past = risk - self.lowest_risk - max(0.0, doubt) > self.z * error
         # A residual that grew again is a step that went wrong, as large steps do; noise is fitted where it shrinks.
-        fits_more = self._energy < self._best_energy
+        fits_more = self._energy < self._lowest_energy
+        if fits_more and risk - self.lowest_risk <= self.tie * error:
+            self.best_check = number
         counts = self.certainly_past and fits_more and number >= self.min_checks
         self._above = self._above + 1 if counts else 0
-        stop = self._above >= self.patience and not (self.doubling and step < 2 * self.best_step)
+        stop = self._above >= self.patience and not (self.doubling and step < 2 * self.lowest_step)
         return Decision(stop, self.best_check, self._words(risk, error), risk, error)
 
     def rebase(self, initial: Any) -> None:
@@ -197,20 +204,20 @@ class RiskTracker:
     def _standard_error(self, fitted: Tensor) -> float:
         """Of the difference in risk to the best check: what noise alone would make of it."""
         assert self._initial is not None
-        assert self._best_fitted is not None
+        assert self._lowest_fitted is not None
         freedom = degrees_of_freedom(self._initial.shape[1])
-        change = (1 - self._best_fitted).square() - (1 - fitted).square()
+        change = (1 - self._lowest_fitted).square() - (1 - fitted).square()
         variance = 2 * freedom * (self._sizes * change.square()).sum() * (self.sigma2 / freedom) ** 2
         return math.sqrt(float(variance)) / len(self._initial)
 
     def _words(self, risk: float, error: float) -> str:
-        over = risk - self.best_risk
+        over = risk - self.lowest_risk
         if not self._above:
-            return f"the estimated risk {risk:.4g} is not certainly above its lowest, {self.best_risk:.4g}"
+            return f"the estimated risk {risk:.4g} is not certainly above its lowest, {self.lowest_risk:.4g}"
         times = f"{over / error:.1f} standard errors" if error > 0 else f"{over:.2g}"
-        where = f"{self._unit} {self.best_step:.0f}"
+        where = f"{self._unit} {self.lowest_step:.0f}"
         return (
-            f"the estimated risk {risk:.4g} lies {times} above that of {where}, {self.best_risk:.4g}, "
+            f"the estimated risk {risk:.4g} lies {times} above that of {where}, {self.lowest_risk:.4g}, "
             f"for {self._above} checks in a row: what is fitted now brings more noise than it takes away of the target"
         )
 
