@@ -19,6 +19,9 @@ TOP_PARTS = 8
 LEVEL = 0.05
 """An octave that stands out from all above it at this level holds something of the target."""
 
+PART_LEVEL = 0.01
+"""The same for one of the parts: eight are looked at, and one that stands out by chance delays the stop."""
+
 GATE_LEVEL = 1e-3
 """The target must stand out among the simple functions at this level, or the basis does not order it; THEORY section 5:
 all problems that were tried had p < 7e-7, shuffled bases never came below."""
@@ -75,26 +78,27 @@ def noise_floor(initial: Any) -> NoiseFloor:
     if n < 4 or not bool(energy.isfinite().all()):
         return NoiseFloor(math.nan, n, math.nan, math.nan)
     octaves = [start for start, _ in octave_bands(n)]
-    cut = _white_from(energy, octaves, freedom)
+    cut = _white_from(energy, octaves, freedom, LEVEL)
     floor = energy[min(cut, n // 2) :]
     parts = sorted({n - (n - n // 2) * k // TOP_PARTS for k in range(1, TOP_PARTS + 1)} - {n})
-    white = _white_from(energy, parts, freedom)
+    white = _white_from(energy, parts, freedom, PART_LEVEL)
     # Where all of the upper half is white, so is what the octaves say.
     least = float(energy[white:].mean()) if white > n // 2 else float(floor.mean())
     return NoiseFloor(float(floor.mean()), cut, math.sqrt(2 / (freedom * len(floor))), min(least, float(floor.mean())))
 
 
-def _white_from(energy: Tensor, starts: Sequence[int], freedom: int) -> int:
+def _white_from(energy: Tensor, starts: Sequence[int], freedom: int, level: float) -> int:
     """The first function from which on all is white: parts are taken in from the top until one stands out.
 
     Args:
         energy: ``[L]``.
         starts: First function of each part, ascending; the last part is white by definition.
         freedom: Independent outputs.
+        level: Of the F test.
     """
     cut = starts[-1]
     for start in reversed(starts[:-1]):
-        if f_test(energy[start:cut], energy[cut:], freedom) < LEVEL:
+        if f_test(energy[start:cut], energy[cut:], freedom) < level:
             break
         cut = start
     return cut
