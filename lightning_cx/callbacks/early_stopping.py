@@ -18,7 +18,7 @@ from lightning_cx.callbacks._trainer import (
     rank_zero_info,
 )
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.kept_weights import KeptWeights, put_back
+from lightning_cx.callbacks.kept_weights import KeptWeights, put_back, tensors_of
 from lightning_cx.callbacks.monitor import ComplexityMonitor
 from lightning_cx.callbacks.probe_check import ProbeCheck
 from lightning_cx.callbacks.publisher import Publisher
@@ -102,6 +102,7 @@ class ComplexityEarlyStopping(Callback):
         self.kept.forget()
         self.stopped_step: int | None = None
         self.reason = "no check yet"
+        self._start = KeptWeights()
         self._off = False
         self._checked: int | None = None
         self._next = 0
@@ -143,7 +144,11 @@ class ComplexityEarlyStopping(Callback):
         if self._check.start(trainer):
             self._failures.tell("the checkpoint's probe does not fit this data set: the stopping rule starts afresh")
             self._forget()
-        if not self._is_off() and not self.watch.begun and not self._check.reader.streamed:
+        if self._is_off() or self.watch.begun:
+            return
+        if self._check.reader.streamed:  # its examples are still to come, and will be shown to these weights
+            self._start.keep(pl_module, trainer.global_step, trainer.default_root_dir)
+        else:
             self._look(trainer, pl_module, self._check, log_step(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -156,9 +161,27 @@ class ComplexityEarlyStopping(Callback):
     ) -> None:
         del outputs, batch, batch_idx
         done = trainer.global_step
-        if self._check is not None and done != self._checked and done >= self._next:
+        if self._check is None or done == self._checked or done < self._next:
+            return
+        if self._check.ready(trainer):
+            if self._start.step is not None:
+                self._look_back(trainer, pl_module, self._check)
             # What Lightning logs of this batch stands one lower: it counts the steps before, we see the weights after.
             self._look(trainer, pl_module, self._check, log_step(trainer) + 1)
+
+    def _look_back(self, trainer: Trainer, module: LightningModule, check: ProbeCheck) -> None:
+        """Show the examples of a stream, now that they are there, to the weights of the start."""
+        now = {name: tensor.detach().clone() for name, tensor in tensors_of(module).items()}
+        assert self._start.step is not None
+        try:
+            self._start.restore(module)
+            check.look(trainer, module, self._start.step)
+        finally:
+            put_back(module, now)
+            self.probe.latest = None
+        if self.restore_best and self.rule.keeps_best:
+            self.kept = self._start
+        self._start = KeptWeights()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module

@@ -70,16 +70,18 @@ class ProbeCheck:
             return STREAM_GAP
         return max(1, self.probe.examples // (self.probe.chunk_size * trainer.world_size))
 
+    def ready(self, trainer: Trainer) -> bool:
+        """Whether all processes have their examples: streams fill up one batch after another."""
+        return not self.reader.streamed or not any_process(trainer, self.reader.streaming)
+
     def look(self, trainer: Trainer, module: LightningModule, step: int) -> Decision | None:
-        """Pass the probe once and ask the rule; None where that failed somewhere, or a stream has not shown enough.
+        """Pass the probe once and ask the rule; None where that failed somewhere.
 
         Args:
             trainer: Of the fit.
             module: Passed in isolation.
             step: Optimizer steps done.
         """
-        if self.reader.streamed and any_process(trainer, self.reader.streaming):
-            return None
         own, error = _attempt(lambda: self._read(trainer, module))
         if self._failed(trainer, error) or own is None:
             return None
