@@ -87,7 +87,10 @@ class ProbeCheck:
             return None
         whole = self.reader.join(trainer, own)
         decision, error = _attempt(lambda: self._ask(trainer, module, step, whole))
-        return None if self._failed(trainer, error) else decision
+        if self._failed(trainer, error):
+            return None
+        with self.failures.guard(CHECK):  # all of it went well: failures are counted in a row
+            return decision
 
     def _read(self, trainer: Trainer, module: LightningModule) -> ProbeReading:
         self.reader.prepare()
@@ -111,8 +114,7 @@ class ProbeCheck:
     def _failed(self, trainer: Trainer, error: Exception | None) -> bool:
         """Whether any process failed; then all know why, and all count it."""
         if not any_process(trainer, error is not None):
-            with self.failures.guard(CHECK):
-                return False
+            return False
         source = first_process(trainer, error is not None)
         kind, words = trainer.strategy.broadcast((isinstance(error, ValueError), _words(error)), source)
         if self.failures.strict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from lightning_cx.instruments.base import Picture
 from lightning_cx.tensorboard.figures import draw
 from lightning_cx.tensorboard.layout import custom_scalars_layout
 from lightning_cx.tensorboard.sheet import pixels
+
+_LAID_OUT: WeakKeyDictionary[SummaryWriter, set[str]] = WeakKeyDictionary()
 
 
 def write_pictures(experiment: SummaryWriter, pictures: Mapping[str, Picture], step: int) -> None:
@@ -53,12 +56,16 @@ def write_texts(experiment: SummaryWriter, texts: Mapping[str, str], step: int) 
 
 
 def write_layout(experiment: SummaryWriter, there: Iterable[str]) -> None:
-    """Write the layout of the custom-scalars tab for the tags that are there.
+    """Write the layout of the custom-scalars tab for the tags that are there, and those written to it before.
+
+    TensorBoard shows the last layout only, and more than one callback may log.
 
     Args:
         experiment: The writer of a TensorBoard run.
         there: Tags that the run logs.
     """
-    layout = custom_scalars_layout(there)
+    tags = _LAID_OUT.setdefault(experiment, set())
+    tags.update(there)
+    layout = custom_scalars_layout(sorted(tags))
     if layout:
         experiment.add_custom_scalars(layout)
