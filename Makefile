@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-benchmark
 LOGDIR ?= runs/quickstart
 
-.PHONY: demo test lint types unit format benchmark clean
+.PHONY: demo test lint types unit format benchmark benchmark-stopping clean
 
 demo: $(VENV)/.test-installed
 	$(BIN)/python examples/quickstart.py --logdir $(LOGDIR)
@@ -29,6 +29,10 @@ format: $(VENV)/.test-installed
 # The peers are kept out of $(VENV): what they would pull in (torchvision) can break `import lightning`.
 benchmark: $(PEERS)/.installed
 	$(PEERS)/bin/python benchmarks/tap.py --output docs/benchmarks/tap.md
+
+# An hour on two cores; what was cut off goes on. After a change of code: make clean, or another --cache.
+benchmark-stopping: $(VENV)/.test-installed
+	$(BIN)/python benchmarks/stopping.py --output docs/benchmarks/stopping.md
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist runs
