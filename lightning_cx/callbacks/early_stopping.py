@@ -103,7 +103,7 @@ class ComplexityEarlyStopping(Callback):
         self.stopped_step: int | None = None
         self.reason = "no check yet"
         self._start = KeptWeights()
-        self._off = False
+        self._off = self._says = False
         self._checked: int | None = None
         self._next = 0
 
@@ -217,7 +217,7 @@ class ComplexityEarlyStopping(Callback):
         if not can_stop(trainer):
             self._failures.say("the stopping rule would stop, but min_steps or min_epochs is not reached", "minimum")
             return
-        trainer.should_stop = True
+        trainer.should_stop, self._says = True, decision.stop
         self.stopped_step = trainer.global_step
         self.reason = decision.reason if decision.stop else "another process says stop"
         self.watch.mark_stop(self.stopped_step)
@@ -244,8 +244,9 @@ class ComplexityEarlyStopping(Callback):
             return
         step, tensors = self.kept.step, self.kept.tensors()
         if not agreed(trainer, -1 if step is None else step):  # streams: processes see examples of their own
-            source = first_process(trainer, wanted)
+            source = first_process(trainer, wanted if self.stopped_step is None else self._says)
             step, tensors = trainer.strategy.broadcast((step, tensors), source)
+            self.watch.best_step = step
         put_back(module, tensors)
         if self.verbose:
             rank_zero_info(f"lightning_cx: the weights after {step} optimizer steps, the best ones, are put back.")

@@ -1,0 +1,126 @@
+"""What each of two processes does in `test_early_stopping_in_two_processes.py`; Lightning starts the second one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import lightning.pytorch as pl
+from _noisy import Fit, Stream, batches, regression, trainer
+
+from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
+from lightning_cx.functional.stopping import Decision
+from lightning_cx.probe import ProbeReading
+from lightning_cx.rules import StoppingRule
+from lightning_cx.rules.base import Curve
+
+
+class OneSays(StoppingRule):
+    """Stops in one process alone, at its twelfth check; there the eighth was best, elsewhere the fifth."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.checks = rank, 0
+
+    def check(self, coefficients: torch.Tensor, step: int) -> Decision:
+        mine = torch.distributed.get_rank() == self.rank
+        best, number = 8 if mine else 5, self.checks
+        self.checks += 1
+        return Decision(mine and number == 12, min(best, number), f"check {number}", float(number), 0.0)
+
+    def reset(self) -> None:
+        self.checks = 0
+
+    @property
+    def past_best(self) -> bool:
+        return True
+
+    @property
+    def curve(self) -> Curve:
+        return Curve("stopping/mine", "mine", "Mine", "Read it.")
+
+
+class FailsInOne(OneSays):
+    """Breaks down in one process alone."""
+
+    def check(self, coefficients: torch.Tensor, step: int) -> Decision:
+        self.checks += 1
+        if torch.distributed.get_rank() == self.rank and self.checks > 3:
+            raise RuntimeError("out of order")
+        return Decision(False, self.checks - 1, "fine", 0.0, 0.0)
+
+
+class Passes(pl.Callback):
+    """Notes the weights after each step, and how many examples this process has passed through the probe."""
+
+    def __init__(self) -> None:
+        self.after: dict[int, str] = {}
+
+    def on_train_start(self, *_: Any) -> None:
+        self.rows: list[int] = []
+        read = ProbeSet.read
+
+        def counted(probe: ProbeSet, *arguments: Any, **options: Any) -> ProbeReading:
+            reading = read(probe, *arguments, **options)
+            self.rows.append(len(reading.residuals))
+            return reading
+
+        ProbeSet.read = counted  # type: ignore[method-assign]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.after[trainer.global_step] = weights_of(pl_module)
+
+
+def weights_of(module: pl.LightningModule) -> str:
+    parts = [p.detach().numpy().tobytes() for p in module.parameters()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def main(case: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rules = {"one says": OneSays(1), "one fails": FailsInOne(1), "strict": FailsInOne(1)}
+    data: Any = Stream(regression()) if case == "stream" else regression()
+    stopping = ComplexityEarlyStopping(
+        rules.get(case), every_n_steps=1 if case in rules else 2, strict=case == "strict", verbose=False
+    )
+    if case == "without":
+        stopping = pl.Callback()  # type: ignore[assignment]
+    watching, module = Passes(), Fit()
+    beside = [ComplexityMonitor(every_n_steps=7)] if case == "monitor" else []
+    fitted = trainer(
+        [*beside, watching, stopping],
+        folder,
+        strategy="ddp",
+        devices=2,
+        max_steps=40 if case in rules or case == "without" else 1000,
+    )
+    failure = ""
+    try:
+        fitted.fit(module, batches(data, batch_size=32))
+    except RuntimeError as error:
+        failure = str(error)
+    result = {
+        "step": fitted.global_step,
+        "failure": failure,
+        "weights": weights_of(module),
+        "after": watching.after,
+        "rows": watching.rows,
+        **{name: getattr(stopping, name, None) for name in ("stopped_step", "best_step", "reason")},
+    }
+    if hasattr(stopping, "watch"):
+        initial = stopping.watch.state_dict()["initial"]
+        result["initial"] = None if initial is None else initial.flatten().tolist()
+        result["points"] = [point[:2] for point in stopping.watch.state_dict()["points"]]
+    Path(folder, f"rank{fitted.global_rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,85 @@
+"""Two gloo processes stop at the same step, go back to the same weights, and never wait for each other in vain."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _noisy import Fit, batches, regression, trainer
+
+from lightning_cx import ComplexityEarlyStopping
+
+SCRIPT = Path(__file__).with_name("_stopping_run.py")
+TIME_LIMIT = 300  # seconds; a deadlock would last for ever
+
+
+@functools.cache
+def both(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), case, folder], capture_output=True, text=True, timeout=TIME_LIMIT, check=False
+        )
+        files = [Path(folder, f"rank{rank}.json") for rank in (0, 1)]
+        assert all(file.exists() for file in files), done.stderr
+        first, second = (json.loads(file.read_text()) for file in files)
+    return first, second
+
+
+def test_both_stop_at_the_same_step_and_go_back_to_the_same_weights() -> None:
+    first, second = both("plain")
+    assert first["stopped_step"] == second["stopped_step"] == first["step"] < 1000
+    assert first["best_step"] == second["best_step"] < first["stopped_step"]
+    assert first["weights"] == second["weights"] == first["after"][str(first["best_step"])]
+    assert first["points"] == second["points"]
+
+
+def test_each_passes_half_of_the_probe_and_both_see_all_of_it(tmp_path: Path) -> None:
+    first, second = both("plain")
+    assert set(first["rows"]) == set(second["rows"]) == {128}
+    alone = ComplexityEarlyStopping(strict=True)
+    trainer([alone], tmp_path, max_steps=1).fit(Fit(), batches(regression(), batch_size=32))
+    initial = alone.watch.state_dict()["initial"].flatten()
+    for rank in (first, second):
+        torch.testing.assert_close(torch.tensor(rank["initial"], dtype=torch.float64), initial)
+
+
+def test_up_to_the_stop_the_weights_are_those_of_a_run_without() -> None:
+    with_us, without = both("plain")[0], both("without")[0]
+    steps = [str(step) for step in range(1, 41)]
+    assert [with_us["after"][step] for step in steps] == [without["after"][step] for step in steps]
+
+
+def test_one_says_stop_and_both_stop_and_keep_what_was_best_there() -> None:
+    first, second = both("one says")
+    assert first["stopped_step"] == second["stopped_step"] == first["step"] == second["step"] == 12
+    assert (first["reason"], second["reason"]) == ("another process says stop", "check 12")
+    assert first["best_step"] == second["best_step"] == 8
+    assert first["weights"] == second["weights"] == second["after"]["8"]
+
+
+def test_a_failure_in_one_process_is_known_to_both_and_training_goes_on() -> None:
+    first, second = both("one fails")
+    assert first["step"] == second["step"] == 40
+    assert first["stopped_step"] is second["stopped_step"] is None
+    assert first["reason"] == second["reason"] == "RuntimeError: out of order"
+    assert first["weights"] == second["weights"]
+
+
+def test_under_strict_a_failure_in_one_process_ends_both() -> None:
+    first, second = both("strict")
+    assert "failed in process 1" in first["failure"]
+    assert second["failure"] == "out of order"
+
+
+@pytest.mark.parametrize("case", ["stream", "monitor"])
+def test_streams_and_a_monitor_beside_it(case: str) -> None:
+    first, second = both(case)
+    assert first["stopped_step"] == second["stopped_step"] == first["step"] < 1000
+    assert first["weights"] == second["weights"] == first["after"][str(first["best_step"])]
