@@ -34,9 +34,9 @@ class ComplexityEarlyStopping(Callback):
 
     At each check the fixed probe, a few hundred training examples, is passed once through the model. What is left
     unlearned there is ordered from simple to complex functions of the inputs: a target shows among the simple ones,
-    noise among all alike. From both the rule estimates the error against the noiseless target, and stops when that has
-    certainly passed its minimum. Training is not disturbed: up to the stop, weights, optimizer states, random streams,
-    buffers and your own logs are bit for bit those of a run without the callback.
+    noise among all alike. From both the rule estimates the error on fresh targets, as a validation loss would, and
+    stops when that has certainly passed its minimum. Training is not disturbed: up to the stop, weights, optimizer
+    states, random streams, buffers and your own logs are bit for bit those of a run without the callback.
 
     The rule does not act, and says why, where it has no ground to stand on: fewer than 128 training examples, a loss
     from which no output gradient can be had, or features on which the target looks like noise from the start.

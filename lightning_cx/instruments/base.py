@@ -193,6 +193,7 @@ class StoppingCurve:
         label: What the values are, for the axis.
         title: One line for the picture.
         reading: One sentence that says how to read it.
+        is_share: Whether values are shares or probabilities, whose axis is linear however small they become.
     """
 
     steps: Sequence[int]
@@ -204,6 +205,7 @@ class StoppingCurve:
     label: str
     title: str
     reading: str
+    is_share: bool = False
 
 
 Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay | QuantilePlot | SurvivalPlot | StoppingCurve

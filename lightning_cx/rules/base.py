@@ -22,6 +22,7 @@ class Curve:
         reading: One sentence that says how to read the picture.
         low_tag: Under which the lower end of its error band is logged; None where there is no band.
         high_tag: The same for the upper end.
+        is_share: Whether it is a share or a probability, between 0 and 1.
     """
 
     tag: str
@@ -30,6 +31,7 @@ class Curve:
     reading: str
     low_tag: str | None = None
     high_tag: str | None = None
+    is_share: bool = False
 
 
 class StoppingRule(ABC):

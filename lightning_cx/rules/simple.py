@@ -51,6 +51,7 @@ class HighComplexityDominance(StoppingRule):
             "share of what is learned that is complex",
             "When to stop: is what the network learns now simple or complex?",
             "Below one half mostly simple functions are learned. Above it, once nothing simple is left, it is noise.",
+            is_share=True,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,6 +101,7 @@ class ResidualWhiteness(StoppingRule):
             "p-value of a white residual",
             "When to stop: does what is left of the target look like noise?",
             "Near 0 something simple is left to learn. Above .05 what is left cannot be told from noise.",
+            is_share=True,
         )
 
     def state_dict(self) -> dict[str, Any]:

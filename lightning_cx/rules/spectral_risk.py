@@ -21,7 +21,7 @@ class SpectralRisk(StoppingRule):
 
     The complex functions of the target say how much noise it holds, the fitted fraction of each octave of complexity
     how much of that noise the network has taken up. Together they give an unbiased estimate of the squared error
-    against the noiseless target, without any data held out (`functional.stopping.RiskTracker`).
+    on fresh targets, without any data held out (`functional.stopping.RiskTracker`).
 
     Args:
         patience: Checks in a row at which the risk must lie above its minimum.
@@ -76,10 +76,10 @@ class SpectralRisk(StoppingRule):
     def curve(self) -> Curve:
         return Curve(
             tags.STOPPING_RISK,
-            "estimated squared error per example",
-            "When to stop: estimated error against the noiseless target",
+            "estimated squared error on fresh targets",
+            "When to stop: estimated error on data that training has not seen",
             "The network improves as long as the curve falls. Where it rises beyond its band, more noise is fitted "
-            "than target; the weights of the lowest point are kept.",
+            "than target; the weights of the lowest point are kept. The noise itself is the least it can reach.",
             tags.STOPPING_RISK_LOW,
             tags.STOPPING_RISK_HIGH,
         )

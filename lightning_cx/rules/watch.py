@@ -207,14 +207,16 @@ class ResidualWatch:
         steps = [point[0] for point in self._points]
         values = torch.tensor([point[1:] for point in self._points], dtype=torch.float64).reshape(-1, 3)
         kept = self.best_step if self.rule.keeps_best else self._stopped
+        value, low, high = values.unbind(1)
         return StoppingCurve(
             steps,
-            values[:, 0],
-            values[:, 1],
-            values[:, 2],
+            value,
+            low,
+            high,
             kept,
             self._stopped,
             curve.label,
             curve.title,
             curve.reading,
+            curve.is_share,
         )

@@ -74,7 +74,7 @@ def draw_stopping_curve(picture: StoppingCurve) -> Figure:
         return figure
     write_note(axes, note)
     _scale_steps(axes, np.concatenate([steps, [step for step, _, _ in marks]]))
-    ceiling = _scale_values(axes, values[is_shown], low[has_band], high[has_band], picture.label)
+    ceiling = _scale_values(axes, values[is_shown], low[has_band], high[has_band], picture.label, picture.is_share)
     low, high = (np.clip(np.where(has_band, end, np.nan), axes.get_ylim()[0], ceiling) for end in (low, high))
     values = np.where(is_shown, values, np.nan)
     kept = _thin(_places(axes, steps), values)
@@ -131,10 +131,10 @@ def _scale_steps(axes: Axes, steps: Array) -> None:
     axes.set_xlabel(words, labelpad=3, **LETTERS)
 
 
-def _scale_values(axes: Axes, values: Array, low: Array, high: Array, label: str) -> float:
+def _scale_values(axes: Axes, values: Array, low: Array, high: Array, label: str, is_share: bool) -> float:
     """Set limits and ticks; return the value above which nothing but words is drawn."""
     smallest, largest = float(values.min()), float(values.max())
-    if smallest > 0 and largest / 10 > smallest:
+    if smallest > 0 and largest / 10 > smallest and not is_share:
         logs = (np.log10(numbers, where=numbers > 0, out=np.full_like(numbers, np.nan)) for numbers in (low, high))
         bottom, ceiling, top = 10.0 ** _span(np.log10(values), *logs).clip(-300, 300)
         axes.set_yscale("log")

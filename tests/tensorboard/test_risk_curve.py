@@ -339,3 +339,12 @@ def test_the_charts_of_a_rule_stand_in_a_category_of_their_own() -> None:
     assert list(layout) == ["When to stop"]
     assert list(layout["When to stop"].values()) == [["Margin", interval], *(["Multiline", [tag]] for tag in single)]
     assert custom_scalars_layout([tags.STOPPING_RISK]) == {}  # a rule without a band has its picture
+
+
+def test_probabilities_keep_a_linear_axis_however_small_they_are() -> None:
+    values = torch.tensor([1e-80, 1e-20, 1e-3, 0.3, 0.6], dtype=torch.float64)
+    nothing = torch.full_like(values, torch.nan)
+    options = {"label": "p", "title": "Title", "reading": "Read it."}
+    for is_share, scale in ((True, "linear"), (False, "log")):
+        picture = StoppingCurve([0, 10, 20, 30, 40], values, nothing, nothing, None, None, **options, is_share=is_share)
+        assert draw(picture).axes[0].get_yscale() == scale
