@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  # a dependency of both flavours
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, SubsetRandomSampler
 
 from lightning_cx.probe.batches import leaves
 
@@ -103,7 +103,11 @@ def batch_size_of(batch: Any) -> int:
 
 
 def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], int] | None:
-    """Data set, collate function and batch size of the training loader, or None where examples have no index."""
+    """Data set, collate function and batch size of the training loader, or None where examples have no index.
+
+    Examples that the loader leaves out (a `SubsetRandomSampler`, or batches cut off without shuffling) are left out: on
+    what was never trained on a residual means something else.
+    """
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
@@ -113,7 +117,17 @@ def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], in
     if collate is None:
         return None
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
-    return loader.dataset, collate, int(size)
+    return _trained_on(loader, int(size), trainer.num_training_batches), collate, int(size)
+
+
+def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
+    sampler = loader.sampler
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # Lightning's wrapper for processes
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, list(sampler.indices))
+    if isinstance(sampler, SequentialSampler) and batches * size < len(loader.dataset):  # type: ignore[arg-type]
+        return Subset(loader.dataset, range(int(batches) * size))
+    return loader.dataset
 
 
 def to_device(trainer: Trainer, module: LightningModule, batch: Any) -> Any:

@@ -136,6 +136,9 @@ class ComplexityEarlyStopping(Callback):
             self.probe = monitor.probe
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._checked is not None and trainer.global_step < self._checked:  # the same model in another trainer
+            self._forget()
+        self.stopped_step = None
         self._failures = Failures(self.strict)
         self._publisher, self._drawn = Publisher(self._failures), perf_counter()
         self._check = None if self._off else ProbeCheck(self.probe, self.watch, self._failures)

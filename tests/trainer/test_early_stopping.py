@@ -11,6 +11,7 @@ import torch
 from _noisy import ByHand, Fit, Stream, Weights, batches, blobs, regression, same, trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from lightning_cx import (
     ComplexityEarlyStopping,
@@ -181,6 +182,38 @@ def test_a_second_fit_of_another_model_starts_afresh(tmp_path: Path) -> None:
     once = (first.stopped_step, first.best_step)
     _, _, again, _ = run(tmp_path, stopping=stopping)
     assert (again.stopped_step, again.best_step) == once
+
+
+def test_the_same_model_in_another_trainer_starts_afresh(tmp_path: Path) -> None:
+    stopping, module = ComplexityEarlyStopping(every_n_steps=1, strict=True), Fit()
+    for _ in range(2):
+        trainer([stopping], tmp_path, max_steps=5).fit(module, batches(regression()))
+        assert [point[0] for point in stopping.watch.state_dict()["points"]] == [0, 1, 2, 3, 4, 5]
+
+
+class Notes(torch.utils.data.Dataset):
+    """Notes which examples it was asked for."""
+
+    def __init__(self) -> None:
+        self.data, self.asked = regression(400), set()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked.add(int(index))
+        return self.data[index]
+
+
+@pytest.mark.parametrize("how", ["sampler", "limit_train_batches", "overfit_batches", "shuffled and limited"])
+def test_only_examples_that_are_trained_on_are_looked_at(how: str, tmp_path: Path) -> None:
+    data = Notes()
+    some = SubsetRandomSampler(range(100, 300)) if how == "sampler" else None
+    loader = DataLoader(data, batch_size=50, sampler=some, shuffle=how == "shuffled and limited")
+    options = {"sampler": {}, "overfit_batches": {"overfit_batches": 4}}.get(how, {"limit_train_batches": 4})
+    trainer([ComplexityEarlyStopping(strict=True)], tmp_path, max_steps=4, **options).fit(Fit(), loader)
+    expected = {"sampler": range(100, 300), "shuffled and limited": range(400)}.get(how, range(200))
+    assert data.asked == set(expected)
 
 
 def test_other_callbacks_can_monitor_the_risk(tmp_path: Path) -> None:
