@@ -107,3 +107,21 @@ def test_unequal_examples_average_away_in_a_batch_and_heavy_noise_does_not(tmp_p
     assert "averages that away; heavy: " in printed
     assert "stays heavy" in printed
     assert str(tmp_path) in printed
+
+
+def test_wrong_labels_are_stopped_before_they_are_learned_and_true_ones_go_on(tmp_path: Path, capsys) -> None:
+    found = main_of("early_stopping")(str(tmp_path), epochs=50, seed=1)
+    unstopped, held_out, stopped, true = found.values()
+    assert stopped["best_step"] < stopped["stopped_step"] == stopped["steps"] < unstopped["steps"] == 50 * 19
+    assert stopped["error"] < unstopped["error"] - 0.05
+    assert held_out["error"] < unstopped["error"] - 0.05
+    assert held_out["steps"] % 15 == 0  # epochs of 960 examples, not 1200
+    assert true["stopped_step"] is None
+    assert true["steps"] == unstopped["steps"]
+    assert true["error"] < 0.06
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"ComplexityEarlyStopping", "the_same_on_true_labels"}
+    assert width(tmp_path / "ComplexityEarlyStopping.png") == 800
+    printed = capsys.readouterr().out
+    assert "more noise than it takes away of the target" in printed
+    assert "not certainly above its lowest" in printed
+    assert str(tmp_path) in printed
