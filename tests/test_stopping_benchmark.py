@@ -193,6 +193,17 @@ def test_ratios_of_a_run_are_taken_from_the_path_that_each_way_trained_on():
     assert run.still_to_come("none") == 1.0
 
 
+def test_seeds_that_a_setting_was_chosen_on_are_left_out_of_a_table_of_their_own():
+    from _stopping_problems import PROBLEMS
+    from _stopping_report import Row, unseen
+    from _stopping_runs import Run
+
+    runs = [Run("tiny", seed, [0], [1.0], [], [1.0], [], {}, 1.0) for seed in (5, 6, 105, 106)]
+    (row,) = unseen([Row(PROBLEMS["tiny"], runs)])
+    assert [run.seed for run in row.runs] == [6, 106]
+    assert unseen([row]) == []
+
+
 def test_a_run_survives_its_file(tmp_path):
     from _stopping_problems import PROBLEMS
     from _stopping_runs import Run, run
