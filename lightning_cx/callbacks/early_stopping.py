@@ -111,6 +111,13 @@ class ComplexityEarlyStopping(Callback):
         when = "ever more rarely" if self.every_n_steps is None else f"every {self.every_n_steps} steps"
         return f"{type(self).__name__}({self.rule!r}; {when})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes are started with: settings and what was seen, but nothing of a fit that is going on."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_publisher", "_failures")} | {
+            "_module": None,
+            "_check": None,
+        }
+
     @property
     def state_key(self) -> str:
         return self._generate_state_key(

@@ -16,6 +16,7 @@ from lightning_cx.rules import ResidualWatch
 
 CHECK = "the check of the stopping rule"
 GATE_EXAMPLES = 256  # whose gradients are asked, once, whether simple functions are learned first
+FEWEST_GRADIENTS = 64  # of fewer, as from batches of one, a rank correlation below 0 may be chance (-.36 was seen)
 STREAM_GAP = 8  # steps between checks at least where batches of a stream may differ from process to process
 
 T = TypeVar("T")
@@ -108,7 +109,7 @@ class ProbeCheck:
             sample = self.reader.gradients(trainer, module)
         except (UnsupportedGradientError, ValueError):  # under strict; the rule can do without
             sample = None
-        if sample is not None and sample.gram is not None:
+        if sample is not None and sample.gram is not None and len(sample.gram) >= FEWEST_GRADIENTS:
             self.watch.check_gradients(sample.gram, whole.features[: len(sample.gram)])
 
     def _failed(self, trainer: Trainer, error: Exception | None) -> bool:

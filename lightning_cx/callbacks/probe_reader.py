@@ -61,6 +61,7 @@ class ProbeReader:
         self._data = training_data(trainer)
         self.probe.latest = None
         if self._data is not None:
+            self.probe.forget()  # the data set may be another one than in the last fit; indices stay if they can
             before = self.probe.indices
             chosen = self.probe.choose(len(self._data[0]))
             self._draw_chunk()  # one batch, to learn what fetching costs

@@ -37,14 +37,18 @@ class Curve:
 class StoppingRule(ABC):
     """Follows the coefficients of a residual, from simple to complex, and says when to stop.
 
-    Derive from this class for a rule of your own: implement `check`, `reset` and `curve`, and give `state_dict` what a
-    resumed run needs.
+    Derive from this class for a rule of your own: implement `check`, `reset` and `curve`, give `state_dict` what a
+    resumed run needs, and `__repr__` the settings if two of the kind shall stand in one Trainer.
 
     Attributes:
         keeps_best: Whether the weights of the best check so far are the ones to keep; else those at the stop are.
     """
 
     keeps_best: bool = True
+
+    def __repr__(self) -> str:
+        """What the rule is and how it is set; it names the state in a checkpoint, so it must not change on the way."""
+        return f"{type(self).__name__}()"
 
     def begin(self, initial: Tensor, least_noise: float) -> None:
         """Learn what the target is, before the first check.

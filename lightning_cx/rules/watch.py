@@ -51,6 +51,8 @@ class ResidualWatch:
         self.best_step: int | None = None
         self.order = ""
         self._initial: Tensor | None = None
+        self._features: Tensor | None = None
+        self._fingerprint = math.nan
         self._basis: Basis | None = None
         self._first: Tensor | None = None  # coefficients of the initial residual
         self._current: Tensor | None = None
@@ -76,6 +78,8 @@ class ResidualWatch:
             RefusedError: If the rule has no ground: fewer than 128 examples, or features that do not order the target.
         """
         residuals = sketch_outputs(reading.residuals).double()
+        if reading.features is not self._features:
+            self._meet(reading.features)
         if self._initial is None:
             self._begin(reading.features, residuals)
         if self._basis is None:
@@ -112,6 +116,14 @@ class ResidualWatch:
                 f"{correlation:.2f}), so what it learns late need not be noise: pass ProbeSet(features=...) in which "
                 f"examples of like target are neighbours, {INSTEAD}"
             )
+
+    def _meet(self, features: Tensor) -> None:
+        """Other examples than before have nothing to do with what was seen of those."""
+        places = torch.arange(1, len(features) + 1, dtype=torch.float64, device=features.device)
+        fingerprint = float(places @ features.double().square().sum(1))
+        if self._initial is not None and not math.isclose(fingerprint, self._fingerprint, rel_tol=1e-9):
+            self.reset()
+        self._features, self._fingerprint = features, fingerprint
 
     def _begin(self, features: Tensor, residuals: Tensor) -> None:
         if len(residuals) < FEWEST:
@@ -184,6 +196,7 @@ class ResidualWatch:
         return {
             "rule": self.rule.state_dict(),
             "initial": self._initial,
+            "fingerprint": self._fingerprint,
             "order": self.order,
             "checks": self._checks,
             "best_step": self.best_step,
@@ -198,6 +211,7 @@ class ResidualWatch:
         self.reset()
         self.rule.load_state_dict(state["rule"])
         self._initial, self.order, self._checks = state["initial"], state["order"], state["checks"]
+        self._fingerprint = state["fingerprint"]
         self.best_step, self._stopped = state["best_step"], state["stopped"]
         self._recent.extend(state["recent"])
         self._points, self._stride = [tuple(point) for point in state["points"]], state["stride"]

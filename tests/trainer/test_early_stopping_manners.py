@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,62 @@ def test_two_of_them_in_one_trainer_keep_their_states_apart(tmp_path: Path) -> N
     trainer([*pair, saving], tmp_path, enable_checkpointing=True, max_steps=8).fit(Fit(), batches(regression()))
     state = torch.load(saving.best_model_path, weights_only=False)["callbacks"]
     assert {stopping.state_key for stopping in pair} <= state.keys()
+
+
+def test_a_run_that_diverges_goes_back_to_its_best_weights(tmp_path: Path) -> None:
+    class Diverging(Fit):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return super().loss(batch) * (torch.inf if self.global_step >= 60 else 1.0)
+
+    stopping, weights, module = ComplexityEarlyStopping(every_n_steps=4, strict=True), Weights(), Diverging()
+    trainer([weights, stopping], tmp_path, max_steps=80).fit(module, batches(regression()))
+    assert not all(tensor.isfinite().all() for tensor in weights.after[80].values())
+    assert stopping.best_step is not None
+    assert stopping.best_step <= 60
+    assert same(dict(module.state_dict()), weights.after[stopping.best_step])
+
+
+def test_the_same_model_on_other_data_is_shown_the_other_data(tmp_path: Path) -> None:
+    stopping, module = ComplexityEarlyStopping(strict=True), Fit()
+    for seed in (1, 2):
+        data = regression(seed=seed)
+        trainer([stopping], tmp_path, max_steps=3).fit(module, batches(data))
+        assert sorted(stopping.probe.feature_matrix()[:, 0].tolist()) == pytest.approx(
+            sorted(
+                (
+                    (data.tensors[0][:, 0] - data.tensors[0][:, 0].mean()) / data.tensors[0][:, 0].std(correction=0)
+                ).tolist()
+            ),
+            rel=1e-2,
+            abs=1e-2,
+        )
+
+
+def test_a_checkpoint_of_other_examples_is_not_taken_for_these(tmp_path: Path) -> None:
+    first, other = ComplexityEarlyStopping(strict=True), ComplexityEarlyStopping(strict=True)
+    trainer([first], tmp_path, max_steps=12).fit(Fit(), batches(regression(seed=1)))
+    other.load_state_dict(first.state_dict())
+    trainer([other], tmp_path, max_steps=16).fit(Fit(), batches(regression(seed=2)))
+    alone = ComplexityEarlyStopping(strict=True)
+    trainer([alone], tmp_path, max_steps=1).fit(Fit(), batches(regression(seed=2)))
+    one, two = (stopping.watch.state_dict()["initial"] for stopping in (other, alone))
+    torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_other_processes_can_be_started_with_it(when: str, tmp_path: Path) -> None:
+    stopping = ComplexityEarlyStopping(every_n_steps=2, strict=True)
+    if when == "after":
+        trainer([stopping], tmp_path, max_steps=4).fit(Fit(), batches(regression()))
+    again = pickle.loads(pickle.dumps(stopping))
+    assert (again.every_n_steps, again.best_step, again.state_key) == (2, stopping.best_step, stopping.state_key)
+    trainer([again], tmp_path, max_steps=4).fit(Fit(), batches(regression()))
+
+
+def test_a_few_gradients_do_not_refuse_a_rule(tmp_path: Path) -> None:
+    for seed in range(3):
+        stopping = ComplexityEarlyStopping(strict=True)
+        trainer([stopping], tmp_path, max_steps=2).fit(Fit(), batches(regression(seed=seed), batch_size=1))
 
 
 def test_a_whole_fit_of_a_classifier_warns_of_nothing(tmp_path: Path) -> None:

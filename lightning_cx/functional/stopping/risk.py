@@ -142,6 +142,7 @@ class RiskTracker:
         step = number if step is None else step
         self.checks += 1
         if not bool(coefficients.isfinite().all()) or math.isnan(self.sigma2):
+            self.certainly_past = self._lowest_fitted is not None  # a run that diverged was better before
             return Decision(False, self.best_check, "the residual is not finite", math.nan, math.nan)
         risk, spent, self.fitted = self._risk(coefficients)
         if risk < self.lowest_risk or self._lowest_fitted is None:
