@@ -244,14 +244,17 @@ class ComplexityEarlyStopping(Callback):
         if self._check is None:
             return
         with self._failures.guard("putting the best weights back"):
-            self._go_back(trainer, pl_module)
+            self.watch.mark_end(self._go_back(trainer, pl_module))
+        with self._failures.guard("logging"):
+            self._publisher.show(self.watch.reading())
         self._draw(trainer)
 
-    def _go_back(self, trainer: Trainer, module: LightningModule) -> None:
+    def _go_back(self, trainer: Trainer, module: LightningModule) -> bool:
+        """Put the best weights back where the last are certainly worse; say whether they are there."""
         worse = self.stopped_step is not None or self.rule.past_best
         wanted = worse and self.kept.step is not None and self.kept.step != trainer.global_step
         if trainer.fast_dev_run or not any_process(trainer, wanted):  # type: ignore[attr-defined]
-            return
+            return self.kept.step == trainer.global_step
         step, tensors = self.kept.step, self.kept.tensors()
         if not agreed(trainer, -1 if step is None else step):  # streams: processes see examples of their own
             source = first_process(trainer, wanted if self.stopped_step is None else self._says)
@@ -260,6 +263,7 @@ class ComplexityEarlyStopping(Callback):
         put_back(module, tensors)
         if self.verbose:
             rank_zero_info(f"lightning_cx: the weights after {step} optimizer steps, the best ones, are put back.")
+        return True
 
     def _draw(self, trainer: Trainer) -> None:
         self._drawn = perf_counter()

@@ -95,6 +95,12 @@ class ProbeCheck:
 
     def _read(self, trainer: Trainer, module: LightningModule) -> ProbeReading:
         self.reader.prepare()
+        if self.probe.augmented:
+            self.failures.tell(
+                "training examples are augmented at random, and the probe holds one version of each: labels that are "
+                "wrong are then hardly learned by heart, and weights may be kept that are too early; pass "
+                "ProbeSet(features=...) that augmentation leaves alone, or stop by a validation set"
+            )
         return self.reader.read_share(trainer, module)
 
     def _ask(self, trainer: Trainer, module: LightningModule, step: int, whole: ProbeReading) -> Decision:

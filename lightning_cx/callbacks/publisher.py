@@ -52,6 +52,10 @@ class Publisher:
         self._tags.update(scalars)
         self._texts = texts
 
+    def show(self, reading: Reading) -> None:
+        """Have pictures drawn the next time, without logging numbers again."""
+        self._pictures.update(reading.pictures)
+
     def draw(self, trainer: Trainer) -> None:
         """Draw the latest pictures into TensorBoard; without one there is nobody to look at them."""
         for experiment in tensorboard_experiments(trainer):

@@ -35,10 +35,12 @@ class Reduction:
     Attributes:
         mean: Whether the loss is a mean (else a sum) over examples.
         coupled: Whether neither explains what was seen: examples act on each other's residual.
+        mixed: Whether they change its direction, too, as mixup does and class weights do not.
     """
 
     mean: bool = True
     coupled: bool = False
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss
         try:
             singles = [residuals_of(module, one, loss_of).residuals for one in alone]
         except Exception:  # a loss that one example cannot have, as contrastive ones, is coupled by definition
-            return Reduction(mean=not together.per_example, coupled=True)
+            return Reduction(mean=not together.per_example, coupled=True, mixed=True)
     for i, single in enumerate(singles):
         # Alone, a padded sequence is shorter; what it has is compared.
         same_rank = all(t.dim() == s.dim() for t, s in zip(together.residuals, single, strict=True))
@@ -105,7 +107,11 @@ def _compare(seen: Tensor, truth: Tensor, examples: int, per_example: bool) -> R
     # A mean over n examples shows each of them with 1/n of its residual, a sum with all of it.
     mean = not per_example and ratio < -0.5 * math.log(max(examples, 2))
     agree = (seen * (examples if mean else 1) - truth).norm(dim=1) <= AGREEMENT * truth.norm(dim=1)
-    return Reduction(mean=mean, coupled=not bool(agree.all()))
+    products = seen.norm(dim=1) * truth.norm(dim=1)
+    coupled = not bool(agree.all())
+    # A single output has no direction; what weights a batch by its sum, as class weights do, has several.
+    mixed = coupled if seen.shape[1] == 1 else bool(((seen * truth).sum(1) < (1 - AGREEMENT) * products).any())
+    return Reduction(mean=mean, coupled=coupled, mixed=mixed)
 
 
 def read_chunks(

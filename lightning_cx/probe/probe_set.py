@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_cx.functional.features import as_matrix, default_features
 from lightning_cx.gradients import GradientSample
-from lightning_cx.probe.batches import inputs_of, padded_cat, take, to_cpu
+from lightning_cx.probe.batches import inputs_of, leaves, padded_cat, take, to_cpu
 from lightning_cx.probe.gradients import passes_of, probe_gradients, some_chunks
 from lightning_cx.probe.isolation import isolated_rng, isolated_streams
 from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction, read_chunks
@@ -41,6 +41,7 @@ class ProbeSet:
     Attributes:
         indices: Chosen rows of the data set; None before, and on a stream.
         latest: The last reading, and the moment of it: callbacks that share a probe pass it once.
+        augmented: Whether the data set gives an example differently each time.
 
     Example:
         >>> ProbeSet(size=60)
@@ -77,6 +78,7 @@ class ProbeSet:
         self._feature_matrix: Tensor | None = None
         self._reduction: Reduction | None = None
         self.latest: tuple[Any, ProbeReading] | None = None
+        self.augmented = False
 
     @property
     def examples(self) -> int:
@@ -102,8 +104,8 @@ class ProbeSet:
         if examples < MIN_EXAMPLES:
             raise ValueError(
                 f"ProbeSet needs at least {MIN_EXAMPLES} examples to tell noise from target, got a training set of "
-                f"{examples}: what is measured on the probe is left out; train on more examples, or choose instruments "
-                "that need no probe."
+                f"{examples}: train on more, or do without the probe (by instruments that need none, or early stopping "
+                "by a validation set)."
             )
         if not self.indices or max(self.indices) >= examples:
             generator = torch.Generator().manual_seed(self.seed)
@@ -124,13 +126,16 @@ class ProbeSet:
         many = getattr(dataset, "__getitems__", None)  # the loader's own way to fetch several at once
         with isolated_streams(dataset), isolated_rng(self.seed + start):
             items = [self._fetch(dataset, index) for index in some] if not many else many(some)
+            if not self._chunks:
+                again = self._fetch(dataset, some[0], other=1) if not many else many(some[:1])[0]
+                self.augmented = not _alike(collate(items[:1]), collate([again]))
             self._chunks.append((collate(items), len(items)))
             if len(self._alone) < min(ALONE, len(items)):
                 self._alone = [collate(items[i : i + 1]) for i in range(min(ALONE, len(items)))]
                 self._company = len(self._chunks) - 1
 
-    def _fetch(self, dataset: Any, index: int) -> Any:
-        with isolated_rng(self.seed + index):  # so an example is augmented alike whatever the batch size
+    def _fetch(self, dataset: Any, index: int, other: int = 0) -> Any:
+        with isolated_rng(self.seed + index + other):  # so an example is augmented alike whatever the batch size
             return dataset[index]
 
     def keep(self, batch: Any, examples: int) -> None:
@@ -219,7 +224,8 @@ class ProbeSet:
         if not chunks:  # more processes than chunks
             return ProbeReading(torch.empty(0, 0), torch.empty(0, 0), features, self._reduction.coupled)
         outputs, residuals, source = read_chunks(module, chunks, loss_of, self._reduction)
-        return ProbeReading(outputs, residuals, features, self._reduction.coupled, f"output of {source}")
+        kind = self._reduction
+        return ProbeReading(outputs, residuals, features, kind.coupled, f"output of {source}", mixed=kind.mixed)
 
     def positions(self, share: tuple[int, int]) -> Tensor:
         """Rows of the whole probe that one process of several passes, [rows]."""
@@ -276,3 +282,10 @@ class ProbeSet:
         """Take up the indices of a checkpoint; they stand above `size` and `seed`, to be comparable."""
         indices: Sequence[int] | None = state.get("indices")
         self.indices = None if indices is None else list(indices)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two batches hold the same tensors; nan is like nan."""
+    pairs = zip((leaf for _, leaf in leaves(one)), (leaf for _, leaf in leaves(other)), strict=False)
+    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in tensors)

@@ -22,6 +22,8 @@ class ProbeReading:
             weights); the residual is then its share of the chunk's loss.
         source: In words, which tensor was taken for the model's output.
         gradients: Per-example gradients of the first of the examples, in eval mode, where asked for.
+        mixed: Whether the others change the direction of a residual, not only its size (mixup, in-batch negatives): it
+            then does not say what the example's own output should become.
     """
 
     outputs: Tensor
@@ -30,6 +32,7 @@ class ProbeReading:
     coupled: bool = False
     source: str = ""
     gradients: GradientSample | None = None
+    mixed: bool = False
 
     def __str__(self) -> str:
         n, c = self.residuals.shape

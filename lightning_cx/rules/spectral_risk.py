@@ -78,7 +78,7 @@ class SpectralRisk(StoppingRule):
         return Curve(
             tags.STOPPING_RISK,
             "estimated squared error on fresh targets",
-            "When to stop: estimated error on data that training has not seen",
+            "When to stop: estimated error on fresh targets of the same inputs",
             "The network improves as long as the curve falls. Where it rises beyond its band, more noise is fitted "
             "than target; the weights of the lowest point are kept. The noise itself is the least it can reach.",
             tags.STOPPING_RISK_LOW,

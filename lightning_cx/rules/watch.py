@@ -59,6 +59,7 @@ class ResidualWatch:
         self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
         self._checks = 0
         self._stopped: int | None = None
+        self._last_weights = False
         self._points: list[tuple[int, float, float, float]] = []
         self._stride = 1
 
@@ -77,6 +78,12 @@ class ResidualWatch:
         Raises:
             RefusedError: If the rule has no ground: fewer than 128 examples, or features that do not order the target.
         """
+        if reading.mixed:
+            raise RefusedError(
+                "the loss mixes examples (mixup, in-batch negatives), so nothing says what the output of one should "
+                "become: mix only `if self.training`, pass ProbeSet(loss_fn=...), a function (module, batch) -> losses "
+                f"[n] without it, {INSTEAD}"
+            )
         residuals = sketch_outputs(reading.residuals).double()
         if reading.features is not self._features:
             self._meet(reading.features)
@@ -97,6 +104,10 @@ class ResidualWatch:
     def mark_stop(self, step: int) -> None:
         """Note, for the picture, that the run ends here."""
         self._stopped = step
+
+    def mark_end(self, went_back: bool) -> None:
+        """Note, for the picture, that the run is over, and whether the weights of the best step are there again."""
+        self._last_weights = not went_back
 
     def check_gradients(self, gram: Tensor, features: Tensor) -> None:
         """Ask, at the start, whether the network learns simple functions first, from per-example gradients.
@@ -220,7 +231,7 @@ class ResidualWatch:
         curve = self.rule.curve
         steps = [point[0] for point in self._points]
         values = torch.tensor([point[1:] for point in self._points], dtype=torch.float64).reshape(-1, 3)
-        kept = self.best_step if self.rule.keeps_best else self._stopped
+        kept = self.best_step if self.rule.keeps_best and not self._last_weights else self._stopped
         value, low, high = values.unbind(1)
         return StoppingCurve(
             steps,

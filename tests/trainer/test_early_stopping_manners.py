@@ -191,10 +191,20 @@ def shuffled(data: TensorDataset) -> TensorDataset:
     return TensorDataset(x, y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))])
 
 
+class Mixup(Fit):
+    """Mixes examples with each other, in training and elsewhere."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        other = torch.arange(len(x)).roll(1)
+        return F.mse_loss(self.net(0.6 * x + 0.4 * x[other]), 0.6 * y + 0.4 * y[other])
+
+
 REFUSALS: dict[str, tuple[Any, Any, str]] = {
     "too few examples": (Fit, lambda: regression(100), "at least 128 examples"),
     "features that do not order the target": (Fit, lambda: shuffled(regression()), "do not order the target"),
     "manual optimisation without a loss": (ByHand, regression, r"pass ProbeSet\(loss_fn=...\)"),
+    "a loss that mixes examples": (Mixup, regression, "mixes examples"),
     "a loss without a residual": (Flat, regression, "carries the whole loss"),
     "targets that are not finite": (
         Fit,
@@ -356,6 +366,40 @@ def test_a_few_gradients_do_not_refuse_a_rule(tmp_path: Path) -> None:
     for seed in range(3):
         stopping = ComplexityEarlyStopping(strict=True)
         trainer([stopping], tmp_path, max_steps=2).fit(Fit(), batches(regression(seed=seed), batch_size=1))
+
+
+def test_class_weights_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    class Weighted(Fit):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1], weight=torch.tensor([1.0, 3.0, 0.5]))
+
+    stopping = ComplexityEarlyStopping(strict=True)
+    trainer([stopping], tmp_path).fit(Weighted(inputs=4, outputs=3), batches(blobs()))
+    assert stopping.stopped_step is not None
+
+
+def test_random_augmentation_is_warned_of(tmp_path: Path) -> None:
+    class Shaken(torch.utils.data.Dataset):
+        def __init__(self) -> None:
+            self.data = regression()
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> Any:
+            x, y = self.data[index]
+            return x + 0.05 * torch.randn(5), y
+
+    with pytest.warns(UserWarning, match="augmented at random"):
+        trainer([ComplexityEarlyStopping(strict=True)], tmp_path, max_steps=8).fit(Fit(), batches(Shaken()))
+
+
+def test_the_picture_shows_no_kept_step_where_the_last_weights_stay(tmp_path: Path) -> None:
+    for data, stays in ((regression(noise=0.0), True), (regression(), False)):
+        stopping = ComplexityEarlyStopping(strict=True)
+        trainer([stopping], tmp_path, max_steps=300 if stays else 1500).fit(Fit(), batches(data))
+        picture = stopping.watch.reading().pictures["stopping/curve"]
+        assert picture.kept in ((None, 300) if stays else (stopping.best_step,))  # type: ignore[union-attr]
 
 
 def test_a_whole_fit_of_a_classifier_warns_of_nothing(tmp_path: Path) -> None:
