@@ -2,7 +2,13 @@
 
 from lightning_cx.functional.stopping.decision import Decision, RiskCurve
 from lightning_cx.functional.stopping.noise_floor import NoiseFloor, noise_floor, target_is_ordered
-from lightning_cx.functional.stopping.order import TargetOrder, description_length, gaussian_basis, order_of_target
+from lightning_cx.functional.stopping.order import (
+    TargetOrder,
+    calm_noise,
+    description_length,
+    gaussian_basis,
+    order_of_target,
+)
 from lightning_cx.functional.stopping.outputs import sketch_outputs
 from lightning_cx.functional.stopping.risk import RiskTracker, spectral_risk
 from lightning_cx.functional.stopping.simple_rules import DominanceTracker, WhitenessTracker, dominance, whiteness
@@ -15,6 +21,7 @@ __all__ = [
     "RiskTracker",
     "TargetOrder",
     "WhitenessTracker",
+    "calm_noise",
     "description_length",
     "dominance",
     "gaussian_basis",

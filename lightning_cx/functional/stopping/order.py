@@ -14,6 +14,9 @@ from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.levels import octave_bands
 from lightning_cx.functional.stopping.noise_floor import noise_floor
 
+CALM_NEIGHBOURS = 5
+"""Few enough to lie on one side of a border, enough for the noise of their mean to be a fifth of one example's."""
+
 NEIGHBOURS, FEATURES = "smooth along neighbours", "smooth in the features"
 ORDERS = (NEIGHBOURS, FEATURES)
 
@@ -71,7 +74,45 @@ def order_of_target(features: Any, initial: Any) -> TargetOrder:
     lengths = {name: description_length(values) for name, values in coefficients.items()}
     best = min(lengths, key=lambda name: lengths[name])
     floors = [noise_floor(values).least for values in coefficients.values()]
-    return TargetOrder(orders[best], best, min(floors))
+    return TargetOrder(orders[best], best, min(*floors, calm_noise(matrix, initial)))
+
+
+def calm_noise(features: Any, values: Any) -> float:
+    """Estimate the noise where neighbours agree: borders between classes, however sharp, are no noise.
+
+    ``e_i = |y_i - mean of the 5 nearest neighbours|^2 / (1 + 1/5)``, averaged over the half of the examples whose
+    neighbours vary least. An example's own noise has no part in how its neighbours vary, so noise that is everywhere is
+    found in the calm half as well; what sits at borders alone is not.
+
+    Args:
+        features: ``[n, d]``.
+        values: ``[n]`` or ``[n, C]`` residual before training.
+
+    Returns:
+        Energy per example, added over outputs; inf for fewer than 12 examples, nan where a value is not finite.
+
+    Raises:
+        ValueError: If the lengths differ.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 400, dtype=torch.float64)[:, None]
+        >>> noise = 0.5 * torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> calm_noise(x, (x > 0.3).double()), abs(calm_noise(x, (x > 0.3) + noise) - 0.25) < 0.05
+        (0.0, True)
+    """
+    matrix = as_matrix(as_tensor(features))
+    values = as_tensor(values).detach().double().to(matrix.device)
+    if values.ndim == 0 or len(values) != len(matrix):
+        raise ValueError(f"features of {len(matrix)} examples, but values of shape {list(values.shape)}.")
+    if len(matrix) < 2 * (CALM_NEIGHBOURS + 1):
+        return math.inf
+    values = values.reshape(len(values), -1)
+    apart = torch.cdist(matrix, matrix).fill_diagonal_(math.inf)
+    around = values[apart.topk(CALM_NEIGHBOURS, largest=False).indices]
+    middle = around.mean(1)
+    unrest = (around - middle[:, None]).square().sum((1, 2))
+    calm = unrest.argsort()[: len(values) // 2]
+    return float((values - middle)[calm].square().sum(1).mean()) / (1 + 1 / CALM_NEIGHBOURS)
 
 
 def basis_by_name(name: str, features: Any) -> Basis:
