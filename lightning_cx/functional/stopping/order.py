@@ -28,7 +28,8 @@ class TargetOrder:
     Attributes:
         basis: Functions of the examples in that order.
         name: What makes a function simple there, in words.
-        least_noise: The lowest estimate of the noise energy per function that any order gave.
+        least_noise: Noise energy per function that is certainly there: the lower of what the most complex functions
+            (`noise_floor`) and what neighbours that agree (`calm_noise`) say.
     """
 
     basis: Basis
@@ -73,8 +74,9 @@ def order_of_target(features: Any, initial: Any) -> TargetOrder:
     coefficients = {name: basis.vectors.T @ initial for name, basis in orders.items()}
     lengths = {name: description_length(values) for name, values in coefficients.items()}
     best = min(lengths, key=lambda name: lengths[name])
-    floors = [noise_floor(values).least for values in coefficients.values()]
-    return TargetOrder(orders[best], best, min(*floors, calm_noise(matrix, initial)))
+    # Of the order that was chosen alone: a few near-copies can make the last functions of another one look calm.
+    least = min(noise_floor(coefficients[best]).least, calm_noise(matrix, initial))
+    return TargetOrder(orders[best], best, least)
 
 
 def calm_noise(features: Any, values: Any) -> float:
