@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  # a dependency of both flavours
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, SubsetRandomSampler
 
 from lightning_cx.probe.batches import leaves
 
@@ -59,6 +59,9 @@ __all__ = [
     "total_batches",
     "training_data",
 ]
+
+
+USUAL_BATCH = 32  # examples that are read at a time where batches are of no fixed size
 
 
 def total_batches(trainer: Trainer) -> int:
@@ -116,7 +119,7 @@ def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], in
     collate = loader.collate_fn
     if collate is None:
         return None
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or USUAL_BATCH
     return _trained_on(loader, int(size), trainer.num_training_batches), collate, int(size)
 
 
@@ -125,7 +128,8 @@ def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
     sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # Lightning's wrapper for processes
     if isinstance(sampler, SubsetRandomSampler):
         return Subset(loader.dataset, list(sampler.indices))
-    if isinstance(sampler, SequentialSampler) and batches * size < len(loader.dataset):  # type: ignore[arg-type]
+    plain = type(loader.batch_sampler) is BatchSampler  # with one of the user's own, the sampler says nothing
+    if plain and isinstance(sampler, SequentialSampler) and batches * size < len(loader.dataset):  # type: ignore[arg-type]
         return Subset(loader.dataset, range(int(batches) * size))
     return loader.dataset
 
@@ -203,7 +207,7 @@ def first_process(trainer: Trainer, claim: bool) -> int:
 
 def gathered_rows(trainer: Trainer, rows: Tensor) -> list[Tensor]:
     """The matrices [n_i, C_i] of all processes, widened with zeros to one width; every process has to call."""
-    strategy = trainer.strategy
+    strategy, rows = trainer.strategy, rows.double()
     sizes = strategy.all_gather(torch.tensor(rows.shape, device=strategy.root_device)).reshape(-1, 2)
     padded = rows.new_zeros(tuple(sizes.amax(0).tolist()))
     padded[: rows.shape[0], : rows.shape[1]] = rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -10,14 +11,13 @@ from lightning_cx.callbacks._trainer import (
     Callback,
     LightningModule,
     Trainer,
-    agreed,
     any_process,
     can_stop,
-    first_process,
     log_step,
     rank_zero_info,
 )
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.go_back import go_back
 from lightning_cx.callbacks.kept_weights import KeptWeights, put_back, tensors_of
 from lightning_cx.callbacks.monitor import ComplexityMonitor
 from lightning_cx.callbacks.probe_check import ProbeCheck
@@ -44,7 +44,9 @@ class ComplexityEarlyStopping(Callback):
     With `restore_best` a copy of the best weights is held in host memory, up to 1 GiB of them; more go into a file of
     `default_root_dir`, deleted in the end. Checkpoints hold the copy as well, so a resumed run stops at the same step
     with the same weights. If the run ends by itself, the best weights are put back only if the last are certainly
-    worse. Under several processes the probe is shared out, and all stop as soon as one says so.
+    worse. Checkpoints written on the way keep the weights of their time: after the fit `trainer.test(module)` sees the
+    best weights, a checkpoint of the last step does not hold them. Under several processes the probe is shared out, and
+    all stop as soon as one says so.
 
     Args:
         rule: What decides; None takes `SpectralRisk()`.
@@ -150,6 +152,9 @@ class ComplexityEarlyStopping(Callback):
         self._publisher, self._drawn = Publisher(self._failures), perf_counter()
         self._check = None if self._off else ProbeCheck(self.probe, self.watch, self._failures)
         if self._check is None:
+            if self.strict:
+                raise ValueError(f"as before the checkpoint: {self.reason}")
+            self._failures.tell(f"ComplexityEarlyStopping does not act, as before the checkpoint: {self.reason}")
             return
         if self._check.start(trainer):
             self._failures.tell("the checkpoint's probe does not fit this data set: the stopping rule starts afresh")
@@ -207,14 +212,17 @@ class ComplexityEarlyStopping(Callback):
             return
         self.reason = decision.reason
         if self.restore_best and self.rule.keeps_best and self.watch.best_step == done:
-            with self._failures.guard("keeping the best weights"):
-                self.kept.keep(module, done, trainer.default_root_dir)
+            self._try("keeping the best weights", lambda: self.kept.keep(module, done, trainer.default_root_dir))
         if any_process(trainer, decision.stop):
             self._stop(trainer, decision)
-        with self._failures.guard("logging"):
-            self._publisher.publish(trainer, [self.watch.reading()], log_as, {})
+        self._try("logging", lambda: self._publisher.publish(trainer, [self.watch.reading()], log_as, {}))
         if perf_counter() - self._drawn > PICTURE_PAUSE:
             self._draw(trainer)
+
+    def _try(self, part: str, work: Callable[[], None]) -> None:
+        if not self._failures.off(part):
+            with self._failures.guard(part):
+                work()
 
     def _is_off(self) -> bool:
         if self._check is not None and self._check.off:
@@ -245,30 +253,26 @@ class ComplexityEarlyStopping(Callback):
             return
         with self._failures.guard("putting the best weights back"):
             self.watch.mark_end(self._go_back(trainer, pl_module))
-        with self._failures.guard("logging"):
-            self._publisher.show(self.watch.reading())
+        self._publisher.show(self.watch.reading())
         self._draw(trainer)
 
     def _go_back(self, trainer: Trainer, module: LightningModule) -> bool:
         """Put the best weights back where the last are certainly worse; say whether they are there."""
-        worse = self.stopped_step is not None or self.rule.past_best
+        worse = self.stopped_step is not None or (self.rule.past_best and self.watch.has_learned)
         wanted = worse and self.kept.step is not None and self.kept.step != trainer.global_step
-        if trainer.fast_dev_run or not any_process(trainer, wanted):  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        step = go_back(trainer, module, self.kept, wanted, wanted if self.stopped_step is None else self._says)
+        if step is None:
             return self.kept.step == trainer.global_step
-        step, tensors = self.kept.step, self.kept.tensors()
-        if not agreed(trainer, -1 if step is None else step):  # streams: processes see examples of their own
-            source = first_process(trainer, wanted if self.stopped_step is None else self._says)
-            step, tensors = trainer.strategy.broadcast((step, tensors), source)
-            self.watch.best_step = step
-        put_back(module, tensors)
+        self.watch.best_step = step
         if self.verbose:
             rank_zero_info(f"lightning_cx: the weights after {step} optimizer steps, the best ones, are put back.")
         return True
 
     def _draw(self, trainer: Trainer) -> None:
         self._drawn = perf_counter()
-        with self._failures.guard("pictures"):
-            self._publisher.draw(trainer)
+        self._try("pictures", lambda: self._publisher.draw(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         return {

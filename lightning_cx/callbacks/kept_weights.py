@@ -91,7 +91,8 @@ class KeptWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a checkpoint: the copy itself."""
-        return {"step": self.step, "weights": self.tensors()}
+        # A copy of the copy: the next one that is kept is written over it.
+        return {"step": self.step, "weights": {name: tensor.clone() for name, tensor in self.tensors().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave; the copy is in memory until the next one is made."""

@@ -137,8 +137,12 @@ class ProbeReader:
             self._remember(trainer, own)
             return own
         outputs, residuals = gathered_rows(trainer, own.outputs), gathered_rows(trainer, own.residuals)
+        weight = float(len(own.residuals))
+        parts = gathered_rows(trainer, torch.tensor([[weight, weight and weight * own.loss]]))
+        total = torch.cat(parts).sum(0)
         order = torch.cat([self.probe.positions((rank, processes)) for rank in range(processes)]).argsort()
         whole = replace(own, outputs=torch.cat(outputs)[order], residuals=torch.cat(residuals)[order])
+        whole = replace(whole, loss=float(total[1] / total[0]))
         self._remember(trainer, whole)
         return whole
 

@@ -51,6 +51,7 @@ class ChunkReading:
     outputs: tuple[Tensor, ...]
     residuals: tuple[Tensor, ...]
     per_example: bool
+    loss: float
 
 
 def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReading:
@@ -72,7 +73,8 @@ def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReadi
     with torch.enable_grad():
         output, slopes = find_output(records, loss.sum(), parameters, chunk.examples)
     residuals = tuple(-slope for slope in slopes)
-    return ChunkReading(output.name, tuple(t.detach() for t in output.tensors), residuals, loss.numel() > 1)
+    outputs = tuple(t.detach() for t in output.tensors)
+    return ChunkReading(output.name, outputs, residuals, loss.numel() > 1, float(loss.detach().double().sum()))
 
 
 def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss_of: LossOf) -> Reduction:
@@ -116,8 +118,8 @@ def _compare(seen: Tensor, truth: Tensor, examples: int, per_example: bool) -> R
 
 def read_chunks(
     module: nn.Module, chunks: Sequence[Callable[[], Chunk]], loss_of: LossOf, reduction: Reduction
-) -> tuple[Tensor, Tensor, str]:
-    """Outputs and residuals of all chunks, [n, C] float64 on the host, and the name of the output.
+) -> tuple[Tensor, Tensor, str, float]:
+    """Outputs and residuals of all chunks, [n, C] float64 on the host, the name of the output, and the mean loss.
 
     Args:
         module: The model; run in eval mode and in isolation.
@@ -126,12 +128,14 @@ def read_chunks(
         reduction: How the loss adds up.
     """
     outputs, residuals = Columns(), Columns()
-    source = ""
+    source, losses, examples = "", 0.0, 0
     with isolated(module, guard=True):
         for make in chunks:
             chunk = make()
             reading = residuals_of(module, chunk, loss_of)
             source = source or reading.source
             outputs.add(reading.outputs)
-            residuals.add(reading.residuals, scale=chunk.examples if reduction.mean else 1)
-    return outputs.rows(), residuals.rows(), source
+            scale = chunk.examples if reduction.mean else 1
+            residuals.add(reading.residuals, scale=scale)
+            losses, examples = losses + reading.loss * scale, examples + chunk.examples
+    return outputs.rows(), residuals.rows(), source, losses / examples

@@ -67,6 +67,7 @@ class ProbeSet:
         self.features = features
         self.loss_fn = loss_fn
         self.indices: list[int] | None = None
+        self._out_of: int | None = None  # examples in the data set that these were chosen from
         self.forget()
 
     def forget(self) -> None:
@@ -107,11 +108,11 @@ class ProbeSet:
                 f"{examples}: train on more, or do without the probe (by instruments that need none, or early stopping "
                 "by a validation set)."
             )
-        if not self.indices or max(self.indices) >= examples:
+        if not self.indices or self._out_of not in (None, examples) or max(self.indices) >= examples:
             generator = torch.Generator().manual_seed(self.seed)
             chosen = torch.randperm(examples, generator=generator)[: self.size]
             self.indices = sorted(chosen.tolist())
-        self._wanted = len(self.indices)
+        self._wanted, self._out_of = len(self.indices), examples
         return self.indices
 
     def draw(self, dataset: Any, collate: Callable[[list[Any]], Any], count: int) -> None:
@@ -220,12 +221,16 @@ class ProbeSet:
         if self._reduction is None:
             alone = [chunk((batch, 1))() for batch in self._alone]
             self._reduction = find_reduction(module, chunk(self._chunks[self._company])(), alone, loss_of)
-        chunks = [chunk(held) for held in self._chunks[share[0] :: share[1]]]
-        if not chunks:  # more processes than chunks
-            return ProbeReading(torch.empty(0, 0), torch.empty(0, 0), features, self._reduction.coupled)
-        outputs, residuals, source = read_chunks(module, chunks, loss_of, self._reduction)
-        kind = self._reduction
-        return ProbeReading(outputs, residuals, features, kind.coupled, f"output of {source}", mixed=kind.mixed)
+        kind, own = self._reduction, self._chunks[share[0] :: share[1]]
+        # A forward pass may wait for other processes, so each makes as many: one that has run out passes the first.
+        spare = [self._chunks[0]] * (-(-len(self._chunks) // share[1]) - len(own))
+        passed = [read_chunks(module, list(map(chunk, some)), loss_of, kind) for some in (own, spare) if some]
+        outputs, residuals, source, loss = passed[0]
+        rows = sum(count for _, count in own)
+        where = f"output of {source}"
+        return ProbeReading(
+            outputs[:rows], residuals[:rows], features, kind.coupled, where, mixed=kind.mixed, loss=loss
+        )
 
     def positions(self, share: tuple[int, int]) -> Tensor:
         """Rows of the whole probe that one process of several passes, [rows]."""
@@ -276,12 +281,12 @@ class ProbeSet:
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen indices, so that a resumed run measures on the same examples."""
-        return {"indices": self.indices, "seed": self.seed, "size": self.size}
+        return {"indices": self.indices, "seed": self.seed, "size": self.size, "out_of": self._out_of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the indices of a checkpoint; they stand above `size` and `seed`, to be comparable."""
         indices: Sequence[int] | None = state.get("indices")
-        self.indices = None if indices is None else list(indices)
+        self.indices, self._out_of = None if indices is None else list(indices), state.get("out_of")
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,6 +25,7 @@ class ProbeReading:
         gradients: Per-example gradients of the first of the examples, in eval mode, where asked for.
         mixed: Whether the others change the direction of a residual, not only its size (mixup, in-batch negatives): it
             then does not say what the example's own output should become.
+        loss: Mean loss of an example; nan where it is not known.
     """
 
     outputs: Tensor
@@ -33,6 +35,7 @@ class ProbeReading:
     source: str = ""
     gradients: GradientSample | None = None
     mixed: bool = False
+    loss: float = math.nan
 
     def __str__(self) -> str:
         n, c = self.residuals.shape

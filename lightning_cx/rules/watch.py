@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from lightning_cx.tensorboard import tags
 
 MAX_POINTS = 1024  # of the picture; past this every other one is dropped
 FEWEST = 128  # examples; with 64 the kept error was 1.4 to 1.7 times the best, with 32 2.2 to 3.3 (THEORY section 5)
+FALLEN, SHRUNK = 0.3, 1 / 3  # of squared errors and cross entropy, slopes shrink as the loss or faster
 INSTEAD = "or stop by a validation set (Lightning's EarlyStopping)"
 
 
@@ -58,6 +60,8 @@ class ResidualWatch:
         self._current: Tensor | None = None
         self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
         self._checks = 0
+        self._first_step = 0
+        self._at_first = (math.nan, math.nan)
         self._stopped: int | None = None
         self._last_weights = False
         self._points: list[tuple[int, float, float, float]] = []
@@ -92,14 +96,43 @@ class ResidualWatch:
         if self._basis is None:
             self._resume(reading.features)
         assert self._basis is not None
+        self._ask_loss(reading.loss, float(residuals.square().sum()))
         coefficients = self._basis.vectors.T @ residuals
         decision = self.rule.check(coefficients, step)
         if decision.best_check == self._checks:
             self.best_step = step
+        if self._checks == 0:
+            self._first_step = step
         self._checks += 1
+        if decision.stop and not self.has_learned:
+            decision = replace(decision, stop=False, reason="nothing was learned yet, by the estimated risk")
         self.decision = decision
         self._follow(step, coefficients, decision)
         return decision
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether a later check was ever better than the first: weights that learned nothing are none to go back to."""
+        return not self.rule.keeps_best or self.best_step != self._first_step
+
+    def _ask_loss(self, loss: float, energy: float) -> None:
+        """Ask whether the slope of the loss is a residual: it then shrinks as the loss does.
+
+        Raises:
+            RefusedError: If the loss has fallen and the slope has not.
+        """
+        if self._checks == 0:
+            self._at_first = loss, energy
+        first_loss, first_energy = self._at_first
+        if not (first_loss > 0 and first_energy > 0 and math.isfinite(loss) and math.isfinite(energy)):
+            return
+        fallen, shrunk = 1 - loss / first_loss, 1 - energy / first_energy
+        if fallen > FALLEN and shrunk < SHRUNK * fallen:
+            raise RefusedError(
+                f"the loss has fallen by {fallen:.0%} and its slope at the outputs by {max(shrunk, 0.0):.0%} only, so "
+                "that slope is no residual (absolute errors, learned variances): pass ProbeSet(loss_fn=...) with squared "
+                f"errors, a function (module, batch) -> losses [n], {INSTEAD}"
+            )
 
     def mark_stop(self, step: int) -> None:
         """Note, for the picture, that the run ends here."""
@@ -210,6 +243,7 @@ class ResidualWatch:
             "fingerprint": self._fingerprint,
             "order": self.order,
             "checks": self._checks,
+            "first": (self._first_step, *self._at_first),
             "best_step": self.best_step,
             "stopped": self._stopped,
             "recent": list(self._recent),
@@ -223,6 +257,8 @@ class ResidualWatch:
         self.rule.load_state_dict(state["rule"])
         self._initial, self.order, self._checks = state["initial"], state["order"], state["checks"]
         self._fingerprint = state["fingerprint"]
+        self._first_step, *at_first = state["first"]
+        self._at_first = (at_first[0], at_first[1])
         self.best_step, self._stopped = state["best_step"], state["stopped"]
         self._recent.extend(state["recent"])
         self._points, self._stride = [tuple(point) for point in state["points"]], state["stride"]

@@ -83,10 +83,19 @@ def weights_of(module: pl.LightningModule) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
+def gathering(module: Fit, batch: Any) -> torch.Tensor:
+    """A loss that waits for the other process."""
+    module.all_gather(torch.ones(3))
+    return torch.nn.functional.mse_loss(module.net(batch[0]), batch[1])
+
+
 def main(case: str, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rules = {"one says": OneSays(1), "one fails": FailsInOne(1), "strict": FailsInOne(1)}
+    if case == "all_gather":
+        Fit.loss = gathering  # type: ignore[method-assign]
+    batch_size = {"one chunk": 256, "all_gather": 100}.get(case, 32)
     data: Any = Stream(regression()) if case == "stream" else regression()
     stopping = ComplexityEarlyStopping(
         rules.get(case), every_n_steps=1 if case in rules else 2, strict=case == "strict", verbose=False
@@ -100,11 +109,11 @@ def main(case: str, folder: str) -> None:
         folder,
         strategy="ddp",
         devices=2,
-        max_steps=40 if case in rules or case == "without" else 1000,
+        max_steps=40 if case in (*rules, "without", "one chunk", "all_gather") else 1000,
     )
     failure = ""
     try:
-        fitted.fit(module, batches(data, batch_size=32))
+        fitted.fit(module, batches(data, batch_size=batch_size))
     except RuntimeError as error:
         failure = str(error)
     result = {

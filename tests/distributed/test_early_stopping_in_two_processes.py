@@ -83,3 +83,12 @@ def test_streams_and_a_monitor_beside_it(case: str) -> None:
     first, second = both(case)
     assert first["stopped_step"] == second["stopped_step"] == first["step"] < 1000
     assert first["weights"] == second["weights"] == first["after"][str(first["best_step"])]
+
+
+@pytest.mark.parametrize("case", ["one chunk", "all_gather"])
+def test_processes_pass_as_many_chunks_each_even_if_there_is_nothing_left_for_one(case: str) -> None:
+    first, second = both(case)
+    assert first["step"] == second["step"] == 40
+    assert first["points"] == second["points"]
+    assert len(first["points"]) > 10
+    assert len(first["initial"]) == 256

@@ -200,6 +200,24 @@ class Mixup(Fit):
         return F.mse_loss(self.net(0.6 * x + 0.4 * x[other]), 0.6 * y + 0.4 * y[other])
 
 
+class Absolute(Fit):
+    """A slope that says which way, and not how far."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return F.l1_loss(self.net(batch[0]), batch[1])
+
+
+class Likelihood(Fit):
+    """Learns how sure it is, so that slopes grow as errors shrink."""
+
+    def __init__(self) -> None:
+        super().__init__(outputs=2)
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        mean, spread = self.net(batch[0]).unbind(1)
+        return F.gaussian_nll_loss(mean, batch[1][:, 0], F.softplus(spread) + 1e-4)
+
+
 REFUSALS: dict[str, tuple[Any, Any, str]] = {
     "too few examples": (Fit, lambda: regression(100), "at least 128 examples"),
     "features that do not order the target": (Fit, lambda: shuffled(regression()), "do not order the target"),
@@ -229,6 +247,64 @@ def test_a_rule_without_ground_says_why_and_training_goes_on(case: str, tmp_path
     assert same(dict(kind.state_dict()), weights.after[40]) or case == "targets that are not finite"
     with pytest.raises(ValueError, match=words):
         trainer([ComplexityEarlyStopping(strict=True)], tmp_path, max_steps=4).fit(module(), batches(data()))
+
+
+@pytest.mark.parametrize("kind", [Absolute, Likelihood])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_a_slope_that_is_no_residual_costs_no_weights(kind: type, noise: float, tmp_path: Path) -> None:
+    stopping, weights, module = ComplexityEarlyStopping(), Weights(), kind()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = trainer([weights, stopping], tmp_path, max_steps=500).fit(module, batches(regression(noise=noise)))
+    del fitted
+    refused = [w for w in caught if "is no residual" in str(w.message)]
+    assert len(refused) == (noise == 0.0 or kind is Absolute) or not refused
+    if noise == 0.0:
+        assert refused
+        assert "squared errors" in stopping.reason
+    assert stopping.stopped_step is None
+    assert stopping.best_step == 0 or same(dict(module.state_dict()), weights.after[500])
+
+
+def test_with_squared_errors_on_the_probe_a_robust_loss_is_stopped_in_time(tmp_path: Path) -> None:
+    def squared(module: Any, batch: Any) -> torch.Tensor:
+        return F.mse_loss(module.net(batch[0]), batch[1], reduction="none").sum(1)
+
+    stopping = ComplexityEarlyStopping(probe=ProbeSet(loss_fn=squared), strict=True)
+    trainer([stopping], tmp_path, max_steps=3000).fit(Absolute(), batches(regression()))
+    assert stopping.stopped_step is not None
+    assert stopping.best_step
+
+
+def test_a_refusal_is_said_again_after_a_checkpoint(tmp_path: Path) -> None:
+    first, again, strict = ComplexityEarlyStopping(), ComplexityEarlyStopping(), ComplexityEarlyStopping(strict=True)
+    white = batches(shuffled(regression()))
+    with pytest.warns(UserWarning, match="do not order the target"):
+        trainer([first], tmp_path, max_steps=2).fit(Fit(), white)
+    again.load_state_dict(first.state_dict())
+    with pytest.warns(UserWarning, match="as before the checkpoint: the features do not order"):
+        trainer([again], tmp_path, max_steps=2).fit(Fit(), white)
+    strict.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="as before the checkpoint"):
+        trainer([strict], tmp_path, max_steps=2).fit(Fit(), white)
+
+
+def test_a_larger_data_set_gets_a_probe_of_its_own(tmp_path: Path) -> None:
+    stopping = ComplexityEarlyStopping(strict=True)
+    for count, expected in ((200, 200), (1000, 512)):
+        trainer([stopping], tmp_path, max_steps=2).fit(Fit(), batches(regression(count)))
+        assert stopping.probe.examples == expected
+    assert max(stopping.probe.indices or []) > 800
+
+
+def test_batches_chosen_by_the_user_do_not_cut_the_probe(tmp_path: Path) -> None:
+    data = regression(900)
+    chosen = [list(range(start, 900, 90)) for start in range(90)]
+    loader = DataLoader(data, batch_sampler=chosen)
+    stopping = ComplexityEarlyStopping(strict=True)
+    trainer([stopping], tmp_path, max_steps=2).fit(Fit(), loader)
+    assert stopping.probe.examples == 512
+    assert stopping.probe.chunk_size > 1
 
 
 def test_a_network_that_learns_complex_functions_first_is_refused(tmp_path: Path) -> None:

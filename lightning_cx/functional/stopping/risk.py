@@ -213,6 +213,8 @@ class RiskTracker:
 
     def _words(self, risk: float, error: float) -> str:
         over = risk - self.lowest_risk
+        if self.certainly_past and self._energy >= self._lowest_energy:
+            return f"the estimated risk {risk:.4g} is above its lowest, {self.lowest_risk:.4g}, but so is the residual"
         if not self._above:
             return f"the estimated risk {risk:.4g} is not certainly above its lowest, {self.lowest_risk:.4g}"
         times = f"{over / error:.1f} standard errors" if error > 0 else f"{over:.2g}"

@@ -1,0 +1,41 @@
+"""All processes go back to the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, agreed, any_process, first_process
+from lightning_cx.callbacks.kept_weights import KeptWeights, put_back
+
+
+def go_back(trainer: Trainer, module: LightningModule, kept: KeptWeights, wanted: bool, claim: bool) -> int | None:
+    """Put kept weights back into the module if any process wants it; every process has to call.
+
+    Args:
+        trainer: Of the fit.
+        module: Whose weights are replaced.
+        kept: This process's copy.
+        wanted: Whether this process wants to go back.
+        claim: Whether its copy is the one to take where copies are of different steps, as streams make them.
+
+    Returns:
+        The step of the weights; None if no process wanted to go back.
+
+    Raises:
+        RuntimeError: If the copy cannot be read in some process.
+    """
+    if not any_process(trainer, wanted):
+        return None
+    tensors: dict[str, Any] = {}
+    error: Exception | None = None
+    try:
+        tensors = kept.tensors()
+    except Exception as problem:  # a file that is gone; the other processes have to hear of it
+        error = problem
+    if any_process(trainer, error is not None):
+        raise RuntimeError("a process could not read its copy of the best weights") from error
+    step = kept.step
+    if not agreed(trainer, -1 if step is None else step):
+        step, tensors = trainer.strategy.broadcast((step, tensors), first_process(trainer, claim))
+    put_back(module, tensors)
+    return step
