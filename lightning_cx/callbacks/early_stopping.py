@@ -157,7 +157,8 @@ class ComplexityEarlyStopping(Callback):
             self._failures.tell(f"ComplexityEarlyStopping does not act, as before the checkpoint: {self.reason}")
             return
         if self._check.start(trainer):
-            self._failures.tell("the checkpoint's probe does not fit this data set: the stopping rule starts afresh")
+            if self.watch.begun:
+                self._failures.tell("the probe so far does not fit this data set: the stopping rule starts afresh")
             self._forget()
         if self._is_off() or self.watch.begun:
             return

@@ -110,10 +110,10 @@ def _compare(seen: Tensor, truth: Tensor, examples: int, per_example: bool) -> R
     mean = not per_example and ratio < -0.5 * math.log(max(examples, 2))
     agree = (seen * (examples if mean else 1) - truth).norm(dim=1) <= AGREEMENT * truth.norm(dim=1)
     products = seen.norm(dim=1) * truth.norm(dim=1)
-    coupled = not bool(agree.all())
+    coupled, finite = not bool(agree.all()), bool(seen.isfinite().all() and truth.isfinite().all())
     # A single output has no direction; what weights a batch by its sum, as class weights do, has several.
     mixed = coupled if seen.shape[1] == 1 else bool(((seen * truth).sum(1) < (1 - AGREEMENT) * products).any())
-    return Reduction(mean=mean, coupled=coupled, mixed=mixed)
+    return Reduction(mean=mean, coupled=coupled, mixed=mixed and finite)
 
 
 def read_chunks(

@@ -130,8 +130,8 @@ class ResidualWatch:
         if fallen > FALLEN and shrunk < SHRUNK * fallen:
             raise RefusedError(
                 f"the loss has fallen by {fallen:.0%} and its slope at the outputs by {max(shrunk, 0.0):.0%} only, so "
-                "that slope is no residual (absolute errors, learned variances): pass ProbeSet(loss_fn=...) with squared "
-                f"errors, a function (module, batch) -> losses [n], {INSTEAD}"
+                "that slope is no residual (absolute errors, learned variances): pass ProbeSet(loss_fn=...) with "
+                f"squared errors, a function (module, batch) -> losses [n], {INSTEAD}"
             )
 
     def mark_stop(self, step: int) -> None:

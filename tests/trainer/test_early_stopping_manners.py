@@ -255,10 +255,8 @@ def test_a_slope_that_is_no_residual_costs_no_weights(kind: type, noise: float, 
     stopping, weights, module = ComplexityEarlyStopping(), Weights(), kind()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fitted = trainer([weights, stopping], tmp_path, max_steps=500).fit(module, batches(regression(noise=noise)))
-    del fitted
+        trainer([weights, stopping], tmp_path, max_steps=500).fit(module, batches(regression(noise=noise)))
     refused = [w for w in caught if "is no residual" in str(w.message)]
-    assert len(refused) == (noise == 0.0 or kind is Absolute) or not refused
     if noise == 0.0:
         assert refused
         assert "squared errors" in stopping.reason
