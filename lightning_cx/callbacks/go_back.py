@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, agreed, any_process, first_process
+from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, agreed, any_process, first_process
 from lightning_cx.callbacks.kept_weights import KeptWeights, put_back
 
 
@@ -39,3 +39,9 @@ def go_back(trainer: Trainer, module: LightningModule, kept: KeptWeights, wanted
         step, tensors = trainer.strategy.broadcast((step, tensors), first_process(trainer, claim))
     put_back(module, tensors)
     return step
+
+
+def overwritten_by(trainer: Trainer, callback: Callback) -> str | None:
+    """Name of a callback behind this one that puts weights of its own into the module at the end; None if none does."""
+    behind = trainer.callbacks[trainer.callbacks.index(callback) + 1 :]  # type: ignore[attr-defined]
+    return next((name for name in (type(c).__name__ for c in behind) if name.endswith("WeightAveraging")), None)

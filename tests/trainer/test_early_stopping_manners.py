@@ -476,6 +476,16 @@ def test_the_picture_shows_no_kept_step_where_the_last_weights_stay(tmp_path: Pa
         assert picture.kept in ((None, 300) if stays else (stopping.best_step,))  # type: ignore[union-attr]
 
 
+def test_averaged_weights_that_would_replace_the_best_are_named(tmp_path: Path) -> None:
+    class MyWeightAveraging(pl.Callback):
+        pass
+
+    behind = [ComplexityEarlyStopping(strict=True), MyWeightAveraging()]
+    with pytest.warns(UserWarning, match="MyWeightAveraging stands behind"):
+        trainer(behind, tmp_path, max_steps=1).fit(Fit(), batches(regression()))
+    trainer(behind[::-1], tmp_path, max_steps=1).fit(Fit(), batches(regression()))  # warnings are errors
+
+
 def test_a_whole_fit_of_a_classifier_warns_of_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
