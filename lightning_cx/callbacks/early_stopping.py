@@ -105,7 +105,7 @@ class ComplexityEarlyStopping(Callback):
         self.stopped_step: int | None = None
         self.reason = "no check yet"
         self._start = KeptWeights()
-        self._off = self._says = False
+        self._off = self._says = self._resumed = False
         self._checked: int | None = None
         self._next = 0
 
@@ -147,7 +147,9 @@ class ComplexityEarlyStopping(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._checked is not None and trainer.global_step < self._checked:  # the same model in another trainer
             self._forget()
-        self.stopped_step = None
+        if self._off and not self._resumed:  # a new fit may be of other data
+            self._forget()
+        self.stopped_step, self._resumed = None, False
         self._failures = Failures(self.strict)
         self._publisher, self._drawn = Publisher(self._failures), perf_counter()
         self._check = None if self._off else ProbeCheck(self.probe, self.watch, self._failures)
@@ -290,6 +292,7 @@ class ComplexityEarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = True
         self.watch.load_state_dict(state_dict["watch"])
         self.kept.load_state_dict(state_dict["kept"])
         self.probe.load_state_dict(state_dict["probe"])

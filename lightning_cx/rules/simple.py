@@ -11,8 +11,35 @@ from lightning_cx.rules.base import Curve, StoppingRule
 from lightning_cx.tensorboard import tags
 
 
+class _Simple(StoppingRule):
+    """A tracker that needs no more than coefficients, as a rule."""
+
+    keeps_best = False
+    _kind: type[DominanceTracker] | type[WhitenessTracker]
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(patience={self.patience})"
+
+    def reset(self) -> None:
+        self._tracker = self._kind(self.patience)
+
+    def check(self, coefficients: Tensor, step: int) -> Decision:
+        del step
+        return self._tracker.check(coefficients)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._tracker.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._tracker.load_state_dict(state)
+
+
 @final
-class HighComplexityDominance(StoppingRule):
+class HighComplexityDominance(_Simple):
     """Stops when most of what is learned is complex, while nothing simple is left to learn.
 
     Close to what its name says, and blind to how much noise there is (`functional.stopping.DominanceTracker`);
@@ -28,21 +55,10 @@ class HighComplexityDominance(StoppingRule):
         THEORY sections 4 and 5.
     """
 
-    keeps_best = False
+    _kind = DominanceTracker
 
     def __init__(self, patience: int = 3) -> None:
-        self.patience = patience
-        self.reset()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(patience={self.patience})"
-
-    def reset(self) -> None:
-        self._tracker = DominanceTracker(self.patience)
-
-    def check(self, coefficients: Tensor, step: int) -> Decision:
-        del step
-        return self._tracker.check(coefficients)
+        super().__init__(patience)
 
     @property
     def curve(self) -> Curve:
@@ -54,15 +70,9 @@ class HighComplexityDominance(StoppingRule):
             is_share=True,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._tracker.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._tracker.load_state_dict(state)
-
 
 @final
-class ResidualWhiteness(StoppingRule):
+class ResidualWhiteness(_Simple):
     """Stops when what is left of the target can no longer be told from white noise.
 
     The simplest of the rules, which needs no history (`functional.stopping.WhitenessTracker`). Where the target sits in
@@ -78,21 +88,10 @@ class ResidualWhiteness(StoppingRule):
         THEORY section 5; Hansen, Kilmer & Kjeldsen 2006 for the idea.
     """
 
-    keeps_best = False
+    _kind = WhitenessTracker
 
     def __init__(self, patience: int = 2) -> None:
-        self.patience = patience
-        self.reset()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(patience={self.patience})"
-
-    def reset(self) -> None:
-        self._tracker = WhitenessTracker(self.patience)
-
-    def check(self, coefficients: Tensor, step: int) -> Decision:
-        del step
-        return self._tracker.check(coefficients)
+        super().__init__(patience)
 
     @property
     def curve(self) -> Curve:
@@ -103,9 +102,3 @@ class ResidualWhiteness(StoppingRule):
             "Near 0 something simple is left to learn. Above .05 what is left cannot be told from noise.",
             is_share=True,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._tracker.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._tracker.load_state_dict(state)

@@ -58,6 +58,7 @@ class ResidualWatch:
         self._fingerprint = math.nan
         self._basis: Basis | None = None
         self._first: Tensor | None = None  # coefficients of the initial residual
+        self._noise = math.nan
         self._current: Tensor | None = None
         self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
         self._checks = 0
@@ -189,13 +190,14 @@ class ResidualWatch:
             )
         self.rule.begin(coefficients, order.least_noise)
         self._initial, self._first = residuals, coefficients
-        self._basis, self.order = order.basis, order.name
+        self._basis, self.order, self._noise = order.basis, order.name, noise_floor(coefficients).sigma2
 
     def _resume(self, features: Tensor) -> None:
         """Make the basis again; it is too large for a checkpoint, and on another machine its functions may differ."""
         assert self._initial is not None
         self._basis = basis_by_name(self.order, features)
         self._first = self._basis.vectors.T @ self._initial
+        self._noise = noise_floor(self._first).sigma2
         self.rule.rebase(self._first)
 
     def _follow(self, step: int, coefficients: Tensor, decision: Decision) -> None:
@@ -214,7 +216,7 @@ class ResidualWatch:
         curve = self.rule.curve
         low, high = self.rule.band(decision)
         scalars = {
-            tags.STOPPING_NOISE_FLOOR: noise_floor(self._first).sigma2,
+            tags.STOPPING_NOISE_FLOOR: self._noise,
             tags.STOPPING_FITTED_HIGH: self._fitted_high(),
             tags.STOPPING_DOMINANCE: self._dominance(),
             curve.tag: decision.value,

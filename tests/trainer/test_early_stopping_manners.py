@@ -287,6 +287,14 @@ def test_a_refusal_is_said_again_after_a_checkpoint(tmp_path: Path) -> None:
         trainer([strict], tmp_path, max_steps=2).fit(Fit(), white)
 
 
+def test_a_refusal_on_one_data_set_is_none_on_the_next(tmp_path: Path) -> None:
+    stopping, module = ComplexityEarlyStopping(), Fit()
+    with pytest.warns(UserWarning, match="do not order the target"):
+        trainer([stopping], tmp_path, max_steps=2).fit(module, batches(shuffled(regression())))
+    trainer([stopping], tmp_path, max_steps=4).fit(module, batches(regression()))  # warnings are errors
+    assert stopping.watch.begun
+
+
 def test_a_larger_data_set_gets_a_probe_of_its_own(tmp_path: Path) -> None:
     stopping = ComplexityEarlyStopping(strict=True)
     for count, expected in ((200, 200), (1000, 512)):
