@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +43,20 @@ __all__ = [
     "batch_size_of",
     "can_stop",
     "first_process",
+    "from_process",
     "gathered_rows",
     "gradient_scale",
     "has_tensorboard",
     "log_step",
     "move_to_device",
+    "numbers_of_all",
     "planned_batches",
     "publish",
     "rank_zero_info",
     "rank_zero_warn",
     "replayable",
     "replayed_loss",
+    "summed",
     "tensorboard_experiments",
     "to_device",
     "total_batches",
@@ -203,6 +206,24 @@ def first_process(trainer: Trainer, claim: bool) -> int:
     """Rank of the first process that claims something, 0 if none does; every process has to ask."""
     claims = trainer.strategy.all_gather(torch.tensor(claim, device=trainer.strategy.root_device)).reshape(-1)
     return int(claims.int().argmax())
+
+
+def from_process(trainer: Trainer, thing: Any, source: int = 0) -> Any:
+    """What one process has, in all of them; every process has to call."""
+    return trainer.strategy.broadcast(thing, source)
+
+
+def numbers_of_all(trainer: Trainer, numbers: Sequence[float]) -> Tensor:
+    """The numbers of all processes, [processes, numbers] float64; every process has to call, with as many."""
+    own = torch.tensor(numbers, dtype=torch.float64, device=trainer.strategy.root_device)
+    return trainer.strategy.all_gather(own).cpu().reshape(-1, len(numbers))
+
+
+def summed(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """The sum over all processes; every process has to call, with the same shape. The tensor may be written to."""
+    total = trainer.strategy.reduce(tensor, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
 
 
 def gathered_rows(trainer: Trainer, rows: Tensor) -> list[Tensor]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, any_process, batch_size_of, first_process
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, any_process, batch_size_of
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.probe_reader import ProbeReader
+from lightning_cx.callbacks.processes import attempt, trouble
 from lightning_cx.functional.stopping import Decision
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import Needs
@@ -18,8 +18,6 @@ CHECK = "the check of the stopping rule"
 GATE_EXAMPLES = 256  # whose gradients are asked, once, whether simple functions are learned first
 FEWEST_GRADIENTS = 64  # of fewer, as from batches of one, a rank correlation below 0 may be chance (-.36 was seen)
 STREAM_GAP = 8  # steps between checks at least where batches of a stream may differ from process to process
-
-T = TypeVar("T")
 
 
 class ProbeCheck:
@@ -50,7 +48,7 @@ class ProbeCheck:
         Returns:
             Whether indices of a checkpoint had to be given up, and with them all that was known of the run.
         """
-        changed, error = _attempt(lambda: self.reader.start(trainer))
+        changed, error = attempt(lambda: self.reader.start(trainer))
         return not self._failed(trainer, error) and bool(changed)
 
     def keep(self, batch: Any) -> None:
@@ -62,7 +60,7 @@ class ProbeCheck:
     def close(self, trainer: Trainer) -> None:
         """After an epoch: a stream that is over has shown all its examples."""
         if self.reader.streamed:
-            _, error = _attempt(self.probe.close)
+            _, error = attempt(self.probe.close)
             self._failed(trainer, error)
 
     def least_gap(self, trainer: Trainer) -> int:
@@ -83,11 +81,11 @@ class ProbeCheck:
             module: Passed in isolation.
             step: Optimizer steps done.
         """
-        own, error = _attempt(lambda: self._read(trainer, module))
+        own, error = attempt(lambda: self._read(trainer, module))
         if self._failed(trainer, error) or own is None:
             return None
         whole = self.reader.join(trainer, own)
-        decision, error = _attempt(lambda: self._ask(trainer, module, step, whole))
+        decision, error = attempt(lambda: self._ask(trainer, module, step, whole))
         if self._failed(trainer, error):
             return None
         with self.failures.guard(CHECK):  # all of it went well: failures are counted in a row
@@ -120,30 +118,17 @@ class ProbeCheck:
 
     def _failed(self, trainer: Trainer, error: Exception | None) -> bool:
         """Whether any process failed; then all know why, and all count it."""
-        if not any_process(trainer, error is not None):
+        met = trouble(trainer, error)
+        if met is None:
             return False
-        source = first_process(trainer, error is not None)
-        kind, words = trainer.strategy.broadcast((isinstance(error, ValueError), _words(error)), source)
         if self.failures.strict:
-            raise error if error is not None else RuntimeError(f"{CHECK} failed in process {source}: {words}")
-        if kind:  # of the model or the data, and it will not change
-            self.off, self.refusal = True, words
-            self.failures.tell(f"ComplexityEarlyStopping does not act: {words}")
+            raise error or RuntimeError(f"{CHECK} failed in process {met.process}: {met.words}")
+        if met.lasting:
+            self.off, self.refusal = True, met.words
+            self.failures.tell(f"ComplexityEarlyStopping does not act: {met.words}")
         else:
             with self.failures.guard(CHECK):
-                raise error if error is not None else RuntimeError(words)
+                raise error or RuntimeError(met.words)
             self.off = self.failures.off(CHECK)
-            self.refusal = words if self.off else ""
+            self.refusal = met.words if self.off else ""
         return True
-
-
-def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """Do it, and hand on what went wrong: the other processes have to hear of it before anything is raised."""
-    try:
-        return work(), None
-    except Exception as error:
-        return None, error
-
-
-def _words(error: Exception | None) -> str:
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -39,6 +39,7 @@ Do the gradients of a network prefer simple functions, and could that be chance?
 
 from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
+from lightning_cx.functional.blocks import noise_scale_of_blocks
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.features import default_features
@@ -143,6 +144,7 @@ __all__ = [
     "merge_levels",
     "noise_scale",
     "noise_scale_from_sums",
+    "noise_scale_of_blocks",
     "octave_bands",
     "octave_energies",
     "participation_ratio",

@@ -83,7 +83,7 @@ def noise_scale(gram: Tensor) -> NoiseScale:
     n = gram.shape[0]
     trace, total = gram.diagonal().sum(), gram.sum()
     signal, noise = _signal_and_noise(trace, total, n)
-    return _with_interval(signal, noise, _jackknife_covariance(gram, trace, total), max(n - 1, 0))
+    return with_interval(signal, noise, _jackknife_covariance(gram, trace, total), max(n - 1, 0))
 
 
 def pool_noise_scales(scales: Sequence[NoiseScale]) -> NoiseScale:
@@ -141,7 +141,7 @@ def noise_scale_from_sums(
         >>> float(twice.value) == float(scale.value)
         True
     """
-    return _with_interval(signal / count, noise / count, covariance / count / count, degrees_of_freedom)
+    return with_interval(signal / count, noise / count, covariance / count / count, degrees_of_freedom)
 
 
 def gradient_snr(gram: Tensor) -> Tensor:
@@ -233,7 +233,8 @@ def _jackknife_covariance(gram: Tensor, trace: Tensor, total: Tensor) -> Tensor:
     return (n - 1) / n * deviation @ deviation.T
 
 
-def _with_interval(signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_freedom: int) -> NoiseScale:
+def with_interval(signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_freedom: int) -> NoiseScale:
+    """Put signal and noise, each with its error, into one scale; `noise_scale` says how the interval is found."""
     value = torch.where(signal > 0, noise / signal, torch.nan)
     low, high = _fieller(noise, signal, covariance, degrees_of_freedom)
     return NoiseScale(value, low, high, signal, noise, covariance, degrees_of_freedom)

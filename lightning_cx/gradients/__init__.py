@@ -24,12 +24,13 @@ from lightning_cx.gradients.calibration import Calibration, calibrate, find_layo
 from lightning_cx.gradients.errors import AmbiguousLayoutError, UnsupportedGradientError
 from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms
 from lightning_cx.gradients.replay import affordable_examples, replay_gradients
-from lightning_cx.gradients.sample import GradientSample, LayerGradients
+from lightning_cx.gradients.sample import Block, GradientSample, LayerGradients
 from lightning_cx.gradients.sketch import ParameterSketch
 from lightning_cx.gradients.tap import GradientTap
 
 __all__ = [
     "AmbiguousLayoutError",
+    "Block",
     "Calibration",
     "GradientSample",
     "GradientTap",

@@ -34,6 +34,7 @@ class Request:
     rows: bool = False
     max_buffer_bytes: int = DEFAULT_BYTES
     coordinates: int = 0
+    sums: bool = False
 
     @property
     def entries(self) -> bool:

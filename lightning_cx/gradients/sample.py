@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lightning_cx.functional.noise import NoiseScale
+
 EXACT = "exact"
 CONTRIBUTION = "contribution"
 
@@ -32,6 +34,27 @@ class LayerGradients:
 
 
 @dataclass(frozen=True)
+class Block:
+    """What one process's share of a batch comes to; small enough to be sent to the other processes.
+
+    Attributes:
+        batch_size: Number of examples n in this process.
+        squared_norms: |g_i|^2, [n] float64.
+        centred_norms: Norms of the gradients less their mean over the share, [n] float64; None without a Gram matrix.
+        noise: Noise scale of the share alone; None without a Gram matrix.
+        projections: Inner products with fixed random directions, [n, k] float64, where asked for.
+        coordinates: Fixed entries of the gradients, [n, c] float64, where asked for.
+    """
+
+    batch_size: int
+    squared_norms: Tensor
+    centred_norms: Tensor | None = None
+    noise: NoiseScale | None = None
+    projections: Tensor | None = None
+    coordinates: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class GradientSample:
     """Per-example gradients of one batch, as far as they were asked for.
 
@@ -51,6 +74,11 @@ class GradientSample:
         coverage: The sum check 1^T K 1 / |N grad|^2; 1 when every use of every parameter was read, nan where it
             could not be made (no Gram, a parameter penalty, zero gradient).
         notes: What a reader should know, in words: unused parameters, penalties left out, coupled examples.
+        sums: Sum over the examples of each parameter's gradients, where asked for; None where a penalty on a parameter
+            is mixed into it. Parameters that got no gradient are missing.
+        blocks: Where processes share a batch, the share of each, this one's included; everything else here is of this
+            process alone.
+        squared_sum: Then, |sum_i g_i|^2 over the examples of all processes, [] float64; None where it is not known.
     """
 
     batch_size: int
@@ -62,6 +90,9 @@ class GradientSample:
     layers: Mapping[str, LayerGradients] = field(default_factory=dict)
     coverage: float = float("nan")
     notes: tuple[str, ...] = ()
+    sums: Mapping[str, Tensor] | None = None
+    blocks: tuple[Block, ...] = ()
+    squared_sum: Tensor | None = None
 
     def __str__(self) -> str:
         lines = [

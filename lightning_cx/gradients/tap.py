@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -22,6 +23,7 @@ from lightning_cx.gradients.planning import Plan, Work, make_plan
 from lightning_cx.gradients.quiet import quiet
 from lightning_cx.gradients.rules import Joint
 from lightning_cx.gradients.sample import EXACT, GradientSample
+from lightning_cx.gradients.uses import working
 
 
 class GradientTap:
@@ -39,6 +41,8 @@ class GradientTap:
         norms: Whether to form squared norms (free with `gram`).
         projections: Number of fixed random directions to project on.
         coordinates: Number of fixed entries of the gradient to keep, spread over the parameters by their size.
+        sums: Whether to keep the sum of the examples' gradients of each parameter, as large as the model; processes
+            that share a batch need it to know what their examples want together.
         rows: Whether to keep the gradients themselves: N times the memory of the model, so only where that is small.
         per_layer: Whether to keep Gram matrix, norms and projections of every parameter apart as well.
         loss_scale: The loss is this multiple of the mean over examples: 1 for a mean, N for a sum, 1/k with k
@@ -85,6 +89,7 @@ class GradientTap:
         rows: bool = False,
         max_buffer_bytes: int = DEFAULT_BYTES,
         coordinates: int = 0,
+        sums: bool = False,
     ) -> None:
         self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
         if not self._parameters:
@@ -101,7 +106,7 @@ class GradientTap:
         self.loss_scale = loss_scale
         self.sample: GradientSample | None = None
         self.seconds = 0.0
-        self._request = Request(gram, norms, projections, per_layer, seed, rows, max_buffer_bytes, coordinates)
+        self._request = Request(gram, norms, projections, per_layer, seed, rows, max_buffer_bytes, coordinates, sums)
         self._batch_first = batch_first
         self._memory = Memory()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -114,6 +119,7 @@ class GradientTap:
         self._hidden: list[Node] = []
         self._unchecked: frozenset[str] = frozenset()
         self._compared_late: dict[str, Node] = {}
+        self._batch_gradients: dict[str, Tensor] = {}
         self._begun = self._used = False
         self._status, self._notes = EXACT, ()
 
@@ -157,7 +163,7 @@ class GradientTap:
             self._watch(node, f"{node.name()} of {names}", partial(self._see, node, work))
         for name, parameter in self._parameters.items():
             if name in made.leaves:
-                if self._request.checked:
+                if self._request.checked or self._request.sums:
                     self._compared_late[name] = made.leaves[name]
             elif parameter.is_leaf and parameter.requires_grad:
                 self._hidden.append(get_gradient_edge(parameter).node)
@@ -243,7 +249,7 @@ class GradientTap:
         for name, leaf in list(self._compared_late.items()):
             parameter = self._parameters[name]
             used_up = parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]  # an optimizer inside
-            if distributed or used_up or parameter.grad is not None:
+            if distributed or used_up or parameter.grad is not None or self._request.sums:
                 del self._compared_late[name]
                 self._watch(leaf, f"the gradient of {name}", partial(self.compare_with, name))
 
@@ -266,8 +272,12 @@ class GradientTap:
 
     def compare_with(self, name: str, gradient: Tensor | None) -> None:
         """Put one parameter's batch gradient on the other side of the sum check."""
-        if self._request.checked and gradient is not None and name not in self._unchecked:
+        if gradient is None or name in self._unchecked:
+            return
+        if self._request.checked:
             self._totals.check.see_batch(name, gradient)
+        if self._request.sums:
+            self._batch_gradients[name] = gradient.detach()  # nobody writes to a gradient that somebody else holds
 
     def _surprise(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None:
@@ -279,4 +289,9 @@ class GradientTap:
         if missed:
             raise UnsupportedGradientError(f"the backward never reached {', '.join(missed)}")
         totals.fill(self.batch_size)
-        return totals.sample(self.batch_size, scale, self._status, self._notes)
+        sample = totals.sample(self.batch_size, scale, self._status, self._notes)
+        if self._request.sums and not self._unchecked:
+            held = self._batch_gradients
+            sums = {name: working(held.pop(name)) * scale for name in list(held)}  # one copy of the model at a time
+            sample = replace(sample, sums=sums)
+        return sample

@@ -7,9 +7,11 @@ from dataclasses import asdict
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
-from lightning_cx.functional import gradient_snr, noise_scale, pool_noise_scales
+from lightning_cx.functional import noise_scale, noise_scale_of_blocks, pool_noise_scales
 from lightning_cx.functional.noise import NoiseScale
+from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.tensorboard import tags
 
@@ -32,7 +34,8 @@ class GradientNoise(Instrument):
     """Gradient norm, noise scale with its interval, signal-to-noise ratio, and norms of single examples.
 
     The noise scale is pooled over the last 16 sampled batches: the mean noise over the mean signal. Batches far
-    below it are mostly noise; beyond its upper end larger batches buy little.
+    below it are mostly noise; beyond its upper end larger batches buy little. Where processes share a batch, all of
+    it is that of the whole batch: signal, noise and norms are exact, the interval is a little wide.
     """
 
     def __init__(self) -> None:
@@ -49,21 +52,20 @@ class GradientNoise(Instrument):
         sample = observation.gradients
         if sample is None or sample.gram is None:
             return Reading()
-        gram = sample.gram
-        if not bool(gram.isfinite().all()):
+        noise, norms = _whole(sample)
+        if not bool(norms.isfinite().all() & sample.gram.isfinite().all()):
             why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
             return Reading(dict.fromkeys(TAGS, torch.nan), refusals=dict.fromkeys(TAGS, why))
         refusals: dict[str, str] = {}
-        if sample.batch_size > 1:
-            self._recent.append(noise_scale(gram))
+        if len(norms) > 1 and bool(noise.noise.isfinite()):
+            self._recent.append(noise)
         else:
             single = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH, tags.GRADIENT_SNR)
             refusals = dict.fromkeys(single, "a batch of one example shows no spread: use batches of two or more")
-        norms = gram.diagonal().clamp_min(0).sqrt()
         quantiles = torch.quantile(norms, norms.new_tensor([0.05, 0.5, 0.95])).tolist()
         scalars = {
-            tags.GRADIENT_NORM: float(gram.mean().clamp_min(0).sqrt()),
-            tags.GRADIENT_SNR: float(gradient_snr(gram)),
+            tags.GRADIENT_NORM: float(_mean_gradient(sample, noise, len(norms)).clamp_min(0).sqrt()),
+            tags.GRADIENT_SNR: float(noise.signal / noise.noise),
             **dict(zip(TAGS[5:], quantiles, strict=True)),
         }
         if self._recent:
@@ -83,3 +85,23 @@ class GradientNoise(Instrument):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._recent.clear()
         self._recent.extend(NoiseScale(**scale) for scale in state["recent"])
+
+
+def _whole(sample: GradientSample) -> tuple[NoiseScale, Tensor]:
+    """Noise scale and norms [N] of a batch, of all processes where several share it."""
+    assert sample.gram is not None
+    if not sample.blocks:
+        return noise_scale(sample.gram), sample.gram.diagonal().clamp_min(0).sqrt()
+    squares = [block.squared_norms for block in sample.blocks]
+    scales = [block.noise for block in sample.blocks if block.noise is not None]
+    return noise_scale_of_blocks(scales, squares, sample.squared_sum), torch.cat(squares).clamp_min(0).sqrt()
+
+
+def _mean_gradient(sample: GradientSample, noise: NoiseScale, examples: int) -> Tensor:
+    """|mean_i g_i|^2; where only blocks of it are known, what signal and noise make of it on average."""
+    assert sample.gram is not None
+    if not sample.blocks:
+        return sample.gram.mean()
+    if sample.squared_sum is not None:
+        return sample.squared_sum / examples**2
+    return noise.signal + noise.noise / examples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -11,7 +12,7 @@ from lightning_cx.functional import TailReport, alpha_ecf, coordinate_tail
 from lightning_cx.functional.tail_index.fit import EXPLORATORY
 from lightning_cx.functional.tail_index.pooling import centred_norms
 from lightning_cx.functional.tail_index.sums import MIN_SUMS, grouped_sums
-from lightning_cx.gradients import GradientSample
+from lightning_cx.gradients import Block, GradientSample
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Picture, QuantilePlot, Reading, SurvivalPlot
 from lightning_cx.instruments.tail_card import CODES, card, waiting
 from lightning_cx.instruments.trajectory_tail import TrajectoryTail
@@ -55,7 +56,7 @@ class TailIndex(Instrument):
 
     Args:
         batch_size: How many gradients one step of the optimizer sums; None takes the size of the sampled batches. Give
-            it where batches are accumulated or several devices share one.
+            it where batches are accumulated; that processes share one is known.
         window: Number of examples that are pooled; None takes 64 batches, and at least 512 examples.
         per_layer: Log the index of each layer's own gradients as well, under `tail/index/<layer>`.
         coordinates: About how many coordinates of the gradient to pool, as much of the literature does, beside normal
@@ -130,20 +131,23 @@ class TailIndex(Instrument):
 
     def _pool(self, sample: GradientSample) -> None:
         """Keep what the batch showed, as much as the window holds."""
-        assert sample.projections is not None
         window = self._window_for(sample)
-        seen = {"": (sample.projections, None if sample.gram is None else centred_norms(sample.gram))}
-        seen.update({layer: (own, None) for layer, own in self._layers(sample).items()})
-        for name, (projections, norms) in seen.items():
+        seen: list[tuple[str, Tensor | None, Tensor | None]] = [
+            ("", block.projections, block.centred_norms) for block in _blocks(sample)
+        ]
+        seen.extend((layer, own, None) for layer, own in self._layers(sample).items())
+        for name, projections, norms in seen:
+            assert projections is not None
             if name not in self._pools:
                 self._pools[name] = self._empty_pool()
             self._pools[name].window = min(window, LAYER_WINDOW) if name else window
             self._pools[name].update(projections.cpu(), None if norms is None else norms.cpu())
+        self._pools[""].batch_size = self.batch_size or (_examples(sample) if sample.blocks else None)
         self._held = self._pools[""].held
-        self._new += sample.batch_size
+        self._new += _examples(sample)
 
     def _window_for(self, sample: GradientSample) -> int:
-        size = self.batch_size or sample.batch_size
+        size = self.batch_size or _examples(sample)
         return self.window or min(max(EXPLORATORY, MIN_SUMS * size), MAX_WINDOW)
 
     def _layers(self, sample: GradientSample) -> dict[str, Tensor]:
@@ -222,7 +226,7 @@ class TailIndex(Instrument):
         return Reading(scalars, refusals=dict.fromkeys(TRAJECTORY, xi.reason) if xi.reason else {})
 
     def _empty_pool(self) -> TailIndexMetric:
-        # Each process measures what it sees; whoever gathers does so outside of an instrument.
+        # What processes see is put together before an instrument is shown it.
         pool = TailIndexMetric(self.batch_size, seed=self.seed, sync_on_compute=False)
         pool.persistent(True)
         return pool
@@ -243,10 +247,25 @@ class TailIndex(Instrument):
 
 
 def _unusable(sample: GradientSample) -> str:
-    assert sample.projections is not None
-    parts = (sample.projections, *(() if sample.gram is None else (sample.gram,)))
-    if not all(bool(part.isfinite().all()) for part in parts):
+    parts = [part for block in _blocks(sample) for part in (block.projections, block.centred_norms)]
+    if not all(bool(part.isfinite().all()) for part in parts if part is not None):
         return "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
-    if sample.batch_size < MIN_BATCH:
-        return f"a batch of {sample.batch_size} is too small to take its mean off: {MIN_BATCH} are needed"
+    smallest = min(block.batch_size for block in _blocks(sample))
+    if smallest < MIN_BATCH:
+        return f"a batch of {smallest} is too small to take its mean off: {MIN_BATCH} are needed"
     return ""
+
+
+def _blocks(sample: GradientSample) -> Sequence[Block]:
+    """The shares of a batch, each less its own mean; one where no processes share it."""
+    if sample.blocks:
+        return sample.blocks
+    norms = sample.gram.diagonal() if sample.gram is not None else sample.squared_norms
+    assert norms is not None
+    centred = None if sample.gram is None else centred_norms(sample.gram)
+    return (Block(sample.batch_size, norms, centred, projections=sample.projections),)
+
+
+def _examples(sample: GradientSample) -> int:
+    """Examples of the whole batch."""
+    return sum(block.batch_size for block in sample.blocks) or sample.batch_size
