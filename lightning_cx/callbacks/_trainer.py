@@ -47,9 +47,11 @@ __all__ = [
     "gathered_rows",
     "gradient_scale",
     "has_tensorboard",
+    "hold",
     "log_step",
     "move_to_device",
     "numbers_of_all",
+    "optimizer_parameters",
     "planned_batches",
     "publish",
     "rank_zero_info",
@@ -92,6 +94,13 @@ def gradient_scale(trainer: Trainer, module: LightningModule) -> float:
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = 1.0 if scaler is None else float(scaler.get_scale())
     return scale / trainer.accumulate_grad_batches if module.automatic_optimization else scale
+
+
+def optimizer_parameters(trainer: Trainer, number: int | None) -> set[int] | None:
+    """Identities of the parameters of one optimizer; None for all."""
+    if number is None:
+        return None
+    return {id(p) for group in trainer.optimizers[number].param_groups for p in group["params"]}
 
 
 def batch_size_of(batch: Any) -> int:
@@ -241,6 +250,11 @@ def publish(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
     finite = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
     for logger in trainer.loggers:
         logger.log_metrics(finite, step=step)
+    hold(trainer, scalars)
+
+
+def hold(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Put values where callbacks look for what they monitor."""
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
 
 

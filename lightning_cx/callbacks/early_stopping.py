@@ -16,6 +16,7 @@ from lightning_cx.callbacks._trainer import (
     log_step,
     rank_zero_info,
 )
+from lightning_cx.callbacks.cadence import PICTURE_PAUSE
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.go_back import go_back, overwritten_by
 from lightning_cx.callbacks.kept_weights import KeptWeights, put_back, tensors_of
@@ -23,7 +24,6 @@ from lightning_cx.callbacks.monitor import ComplexityMonitor
 from lightning_cx.callbacks.probe_check import ProbeCheck
 from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.callbacks.schedule import next_check
-from lightning_cx.callbacks.session import PICTURE_PAUSE
 from lightning_cx.functional.stopping import Decision
 from lightning_cx.probe import ProbeSet
 from lightning_cx.rules import ResidualWatch, SpectralRisk, StoppingRule

@@ -40,6 +40,14 @@ class Failures:
             self._told.add(topic)
             rank_zero_info(f"lightning_cx: {message}")
 
+    def state_dict(self) -> dict[str, int]:
+        """How often each part failed in a row."""
+        return dict(self._in_a_row)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take up what `state_dict` gave, in another process."""
+        self._in_a_row = Counter(state)
+
     @contextmanager
     def guard(self, part: str, last: bool = True) -> Iterator[None]:
         """Turn an exception of the block into a warning.

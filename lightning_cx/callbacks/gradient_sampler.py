@@ -1,9 +1,8 @@
-"""Per-example gradients of a training step: by the tap if it can read the model, by replay if not."""
+"""Per-example gradients of one backward: by the tap if it can read the model, by replay if not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -11,7 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, gradient_scale, replayable, replayed_loss
+from lightning_cx.callbacks._trainer import (
+    LightningModule,
+    Trainer,
+    gradient_scale,
+    optimizer_parameters,
+    replayable,
+    replayed_loss,
+)
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.status import in_words
 from lightning_cx.functional.linalg import one_thread
@@ -35,20 +41,27 @@ from lightning_cx.probe.eager import anything_compiled, compiled_parts, eagerly
 
 
 class GradientSampler:
-    """Reads one training step at a time.
+    """Reads one backward at a time.
 
     Args:
         failures: Where refusals are told.
         needs: What the instruments want: the Gram matrix or norms alone, of all parameters or of each as well.
+        sums: Whether to keep what the examples add up to, for other processes.
+        optimizer: Number of the optimizer whose parameters are read; None reads all that the module has.
 
     Attributes:
-        sample: What the last finished step showed, or None.
+        sample: What the last finished backward showed, or None.
         one_off_seconds: Time that the last step spent on what will not be needed again.
-        eager: Whether compiled parts, if there are any, run as they were written in this step.
+        compiled: Names of the parts of the module that are compiled.
+        refusal: Why its gradients cannot be read, in words.
     """
 
-    def __init__(self, failures: Failures, needs: Sequence[Needs]) -> None:
+    def __init__(
+        self, failures: Failures, needs: Sequence[Needs], sums: bool = False, optimizer: int | None = None
+    ) -> None:
         self.failures = failures
+        self._sums, self._optimizer = sums, optimizer
+        self._whose = "" if optimizer is None else f" of optimizer {optimizer}"
         self._wanted = any(need.gradients for need in needs)
         self._gram = any(need.gram for need in needs)
         self._norms = any(need.gram or need.norms for need in needs)
@@ -57,9 +70,7 @@ class GradientSampler:
         self._coordinates = max((need.coordinates for need in needs), default=0)
         self.sample: GradientSample | None = None
         self.one_off_seconds = 0.0
-        self.eager = False
-        self._stance = ExitStack()
-        self._compiled: list[str] = []
+        self.compiled: list[str] = []
         self._tap: GradientTap | None = None
         self._calibration: Calibration | None = None
         self._layout: bool | None = None
@@ -67,12 +78,23 @@ class GradientSampler:
         self._nodes: frozenset[str] = frozenset()
         self._replay = False
         self._off = False
+        self.refusal = ""
         self._examples = 0
 
     @property
     def off(self) -> bool:
         """Whether this model's gradients cannot be read at all; the reason was told."""
         return self._off
+
+    @property
+    def taps(self) -> bool:
+        """Whether the next backward will be read as it runs."""
+        return self._wanted and not (self._replay or self._off)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the next step begins with a comparison of a few examples alone."""
+        return self.taps and self._calibration is None
 
     def begin(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, examples: int) -> None:
         """Prepare for the step that is about to run: calibrate once, or replay where the tap is refused."""
@@ -81,33 +103,39 @@ class GradientSampler:
         if self._off or not self._wanted:
             return
         start = perf_counter()
-        if not any(p.requires_grad for p in module.parameters()):
-            self._refuse("the module has no trainable parameter, so there are no gradients to measure")
+        if not any(p.requires_grad for p in self._parameters(trainer, module).values()):
+            self.refuse("the module has no trainable parameter, so there are no gradients to measure")
             return
         if self._replay:
             self.sample = self._replayed(trainer, module, batch, batch_idx)
             self._tell_status(module, self.sample)
         elif self._calibration is None:
-            self._compiled = compiled_parts(module)
+            self.compiled = compiled_parts(module)
             self._calibrate(trainer, module, batch, batch_idx)
             self.one_off_seconds = perf_counter() - start
-        if not (self._replay or self._off):
-            self._run_eagerly()
 
-    def _run_eagerly(self) -> None:
-        """Let this step show its graph. Held to its end, since a closure may run `training_step` more than once."""
-        self.eager = bool(self._compiled) or anything_compiled()
-        if self.eager:
-            self._stance.enter_context(eagerly())
+    def forget_calibration(self) -> None:
+        """Compare a few examples alone once more: another process does."""
+        self._calibration = None
 
-    def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
-        """Ride on the backward that is about to start."""
+    def _parameters(self, trainer: Trainer, module: LightningModule) -> dict[str, Parameter]:
+        own = optimizer_parameters(trainer, self._optimizer)
+        return {name: p for name, p in module.named_parameters() if own is None or id(p) in own}
+
+    def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor, eager: bool) -> None:
+        """Ride on the backward that is about to start.
+
+        Args:
+            trainer: Of the fit.
+            module: The model.
+            loss: What the backward starts from.
+            eager: Whether compiled parts, if there are any, run as they were written in this step.
+        """
         if self._tap is not None or self._replay or self._off or self._calibration is None:
             return
         scale = gradient_scale(trainer, module) * (self._examples if self._calibration.sums else 1)
-        parameters = module.named_parameters()
         tap = GradientTap(
-            parameters,
+            self._parameters(trainer, module).items(),
             self._examples,
             self._gram,
             norms=self._norms,
@@ -116,6 +144,7 @@ class GradientSampler:
             per_layer=self._per_layer,
             loss_scale=scale,
             batch_first=self._layout,
+            sums=self._sums,
         )
         try:
             tap.attach(loss)
@@ -125,11 +154,13 @@ class GradientSampler:
             else:
                 self._calibration, self._ambiguous = None, True  # the next sampled step settles it
         except UnsupportedGradientError as refusal:
-            if self.eager or not anything_compiled():
+            if eager or not anything_compiled():
                 self._fall_back(module, refusal)
             # Else a function that the module does not hold was compiled just now: the next sampled step runs eagerly.
         else:
-            self._tap = tap
+            self._tap = tap if tap.reached else None  # a loss of another optimizer's parameters alone
+            if self._tap is None:
+                tap.detach()
 
     def finish(self, module: LightningModule) -> None:
         """Take what the backward showed."""
@@ -144,7 +175,7 @@ class GradientSampler:
         self.sample = self._as_calibrated(sample)
         self._tell_status(module, self.sample)
         for note in sample.notes:
-            self.failures.tell(f"per-example gradients: {note}")
+            self.failures.tell(f"per-example gradients{self._whose}: {note}")
         nodes = frozenset(layer.node for layer in sample.layers.values())
         another_graph = bool(self._nodes) and nodes != self._nodes  # it may mean other rows
         self._nodes = nodes
@@ -156,8 +187,8 @@ class GradientSampler:
         if self._calibration is not None and not self._calibration.conclusive:
             return
         remark = "" if self._calibration is None or replayable(module) is None else self._calibration.note
-        words = in_words(sample, self._replay, () if self._replay else self._compiled, remark)
-        self.failures.say(words, topic=f"status {sample.status}")
+        words = in_words(sample, self._replay, () if self._replay else self.compiled, remark, self._whose)
+        self.failures.say(words, topic=f"status {sample.status}{self._whose}")
 
     def _as_calibrated(self, sample: GradientSample) -> GradientSample:
         if self._calibration is None or not self._calibration.note:
@@ -171,13 +202,11 @@ class GradientSampler:
         return 0.0 if self._tap is None else self._tap.seconds
 
     def drop(self) -> None:
-        """Forget an unfinished step, remove its hooks and let compiled parts be compiled again."""
-        self._stance.close()
+        """Forget an unfinished step and remove its hooks."""
         if self._tap is not None:
             self._tap.detach()
         self._tap = self.sample = None
         self.one_off_seconds = 0.0
-        self.eager = False
 
     def _calibrate(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         reason = replayable(module)
@@ -188,7 +217,7 @@ class GradientSampler:
         def loss_of(start: int, stop: int) -> Tensor:
             return replayed_loss(trainer, module, take(batch, start, stop, self._examples), batch_idx)
 
-        parameters = dict(module.named_parameters())
+        parameters = self._parameters(trainer, module)
         try:
             with eagerly(), isolated(module, guard=True), one_thread():  # a handful of examples
                 self._calibration = calibrate(parameters, loss_of, self._examples)
@@ -200,7 +229,7 @@ class GradientSampler:
         if self._calibration.note and self._calibration.conclusive:
             self.failures.tell(f"per-example gradients: {self._calibration.note}")
 
-    def _find_layout(self, parameters: dict[str, Parameter], loss_of: LossOf, calibration: Calibration) -> bool:
+    def _find_layout(self, parameters: Mapping[str, Parameter], loss_of: LossOf, calibration: Calibration) -> bool:
         try:
             return find_layout(parameters, loss_of, self._examples)
         except AmbiguousLayoutError:
@@ -229,11 +258,12 @@ class GradientSampler:
         if reason is None and coupled:
             reason = f"{coupled[0]} is a BatchNorm, which needs company in training mode"
         if reason is not None:
-            self._refuse(f"per-example gradients are off: {refusal}; and replay is no way out, {reason}")
+            self.refuse(f"per-example gradients{self._whose} are off: {refusal}; and replay is no way out, {reason}")
             return
         self._replay = True
         self.failures.tell(f"{refusal}; sampled steps replay the batch one example at a time instead, which is slow")
 
-    def _refuse(self, message: str) -> None:
-        self._off = True
+    def refuse(self, message: str) -> None:
+        """Say why this model's gradients cannot be read, here or in another process, and leave them."""
+        self._off, self.refusal = True, message
         self.failures.tell(message)

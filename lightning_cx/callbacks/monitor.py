@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_cx.callbacks.panel import Panel
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, SpectralBias
@@ -68,7 +70,7 @@ class ComplexityMonitor(Callback):
         strangers = [type(i).__name__ for i in chosen if not isinstance(i, Instrument)]
         if strangers or not chosen:
             raise TypeError(f"instruments must be a list of Instrument objects, got {strangers or 'an empty list'}.")
-        self.instruments = chosen
+        self._panel = Panel(chosen)
         self.every_n_steps = every_n_steps
         self.overhead_budget = overhead_budget
         self.probe = ProbeSet() if probe is None else probe
@@ -84,6 +86,11 @@ class ComplexityMonitor(Callback):
         budget = f"{self.overhead_budget:.0%} of the wall time"
         when = budget if self.every_n_steps is None else f"every {self.every_n_steps} steps"
         return f"{type(self).__name__}({names}; {when})"
+
+    @property
+    def instruments(self) -> list[Instrument]:
+        """What is measured."""
+        return self._panel.instruments
 
     @property
     def state_key(self) -> str:
@@ -106,15 +113,14 @@ class ComplexityMonitor(Callback):
             return
         if self._module is not None and self._module() is not pl_module:
             self.probe.forget()  # another model: nothing that was seen of the last one is comparable
-            for instrument in self.instruments:
-                instrument.reset()
+            self._panel.reset()
         self._module = weakref.ref(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
         # A smoke test should run what the real run will.
         schedule = EveryNSteps(1) if trainer.fast_dev_run else self._schedule  # type: ignore[attr-defined]
-        self._session = Session(self.instruments, self.probe, schedule, self.strict)
+        self._session = Session(self._panel, self.probe, schedule, self.strict)
         self._session.start(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -130,6 +136,11 @@ class ComplexityMonitor(Callback):
         if self._session is not None and self._session.sampling:
             self._session.finish(pl_module)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        del pl_module
+        if self._session is not None and self._session.sampling:
+            self._session.stepping(trainer, optimizer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -138,9 +149,9 @@ class ComplexityMonitor(Callback):
             self._session.end_step(trainer, pl_module, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+        del pl_module
         if self._session is not None:
-            self._session.end_epoch()
+            self._session.end_epoch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
@@ -163,15 +174,14 @@ class ComplexityMonitor(Callback):
 
     def _drop(self) -> None:
         if self._session is not None:
-            self._session.sampler.drop()
+            self._session.backwards.drop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"probe": self.probe.state_dict(), "instruments": [i.state_dict() for i in self.instruments]}
+        return {"probe": self.probe.state_dict(), **self._panel.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.probe.load_state_dict(state_dict["probe"])
-        for instrument, state in zip(self.instruments, state_dict["instruments"], strict=True):
-            self._resume(instrument, state)
+        self._panel.load_state_dict(state_dict, self._resume)
 
     def _resume(self, instrument: Instrument, state: dict[str, Any]) -> None:
         try:

@@ -21,6 +21,7 @@ from lightning_cx.callbacks._trainer import (
     training_data,
 )
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.processes import together
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
 from lightning_cx.probe import ProbeReading, ProbeSet
@@ -108,11 +109,11 @@ class ProbeReader:
             self._draw_chunk()
 
     def read(self, trainer: Trainer, module: LightningModule) -> ProbeReading:
-        """Pass the probe through the module, without a trace; once, whoever asks after the same batch."""
-        reading = self._known(trainer)
-        if reading is None:
-            reading = self.probe.read(module, *self._ways(trainer, module))
-            self._remember(trainer, reading)
+        """Pass the probe through the module, without a trace; once, whoever asks after the same batch.
+
+        Processes share the work, and every one of them has to call.
+        """
+        reading = self.join(trainer, together(trainer, lambda: self.read_share(trainer, module)))
         self.read_count += 1
         gradients = self.gradients(trainer, module) if self._gradient_examples else None
         return replace(reading, gradients=gradients)
@@ -162,7 +163,10 @@ class ProbeReader:
         """Per-example gradients of the first examples; None, told once, where they cannot be had."""
         replay, place = self._ways(trainer, module)
         try:
-            return self.probe.gradients(module, replay, place, self._gradient_examples, self._per_layer)
+            return together(
+                trainer,
+                lambda: self.probe.gradients(module, replay, place, self._gradient_examples, self._per_layer),
+            )
         except (UnsupportedGradientError, ValueError) as refusal:  # the model or the data, and it will not change
             if self._failures.strict:
                 raise

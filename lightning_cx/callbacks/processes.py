@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lightning_cx.callbacks._trainer import Trainer, any_process, first_process, from_process
+from lightning_cx.gradients import UnsupportedGradientError
 
 T = TypeVar("T")
 
@@ -39,8 +40,9 @@ def trouble(trainer: Trainer, error: Exception | None) -> Trouble | None:
     if not any_process(trainer, error is not None):
         return None
     source = first_process(trainer, error is not None)
-    words = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    lasting, words = from_process(trainer, (isinstance(error, ValueError), words), source)
+    lasting = isinstance(error, (ValueError, UnsupportedGradientError))
+    words = str(error) if lasting else f"{type(error).__name__}: {error}"
+    lasting, words = from_process(trainer, (lasting, words), source)
     return Trouble(source, lasting, words)
 
 

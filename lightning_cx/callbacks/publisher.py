@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lightning_cx.callbacks._trainer import Trainer, publish, tensorboard_experiments
+from lightning_cx.callbacks._trainer import Trainer, hold, publish, tensorboard_experiments
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.instruments import Reading
 from lightning_cx.instruments.base import Picture
@@ -25,6 +25,7 @@ class Publisher:
         self._pictures: dict[str, Picture] = {}
         self._texts: dict[str, str] = {}
         self._step = 0
+        self._untold: dict[str, float] = {}
 
     @property
     def has_pictures(self) -> bool:
@@ -42,6 +43,7 @@ class Publisher:
                 names = [tag for tag, reason in reading.refusals.items() if reason == why]
                 self.failures.tell(f"{', '.join(names)}: nan, {why}", re.sub(r"\d+", "#", f"{names} {why}"))
         self._step = step
+        self._untold.update(scalars)
         publish(trainer, scalars, step)
         for experiment in tensorboard_experiments(trainer):
             if not self._tags.issuperset(scalars):
@@ -51,6 +53,16 @@ class Publisher:
             write_texts(experiment, {tag: text for tag, text in texts.items() if text != self._texts.get(tag)}, step)
         self._tags.update(scalars)
         self._texts = texts
+
+    def take_untold(self) -> dict[str, float]:
+        """Numbers that other processes have not heard of yet."""
+        told, self._untold = self._untold, {}
+        return told
+
+    def hear(self, trainer: Trainer, scalars: dict[str, float]) -> None:
+        """Put numbers of the first process where this one's callbacks look for what they monitor."""
+        if not trainer.is_global_zero:
+            hold(trainer, scalars)
 
     def show(self, reading: Reading) -> None:
         """Have pictures drawn the next time, without logging numbers again."""

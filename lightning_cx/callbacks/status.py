@@ -14,7 +14,9 @@ MEANING = {
 NAMED = 3  # compiled parts that are named before the list is cut
 
 
-def in_words(sample: GradientSample, replayed: bool = False, compiled: Sequence[str] = (), remark: str = "") -> str:
+def in_words(
+    sample: GradientSample, replayed: bool = False, compiled: Sequence[str] = (), remark: str = "", whose: str = ""
+) -> str:
     """One line on a sample: what its rows mean, how they were read, and what this does to the sampled steps.
 
     Args:
@@ -22,6 +24,7 @@ def in_words(sample: GradientSample, replayed: bool = False, compiled: Sequence[
         replayed: Whether examples were replayed one at a time instead of tapped.
         compiled: Names of compiled parts, which run eagerly on sampled steps.
         remark: What else to say.
+        whose: Which of several optimizers they belong to.
 
     Example:
         >>> from lightning_cx.gradients import GradientSample
@@ -37,4 +40,5 @@ def in_words(sample: GradientSample, replayed: bool = False, compiled: Sequence[
         names = ", ".join(compiled[:NAMED]) + ", ..." * (len(compiled) > NAMED)
         remarks.append(f"sampled steps run without torch.compile ({names})")
     remarks += [remark] * bool(remark)
-    return f"per-example gradients: {sample.status}, {how} ({len(sample.layers)} parameters); {'; '.join(remarks)}"
+    what = f"per-example gradients{whose}: {sample.status}, {how} ({len(sample.layers)} parameters)"
+    return "; ".join([what, *remarks])

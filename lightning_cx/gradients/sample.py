@@ -39,7 +39,7 @@ class Block:
 
     Attributes:
         batch_size: Number of examples n in this process.
-        squared_norms: |g_i|^2, [n] float64.
+        squared_norms: |g_i|^2, [n] float64, where asked for.
         centred_norms: Norms of the gradients less their mean over the share, [n] float64; None without a Gram matrix.
         noise: Noise scale of the share alone; None without a Gram matrix.
         projections: Inner products with fixed random directions, [n, k] float64, where asked for.
@@ -47,7 +47,7 @@ class Block:
     """
 
     batch_size: int
-    squared_norms: Tensor
+    squared_norms: Tensor | None = None
     centred_norms: Tensor | None = None
     noise: NoiseScale | None = None
     projections: Tensor | None = None

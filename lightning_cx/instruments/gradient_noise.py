@@ -92,7 +92,7 @@ def _whole(sample: GradientSample) -> tuple[NoiseScale, Tensor]:
     assert sample.gram is not None
     if not sample.blocks:
         return noise_scale(sample.gram), sample.gram.diagonal().clamp_min(0).sqrt()
-    squares = [block.squared_norms for block in sample.blocks]
+    squares = [block.squared_norms for block in sample.blocks if block.squared_norms is not None]
     scales = [block.noise for block in sample.blocks if block.noise is not None]
     return noise_scale_of_blocks(scales, squares, sample.squared_sum), torch.cat(squares).clamp_min(0).sqrt()
 

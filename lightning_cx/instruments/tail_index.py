@@ -260,10 +260,8 @@ def _blocks(sample: GradientSample) -> Sequence[Block]:
     """The shares of a batch, each less its own mean; one where no processes share it."""
     if sample.blocks:
         return sample.blocks
-    norms = sample.gram.diagonal() if sample.gram is not None else sample.squared_norms
-    assert norms is not None
     centred = None if sample.gram is None else centred_norms(sample.gram)
-    return (Block(sample.batch_size, norms, centred, projections=sample.projections),)
+    return (Block(sample.batch_size, centred_norms=centred, projections=sample.projections),)
 
 
 def _examples(sample: GradientSample) -> int:

@@ -1,5 +1,7 @@
 """Every name that lightning_cx logs, one constant each."""
 
+from typing import NamedTuple
+
 OVERHEAD = "complexity/overhead"
 
 GRADIENT_NORM = "gradient/norm"
@@ -89,3 +91,30 @@ def of_layer(tag: str, layer: str) -> str:
 def shuffled(tag: str) -> str:
     """Tag of the same quantity with the examples shuffled: the control."""
     return f"{tag}_shuffled"
+
+
+class Series(NamedTuple):
+    """Which backward of a batch a number belongs to.
+
+    Attributes:
+        optimizer: Number of the optimizer whose step it feeds.
+        backward: Number of the backward, of those that feed the same step.
+
+    Example:
+        >>> Series().of("gradient/norm"), Series(1).of("gradient/norm"), Series(0, 1).of("gradient/norm")
+        ('gradient/norm', 'gradient/norm/optimizer_1', 'gradient/norm/optimizer_0_backward_1')
+    """
+
+    optimizer: int = 0
+    backward: int = 0
+
+    @property
+    def name(self) -> str:
+        """Short name; empty for the first."""
+        if not any(self):
+            return ""
+        return f"optimizer_{self.optimizer}" + (f"_backward_{self.backward}" if self.backward else "")
+
+    def of(self, tag: str) -> str:
+        """Tag of a quantity in this series."""
+        return f"{tag}/{self.name}" if self.name else tag

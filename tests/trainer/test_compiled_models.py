@@ -144,7 +144,7 @@ def test_an_ordinary_fit_has_no_stance(tmp_path: Path) -> None:
 
     class Asking(Plain):
         def on_before_backward(self, loss: Tensor) -> None:
-            eager.append(watcher._session.sampler.eager)
+            eager.append(watcher._session.backwards.eager)
 
     watcher = monitor(every_n_steps=1)
     fit(Asking(), [watcher], tmp_path, max_epochs=1)

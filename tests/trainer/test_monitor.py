@@ -482,7 +482,7 @@ def test_hooks_are_gone_after_an_exception_in_the_middle_of_a_sampled_step(tmp_p
     with pytest.raises(RuntimeError, match="user code failed"):
         fit(Interrupted(), [watcher], tmp_path)
     assert watcher._session is not None
-    assert watcher._session.sampler._tap is None
+    assert watcher._session.backwards.samplers[0]._tap is None
 
 
 def test_a_second_model_starts_from_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""When a fit is looked at: the clock, the time of a plain step, and what the schedule makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import median
+from time import perf_counter
+
+from lightning_cx.callbacks._trainer import Trainer, numbers_of_all, planned_batches, total_batches
+from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
+
+GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds of work that share the budget
+
+WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
+STEP_TIMES = 16  # recent plain steps whose median is the step time
+GRADIENT_STEPS = 2.0  # first guess: a sampled step takes so many plain steps longer (.2 to 3.9 were measured),
+GRADIENT_SECONDS = 0.05  # and this on top: calibration and first use of kernels took a small convnet 15 to 75 ms
+ASK_AGAIN = 0.25  # seconds for which a "not yet" of the budget is taken for granted: to ask takes 100 microseconds
+PICTURE_SECONDS = 0.3  # first guess for both pictures; .25 was measured, fonts included
+PICTURE_PAUSE = 30.0  # seconds between pictures; the last come at the end of the run
+
+
+class Cadence:
+    """Decides which kind of work is due.
+
+    Args:
+        schedule: A fixed period, or a share of the wall time.
+        ledger: What was spent so far.
+        wanted: Whether anybody wants a kind of work.
+        probe_seconds: Guess of the seconds that a look at the probe takes, from those of a step.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        ledger: Ledger,
+        wanted: Callable[[str], bool],
+        probe_seconds: Callable[[float], float],
+    ) -> None:
+        self._schedule = schedule
+        self._ledger = ledger
+        self._wanted = wanted
+        self._probe_seconds = probe_seconds
+        self._pictures_drawn = perf_counter()
+        self._ask_again = {GRADIENTS: -math.inf, PROBE: -math.inf, PICTURES: -math.inf}
+        self._batches = 0
+        self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a plain step of late, None before there was one."""
+        return median(self._step_times) if self._step_times else None
+
+    def end_batch(self, plain_seconds: float | None) -> None:
+        """Count a batch, and its seconds if nothing was sampled in it."""
+        self._batches += 1
+        if plain_seconds is not None and self._batches > WARM_UP_BATCHES:
+            self._step_times.append(plain_seconds)
+
+    def begin_batch(self, trainer: Trainer) -> None:
+        """Before each batch: several processes agree here on what is due."""
+
+    def drawn(self) -> None:
+        """Pictures were drawn just now."""
+        self._pictures_drawn = perf_counter()
+
+    def end(self) -> None:
+        """The fit is over: pictures need not wait."""
+        self._pictures_drawn = self._ask_again[PICTURES] = -math.inf
+
+    def due(self, work: str, trainer: Trainer) -> bool:
+        """Whether a kind of work is to be done now."""
+        if isinstance(self._schedule, EveryNSteps):
+            at_period = self._schedule.due(work, total_batches(trainer), {}, 0.0, self._ledger)
+            if work == PICTURES:  # nobody looks at every sample
+                at_period = perf_counter() - self._pictures_drawn > PICTURE_PAUSE
+            return at_period and self._wanted(work)
+        now = perf_counter()
+        if now < self._ask_again[work] or len(self._step_times) < STEP_TIMES:
+            return False
+        due = self._wanted(work) and self._affordable(work, trainer)
+        if not due:
+            self._ask_again[work] = now + ASK_AGAIN
+        return due
+
+    def _affordable(self, work: str, trainer: Trainer) -> bool:
+        if work == PICTURES and perf_counter() - self._pictures_drawn < PICTURE_PAUSE:
+            return False
+        step = median(self._step_times)
+        guesses: Mapping[str, float] = {
+            GRADIENTS: GRADIENT_SECONDS + GRADIENT_STEPS * step,
+            PROBE: self._probe_seconds(step),
+            PICTURES: PICTURE_SECONDS,
+        }
+        estimates = {name: guess for name, guess in guesses.items() if self._wanted(name)}
+        # The first batches are slow; what is left is counted in plain steps, and loading comes in as it passes.
+        planned = self._ledger.elapsed + step * max(0.0, planned_batches(trainer) - self._batches)
+        return self._schedule.due(work, total_batches(trainer), estimates, planned, self._ledger)
+
+
+class SharedCadence(Cadence):
+    """The cadence of several processes: the clock of the first decides for all, at batches that all know beforehand.
+
+    Clocks differ, and so may what has failed; a process that sampled alone would wait for the others for ever. To ask
+    costs a collective operation, so it is done about four times a second, or once a period.
+    """
+
+    _next_ask = 0
+    _planned: frozenset[str] = frozenset()
+
+    def begin_batch(self, trainer: Trainer) -> None:
+        self._planned = frozenset()
+        if isinstance(self._schedule, EveryNSteps):
+            if total_batches(trainer) % self._schedule.n:
+                return
+        elif self._batches < self._next_ask:
+            return
+        pause = max(1.0, WARM_UP_BATCHES + STEP_TIMES - self._batches)
+        if self.step_seconds is not None and len(self._step_times) == STEP_TIMES:
+            pause = max(1.0, ASK_AGAIN / max(self.step_seconds, 1e-6))
+        own = (pause, super().due(GRADIENTS, trainer), super().due(PROBE, trainer))
+        decided = numbers_of_all(trainer, own)[0].tolist()
+        self._next_ask = self._batches + int(decided[0])
+        self._planned = frozenset(work for work, due in zip((GRADIENTS, PROBE), decided[1:], strict=True) if due)
+
+    def due(self, work: str, trainer: Trainer) -> bool:
+        return super().due(work, trainer) if work == PICTURES else work in self._planned
+
+
+def cadence_for(
+    trainer: Trainer,
+    schedule: Schedule,
+    ledger: Ledger,
+    wanted: Callable[[str], bool],
+    probe_seconds: Callable[[float], float],
+) -> Cadence:
+    """The cadence of a fit, by one process or by several."""
+    return (SharedCadence if trainer.world_size > 1 else Cadence)(schedule, ledger, wanted, probe_seconds)

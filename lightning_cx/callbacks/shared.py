@@ -1,0 +1,82 @@
+"""What the processes of one fit tell each other about a sampled step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, first_process, from_process, numbers_of_all
+from lightning_cx.callbacks.backwards import Backwards
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.merging import merged
+from lightning_cx.callbacks.processes import together
+from lightning_cx.callbacks.publisher import Publisher
+from lightning_cx.gradients import GradientSample
+from lightning_cx.tensorboard.tags import Series
+
+Found = Sequence[tuple[Series, GradientSample]]
+
+
+class Shared:
+    """Keeps several processes in step: nobody waits for one that has failed, and all know the same numbers.
+
+    Args:
+        failures: Where failures are counted; those of the first process hold for all.
+    """
+
+    def __init__(self, failures: Failures) -> None:
+        self._failures = failures
+        self._held_back: Exception | None = None
+
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
+        """Keep the first exception for `merge`: raised in the middle of a step, it would leave the others waiting."""
+        try:
+            yield
+        except Exception as error:
+            self._held_back = self._held_back or error
+
+    def merge(self, trainer: Trainer, module: LightningModule, backwards: Backwards, found: Found) -> Found:
+        """What all processes saw in a step; every process has to call, once for each sampled step.
+
+        Args:
+            trainer: Of the fit.
+            module: The model.
+            backwards: Whose samplers read it.
+            found: What this process saw.
+
+        Raises:
+            Exception: In all of them, if anything failed in one.
+        """
+        error, self._held_back = self._held_back, None
+
+        def raised() -> None:
+            if error is not None:
+                raise error
+
+        together(trainer, raised)
+        self._agree_on_refusals(trainer, backwards)
+        names = [number for series, _ in found for number in series]
+        everybody = numbers_of_all(trainer, [len(names), sum(n * 31**i for i, n in enumerate(names))])
+        if not bool((everybody == everybody[0]).all()):
+            return []  # a process that saw nothing, or another backward: the next step may be whole
+        return [(series, merged(trainer, module, sample)) for series, sample in found]
+
+    def _agree_on_refusals(self, trainer: Trainer, backwards: Backwards) -> None:
+        """What cannot be read in one process is read in none."""
+        off = numbers_of_all(trainer, [float(sampler.off) for sampler in backwards.samplers]).bool()
+        for sampler, somewhere, everywhere in zip(backwards.samplers, off.any(0), off.all(0), strict=True):
+            if bool(somewhere) and not bool(everywhere):
+                source = first_process(trainer, sampler.off)
+                words = from_process(trainer, sampler.refusal, source)
+                if not sampler.off:
+                    sampler.refuse(f"process {source}: {words}")
+
+    def tell_all(self, trainer: Trainer, publisher: Publisher) -> None:
+        """Let all processes know what the first one read, and what it has given up; every process has to call.
+
+        Callbacks that look at these numbers in each process, as those that keep checkpoints do, decide alike.
+        """
+        scalars, state = from_process(trainer, (publisher.take_untold(), self._failures.state_dict()))
+        publisher.hear(trainer, scalars)
+        self._failures.load_state_dict(state)
