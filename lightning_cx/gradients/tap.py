@@ -279,7 +279,7 @@ class GradientTap:
         if self._request.checked:
             self._totals.check.see_batch(name, gradient)
         if self._request.sums:
-            self._batch_gradients[name] = gradient.detach()  # nobody writes to a gradient that somebody else holds
+            self._batch_gradients[name] = gradient.detach().clone()  # DDP will write the mean over processes here
 
     def _surprise(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None:

@@ -1,0 +1,185 @@
+"""A monitor in two gloo processes: one answer for the whole batch, the same in both, and nobody waits in vain."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _workers import Workers
+
+EXACT = ["norm", "snr", "noise_scale", "example_norm_p05", "example_norm_p50", "example_norm_p95"]
+
+Result = dict[str, Any]
+
+
+@functools.cache
+def _workers(count: int) -> Workers:
+    return Workers(Path(__file__).with_name("_monitor_run.py"), count)
+
+
+@functools.cache
+def _run(options: str, count: int) -> list[Result]:
+    return _workers(count)(json.loads(options))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stopped() -> Iterator[None]:
+    yield
+    for count in (1, 2):
+        _workers(count).stop()
+
+
+def alone(**options: Any) -> Result:
+    return _run(json.dumps(options), 1)[0]
+
+
+def both(**options: Any) -> list[Result]:
+    return _run(json.dumps(options), 2)
+
+
+def told(result: Result, words: str) -> list[str]:
+    return [message for message in result["told"] if words in message]
+
+
+@pytest.mark.parametrize("precision", ["64-true", "32-true"])
+def test_the_noise_scale_of_two_processes_is_that_of_one_on_the_same_batches(precision: str) -> None:
+    one, two = alone(precision=precision), both(precision=precision)[0]
+    assert len(one["metrics"]) == len(two["metrics"]) == 12
+    for of_one, of_two in zip(one["metrics"], two["metrics"], strict=True):
+        for name in EXACT:
+            expected = of_one[f"gradient/{name}"]
+            assert of_two[f"gradient/{name}"] == pytest.approx(expected, rel=1e-5, nan_ok=True), name
+    assert math.isfinite(two["metrics"][-1]["gradient/noise_scale"])
+
+
+def test_the_interval_is_a_little_wider_than_that_of_the_whole_gram_matrix() -> None:
+    one, two = alone()["metrics"][-1], both()[0]["metrics"][-1]
+    low, high = (f"gradient/noise_scale_{end}" for end in ("low", "high"))
+    assert 0.9 * one[low] < two[low] < one[low] < one[high] < two[high] < 1.1 * one[high]
+
+
+@pytest.mark.parametrize("sizes", [(24, 40), (63, 1)])
+def test_batches_of_unequal_size_are_merged_exactly(sizes: tuple[int, int]) -> None:
+    """At weights that stay, since training itself weighs unequal batches otherwise."""
+    fixed = {"module": {"lr": 0.0}, "epochs": 1}
+    one, two = alone(**fixed), both(sizes=sizes, **fixed)[0]
+    for of_one, of_two in zip(one["metrics"], two["metrics"], strict=True):
+        if "gradient/norm" in of_two:  # a batch far below the largest is passed over
+            for name in EXACT:
+                assert of_two[f"gradient/{name}"] == pytest.approx(of_one[f"gradient/{name}"], rel=1e-9, nan_ok=True)
+    assert ("gradient/norm" in two["metrics"][-1]) is (sizes == (24, 40))
+
+
+@pytest.mark.parametrize("ddp", [{"static_graph": True}, {"find_unused_parameters": True}])
+def test_static_graphs_and_unused_parameters_change_nothing(ddp: dict[str, bool]) -> None:
+    options: dict[str, Any] = {"ddp": ddp, "module": {"unused": "find_unused_parameters" in ddp}}
+    one, two = alone(), both(**options)[0]
+    for name in EXACT:
+        expected = one["metrics"][-1][f"gradient/{name}"]
+        assert two["metrics"][-1][f"gradient/{name}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_accumulation_the_batch_of_the_sample_is_merged_not_the_accumulated_gradient() -> None:
+    one, two = alone(accumulate=3), both(accumulate=3)[0]
+    for of_one, of_two in zip(one["metrics"], two["metrics"], strict=True):
+        for name in EXACT:
+            assert of_two[f"gradient/{name}"] == pytest.approx(of_one[f"gradient/{name}"], rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"module": {"dropout": 0.3}},
+        {"module": {"norm": True}},
+        {"accumulate": 2},
+        {"clip": 0.1},
+        {"precision": "bf16-mixed"},
+        {"stream": True},
+        {"together": True},
+    ],
+    ids=["plain", "dropout", "BatchNorm", "accumulation", "clipping", "bf16", "stream", "collective in training_step"],
+)
+def test_weights_are_those_of_a_run_without_after_every_batch(options: dict[str, Any]) -> None:
+    with_us, without = both(**options), both(without=True, **options)
+    for ours, theirs in zip(with_us, without, strict=True):
+        assert ours["after"] == theirs["after"]
+        assert ours["rng"] == theirs["rng"]
+        assert [message for message in ours["told"] if "BatchNorm" not in message] == []
+    assert {"gradient/norm", "complexity/residual_median", "tail/verdict"} <= set(with_us[0]["metrics"][-1])
+
+
+def test_both_processes_know_the_same_numbers_after_every_batch() -> None:
+    first, second = both()
+    assert len(first["metrics"]) == 12
+    for ours, theirs in zip(first["metrics"], second["metrics"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(ours[k] == theirs[k] or (math.isnan(ours[k]) and math.isnan(theirs[k])) for k in ours)
+
+
+def test_each_passes_half_of_the_probe_and_its_spectrum_is_that_of_one_process() -> None:
+    one, (first, second) = alone(), both()
+    assert set(first["rows"]) == set(second["rows"]) == {64}
+    tags = [tag for tag in one["metrics"][-1] if tag.startswith("complexity/res")]
+    assert len(tags) > 5
+    for tag in tags:
+        assert first["metrics"][-1][tag] == pytest.approx(one["metrics"][-1][tag], rel=1e-9)
+
+
+def test_the_tail_is_read_from_the_examples_of_both() -> None:
+    one, two = alone(epochs=1), both(epochs=1)[0]
+    ready = [["tail/index" in m and not math.isnan(m["tail/index"]) for m in r["metrics"]] for r in (one, two)]
+    assert ready[0] == ready[1] == [False] * 6  # 384 of 512 examples are seen in either
+    later = [r["metrics"][8]["tail/index"] for r in (alone(), both()[0])]
+    assert later[1] == pytest.approx(later[0], abs=0.1)  # each share is centred by its own mean
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("part", ["attach", "finish", "calibrate", "probe"])
+def test_a_failure_in_one_process_is_told_once_and_training_goes_on(part: str, rank: int) -> None:
+    first, second = both(fails=[part, 1], rank=rank)
+    assert first["steps"] == second["steps"] == 12
+    assert first["after"] == second["after"] == both(without=True)[0]["after"]
+    assert len(told(first, f"out of order in {part}")) == 1
+    assert math.isfinite(first["metrics"][-1]["gradient/noise_scale"])  # one failure is no reason to give up
+    assert math.isfinite(first["metrics"][-1]["complexity/residual_median"])
+    assert first["metrics"][-1].keys() == second["metrics"][-1].keys()
+
+
+@pytest.mark.parametrize("part", ["attach", "probe", "instrument"])
+def test_a_part_that_fails_in_one_process_for_good_is_switched_off_in_both(part: str) -> None:
+    first, second = both(fails=[part, 99], rank=0 if part == "instrument" else 1)
+    assert first["steps"] == second["steps"] == 12
+    assert len(told(first, "is switched off after 3 failures in a row")) == 1
+    assert first["counts"] == second["counts"]
+    lost = "complexity/residual_median" if part == "probe" else "gradient/noise_scale"
+    kept = "gradient/noise_scale" if part == "probe" else "complexity/residual_median"
+    assert lost not in first["metrics"][-1]
+    assert math.isfinite(first["metrics"][-1][kept])
+
+
+@pytest.mark.parametrize("part", ["attach", "probe"])
+def test_under_strict_a_failure_in_one_process_ends_both(part: str) -> None:
+    first, second = both(fails=[part, 1], strict=True)
+    assert "process 1" in first["failure"]
+    assert second["failure"] == f"out of order in {part}"
+    assert first["steps"] == second["steps"] == 1
+
+
+def test_the_wall_time_budget_decides_alike_in_both() -> None:
+    """Clocks differ; samples would wait for each other for ever if both did not follow one of them."""
+    first, second = both(budget=0.5, epochs=60)
+    assert first["steps"] == second["steps"] == 360
+    assert first["counts"] == second["counts"]
+    assert set(first["counts"]) == {"gradients", "the probe"}
+    assert 2 <= first["counts"]["gradients"] < 300
+
+
+def test_a_period_is_kept_in_both() -> None:
+    first, second = both(every=5)
+    assert first["counts"] == second["counts"] == {"gradients": 3, "the probe": 3}
