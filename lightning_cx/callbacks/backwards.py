@@ -83,11 +83,13 @@ class Backwards:
         for sampler in self.samplers:
             sampler.forget_calibration()
 
-    def begin(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, examples: int) -> None:
-        """Prepare for the step that is about to run."""
+    def begin(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, examples: int, due: bool = True
+    ) -> None:
+        """Prepare for the step that is about to run; one that is not due is for optimizers that did not step since."""
         self.drop()
         self._once, self._done = module.automatic_optimization, False
-        self._active = sorted(self._owing) or list(range(len(self.samplers)))
+        self._active = list(range(len(self.samplers))) if due else sorted(self._owing)
         self._owing_since += 1
         for number in self._active:
             self.samplers[number].begin(trainer, module, batch, batch_idx, examples)

@@ -26,6 +26,7 @@ from lightning_cx.gradients import (
     Calibration,
     GradientSample,
     GradientTap,
+    UnreachedError,
     UnsupportedGradientError,
     affordable_examples,
     calibrate,
@@ -134,8 +135,11 @@ class GradientSampler:
         if self._tap is not None or self._replay or self._off or self._calibration is None:
             return
         scale = gradient_scale(trainer, module) * (self._examples if self._calibration.sums else 1)
+        parameters = self._parameters(trainer, module)
+        if self._optimizer is not None and not any(p.requires_grad for p in parameters.values()):
+            return  # it is the turn of another optimizer
         tap = GradientTap(
-            self._parameters(trainer, module).items(),
+            parameters.items(),
             self._examples,
             self._gram,
             norms=self._norms,
@@ -154,13 +158,13 @@ class GradientSampler:
             else:
                 self._calibration, self._ambiguous = None, True  # the next sampled step settles it
         except UnsupportedGradientError as refusal:
+            if self._optimizer is not None and isinstance(refusal, UnreachedError):
+                return  # a loss of the parameters of another optimizer
             if eager or not anything_compiled():
                 self._fall_back(module, refusal)
             # Else a function that the module does not hold was compiled just now: the next sampled step runs eagerly.
         else:
-            self._tap = tap if tap.reached else None  # a loss of another optimizer's parameters alone
-            if self._tap is None:
-                tap.detach()
+            self._tap = tap
 
     def finish(self, module: LightningModule) -> None:
         """Take what the backward showed."""
@@ -177,7 +181,8 @@ class GradientSampler:
         for note in sample.notes:
             self.failures.tell(f"per-example gradients{self._whose}: {note}")
         nodes = frozenset(layer.node for layer in sample.layers.values())
-        another_graph = bool(self._nodes) and nodes != self._nodes  # it may mean other rows
+        # Another graph may mean other rows; where examples cannot be run alone, to look again would tell nothing.
+        another_graph = bool(self._nodes) and nodes != self._nodes and replayable(module) is None
         self._nodes = nodes
         if another_graph or (self._calibration is not None and not self._calibration.conclusive):
             self._calibration = None  # look again at the next sampled step

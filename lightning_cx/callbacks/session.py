@@ -99,20 +99,20 @@ class Session:
         if self._wanted(PROBE):
             self.probe.keep(batch)
         self._cadence.begin_batch(trainer)
-        owed = self._owed or self.backwards.owing
+        due = self._owed or self._cadence.due(GRADIENTS, trainer)
         # At most one sample for each optimizer step, however many batches it accumulates.
-        if (owed or self._cadence.due(GRADIENTS, trainer)) and log_step(trainer) != self._last_step:
+        if (due or self.backwards.owing) and log_step(trainer) != self._last_step:
             with self.failures.guard(GRADIENTS, last=False):
-                self._begin_sample(trainer, module, batch, batch_idx)
+                self._begin_sample(trainer, module, batch, batch_idx, due)
         self._step_cost = perf_counter() - self._step_started
 
-    def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, due: bool) -> None:
         smallest = self._sizes(trainer, batch)
         self._owed = smallest < SHORT_BATCH * self._largest
         if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
             self.sampling, self._last_step = True, log_step(trainer)
             with self._guard(last=False):
-                self.backwards.begin(trainer, module, batch, batch_idx, self._examples)
+                self.backwards.begin(trainer, module, batch, batch_idx, self._examples, due)
             if not self.failures.off(TRAJECTORY):
                 with self.failures.guard(TRAJECTORY, last=False):
                     self.follower.begin(trainer, module)

@@ -21,7 +21,7 @@ each time. `per_example_gram`, `per_example_norms` and `per_example_gradients` d
 """
 
 from lightning_cx.gradients.calibration import Calibration, calibrate, find_layout
-from lightning_cx.gradients.errors import AmbiguousLayoutError, UnsupportedGradientError
+from lightning_cx.gradients.errors import AmbiguousLayoutError, UnreachedError, UnsupportedGradientError
 from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms
 from lightning_cx.gradients.replay import affordable_examples, replay_gradients
 from lightning_cx.gradients.sample import Block, GradientSample, LayerGradients
@@ -36,6 +36,7 @@ __all__ = [
     "GradientTap",
     "LayerGradients",
     "ParameterSketch",
+    "UnreachedError",
     "UnsupportedGradientError",
     "affordable_examples",
     "calibrate",

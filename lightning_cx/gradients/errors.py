@@ -10,3 +10,7 @@ class UnsupportedGradientError(RuntimeError):
 
 class AmbiguousLayoutError(UnsupportedGradientError):
     """Two axes are as long as the batch, and shapes alone cannot tell which of them holds the examples."""
+
+
+class UnreachedError(UnsupportedGradientError):
+    """The loss depends on none of the parameters, as far as its graph shows."""

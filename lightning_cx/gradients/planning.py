@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.gradients.accumulate import Request
 from lightning_cx.gradients.affine import as_affine
-from lightning_cx.gradients.errors import UnsupportedGradientError
+from lightning_cx.gradients.errors import UnreachedError, UnsupportedGradientError
 from lightning_cx.gradients.graph import Graph, Node, Operand, hides_parameters, is_checkpointed, is_penalty, read_graph
 from lightning_cx.gradients.layout import Layout
 from lightning_cx.gradients.rules import COUPLING, Capture, Joint, Site, plan
@@ -101,7 +101,7 @@ def _refuse_what_cannot_be_seen(graph: Graph, parameters: Mapping[str, Tensor]) 
         if node._input_metadata and node._input_metadata[0].dtype.is_complex:
             raise UnsupportedGradientError(f"{node.name()} of {operands[0].name}", "its output is complex")
     if not graph.leaves:
-        raise UnsupportedGradientError("the loss reaches none of the parameters")
+        raise UnreachedError("the loss reaches none of the parameters")
 
 
 def _say_what_rows_mean(

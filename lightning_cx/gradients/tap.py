@@ -55,7 +55,6 @@ class GradientTap:
     Attributes:
         sample: The last `GradientSample`, or None.
         seconds: Host time spent in hooks since the last attach.
-        reached: Names of the parameters that the loss depends on.
 
     Raises:
         ValueError: If no parameter is trainable, the batch is empty or nothing is asked for.
@@ -122,7 +121,6 @@ class GradientTap:
         self._compared_late: dict[str, Node] = {}
         self._batch_gradients: dict[str, Tensor] = {}
         self._begun = self._used = False
-        self.reached: frozenset[str] = frozenset()
         self._status, self._notes = EXACT, ()
 
     @contextmanager
@@ -152,7 +150,7 @@ class GradientTap:
         for expected in made.expected:
             self._totals.expect(*expected)
         self._unchecked, self._status, self._notes = made.penalised, made.status, made.notes
-        self.seconds, self._used, self.reached = 0.0, True, frozenset(made.leaves)
+        self.seconds, self._used = 0.0, True
         try:
             self._hook(made)
         except BaseException:
