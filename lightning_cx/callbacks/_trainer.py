@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  #
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, SubsetRandomSampler
 
+from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.probe.batches import leaves
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "replayable",
     "replayed_loss",
     "summed",
+    "tensor_parallel_size",
     "tensorboard_experiments",
     "to_device",
     "total_batches",
@@ -146,6 +148,13 @@ def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
     return loader.dataset
 
 
+def tensor_parallel_size(trainer: Trainer) -> int:
+    """Over how many processes each layer is spread; 1 where none is."""
+    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    names = () if mesh is None else mesh.mesh_dim_names or ()
+    return mesh["tensor_parallel"].size() if mesh is not None and "tensor_parallel" in names else 1
+
+
 def to_device(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """Put a fetched batch where and how the training loop would, its transfer hooks included."""
     batch = trainer.precision_plugin.convert_input(batch)
@@ -158,12 +167,19 @@ def move_to_device(batch: Any, module: LightningModule) -> Any:
     return move_data_to_device(batch, module.device)
 
 
-def replayable(module: LightningModule) -> str | None:
-    """Why `training_step` cannot be run again, in words; None if it can."""
+def replayable(module: LightningModule, together: bool = False) -> str | None:
+    """Why `training_step` cannot be run again, in words; None if it can.
+
+    Args:
+        module: Whose step it is.
+        together: Whether all processes run it at once, which a sharded module needs.
+    """
     if not module.automatic_optimization:
         return "under manual optimisation training_step steps the optimizer itself"
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         return "training_step fetches its own batches (dataloader_iter)"
+    if not together and is_sharded(module):
+        return "the module is sharded, and its processes run it together"
     return None
 
 

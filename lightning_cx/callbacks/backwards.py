@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, optimizer_parameters
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.gradient_sampler import GradientSampler
+from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import Needs
 from lightning_cx.probe.eager import anything_compiled, eagerly
@@ -49,7 +50,8 @@ class Backwards:
     def start(self, trainer: Trainer) -> None:
         """Begin the fit: one sampler for each optimizer."""
         several = len(trainer.optimizers) > 1
-        shared = trainer.world_size > 1
+        # Summed gradients are as large as the whole model, and a sharded one is sharded because that is too large.
+        shared = trainer.world_size > 1 and not is_sharded(trainer.lightning_module)
         self._numbers = list(range(len(trainer.optimizers))) if several else [None]
         self.samplers = [GradientSampler(self._failures, self._needs, shared, number) for number in self._numbers]
 

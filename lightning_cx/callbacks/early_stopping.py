@@ -24,6 +24,7 @@ from lightning_cx.callbacks.monitor import ComplexityMonitor
 from lightning_cx.callbacks.probe_check import ProbeCheck
 from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.callbacks.schedule import next_check
+from lightning_cx.callbacks.strategies import check_strategy
 from lightning_cx.functional.stopping import Decision
 from lightning_cx.probe import ProbeSet
 from lightning_cx.rules import ResidualWatch, SpectralRisk, StoppingRule
@@ -115,10 +116,8 @@ class ComplexityEarlyStopping(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What other processes are started with: settings and what was seen, but nothing of a fit that is going on."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_publisher", "_failures")} | {
-            "_module": None,
-            "_check": None,
-        }
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_publisher", "_failures")}
+        return {**kept, "_module": None, "_check": None}
 
     @property
     def state_key(self) -> str:
@@ -136,6 +135,7 @@ class ComplexityEarlyStopping(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        check_strategy(trainer, self, keeps_weights=self.restore_best)
         if self._module is not None and self._module() is not pl_module:
             self.probe.forget()
             self._forget()

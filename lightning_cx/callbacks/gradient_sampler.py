@@ -19,6 +19,7 @@ from lightning_cx.callbacks._trainer import (
     replayed_loss,
 )
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.sharded import whole_parameters
 from lightning_cx.callbacks.status import in_words
 from lightning_cx.functional.linalg import one_thread
 from lightning_cx.gradients import (
@@ -139,7 +140,7 @@ class GradientSampler:
         if self._optimizer is not None and not any(p.requires_grad for p in parameters.values()):
             return  # it is the turn of another optimizer
         tap = GradientTap(
-            parameters.items(),
+            whole_parameters(module, parameters).items(),
             self._examples,
             self._gram,
             norms=self._norms,

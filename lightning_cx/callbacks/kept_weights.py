@@ -101,8 +101,12 @@ class KeptWeights:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; states of torchmetrics are neither, and stay out of it."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Parameters and buffers by name; states of torchmetrics are neither, and stay out of it.
+
+    Of what is sharded, the piece that lies in this process.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: t.to_local() if hasattr(t, "to_local") else t for name, t in tensors.items()}  # type: ignore[operator]
 
 
 def put_back(module: nn.Module, kept: dict[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, 
 from lightning_cx.callbacks.panel import Panel
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
+from lightning_cx.callbacks.strategies import check_strategy
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, SpectralBias
 from lightning_cx.instruments.control import Control
 from lightning_cx.probe import ProbeSet
@@ -108,9 +109,9 @@ class ComplexityMonitor(Callback):
         return math.nan if self._session is None else self._session.ledger.share
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        del trainer
         if stage != "fit":
             return
+        check_strategy(trainer, self)
         if self._module is not None and self._module() is not pl_module:
             self.probe.forget()  # another model: nothing that was seen of the last one is comparable
             self._panel.reset()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.gradients import ParameterSketch
 from lightning_cx.instruments import Needs, ParameterStep
 
@@ -25,6 +27,15 @@ class ParameterFollower:
     def __init__(self, needs: Sequence[Needs]) -> None:
         self._sketch = ParameterSketch(DIRECTIONS) if any(need.trajectory for need in needs) else None
         self._before: tuple[int, Tensor] | None = None
+
+    def start(self, module: LightningModule, failures: Failures) -> None:
+        """At the start of a fit: say so where the parameters cannot be followed."""
+        if self._sketch is not None and is_sharded(module):
+            self._sketch = None
+            failures.tell(
+                "the steps of the parameters are not followed, since no process of a sharded module has them whole: "
+                "TailIndex(trajectory=False) does without"
+            )
 
     @property
     def waiting(self) -> bool:

@@ -157,7 +157,9 @@ class ProbeReader:
     def _ways(self, trainer: Trainer, module: LightningModule) -> tuple[LossOf | None, Callable[[Any], Any]]:
         """How to replay a loss, and how to put a batch where the model is."""
         place = (lambda b: move_to_device(b, module)) if self._data is None else lambda b: to_device(trainer, module, b)
-        return None if replayable(module) else (lambda batch: replayed_loss(trainer, module, batch, 0)), place
+        if replayable(module, together=True) is not None:
+            return None, place
+        return lambda batch: replayed_loss(trainer, module, batch, 0), place
 
     def gradients(self, trainer: Trainer, module: LightningModule) -> GradientSample | None:
         """Per-example gradients of the first examples; None, told once, where they cannot be had."""

@@ -87,6 +87,7 @@ class Session:
         self.shared = Shared(self.failures) if trainer.world_size > 1 else None
         self._board = has_tensorboard(trainer)
         self.backwards.start(trainer)
+        self.follower.start(trainer.lightning_module, self.failures)
         with self.ledger.timed():
             if self._wanted(PROBE):
                 self.probe.start(trainer)

@@ -11,11 +11,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 TIME_LIMIT = 200  # seconds for one piece of work; a deadlock would last for ever
 MARK = "RESULT "
+TESTS = Path(__file__).parent.parent
+PATHS = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
 
 
 class Workers:
@@ -44,7 +48,7 @@ class Workers:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **own},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS, **own},
             )
             self._processes.append(process)
             self._answers.append(queue.Queue())
@@ -64,11 +68,16 @@ class Workers:
             assert process.stdin is not None
             process.stdin.write(json.dumps(options) + "\n")
             process.stdin.flush()
-        try:
-            return [json.loads(answers.get(timeout=TIME_LIMIT)) for answers in self._answers]
-        except queue.Empty:
-            self.stop()
-            raise AssertionError(f"no answer within {TIME_LIMIT} s:\n{''.join(self._noise)}") from None
+        end = monotonic() + TIME_LIMIT
+        return [json.loads(self._answer(number, end)) for number in range(len(self._processes))]
+
+    def _answer(self, number: int, end: float) -> str:
+        """Of one process; all are stopped where one has ended or does not answer."""
+        while all(process.poll() is None for process in self._processes) and monotonic() < end:
+            with suppress(queue.Empty):
+                return self._answers[number].get(timeout=1)
+        self.stop()
+        raise AssertionError(f"a process ended, or did not answer within {TIME_LIMIT} s:\n{''.join(self._noise)}")
 
     def stop(self) -> None:
         for process in self._processes:
