@@ -95,6 +95,9 @@ def _refuse_what_cannot_be_seen(graph: Graph, parameters: Mapping[str, Tensor]) 
     hidden = hides_parameters(graph)
     if hidden is not None:
         raise UnsupportedGradientError(hidden, "parameters inside it cannot be seen before the backward")
+    for name in (name for name, parameter in parameters.items() if hasattr(parameter, "device_mesh")):
+        # The loss depends on the whole parameter: the piece would be taken for one that is not used.
+        raise UnsupportedGradientError(f"{name} is sharded: a piece of it lies in each process")
     for name in (name for name, parameter in parameters.items() if parameter.is_complex()):
         raise UnsupportedGradientError(f"{name} is complex", "only gradients of real parameters are read")
     for node, operands in graph.consumers.items():
