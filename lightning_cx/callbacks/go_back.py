@@ -52,7 +52,7 @@ def averages_beside(trainer: Trainer, callback: Callback) -> str | None:
     place = callbacks.index(callback)
     behind = next((type(c).__name__ for c in callbacks[place + 1 :] if _averages(c)), None)
     if behind:
-        return f"{behind} stands behind {own} and will replace the best weights by its average; {WAY_OUT}"
+        return f"{behind} stands behind {own} and may replace the best weights by its average; {WAY_OUT}"
     front = next((type(c).__name__ for c in callbacks[:place] if _averages(c)), None)
     return front and f"{front} stands in front of {own}: best weights that go back will replace its average; {WAY_OUT}"
 
