@@ -14,15 +14,33 @@ from _loops import undisturbed
 from _noisy import Fit, Weights, batches, regression, same, trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_cx import ComplexityEarlyStopping
 
+
+class OwnWeightAveraging(pl.Callback):
+    """As people write it themselves."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._average_model = AveragedModel(pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self._average_model.update_parameters(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.load_state_dict(self._average_model.module.state_dict())
+
+
 AVERAGES: dict[str, Callable[[], pl.Callback]] = {
     "StochasticWeightAveraging": lambda: StochasticWeightAveraging(swa_lrs=3e-3, swa_epoch_start=1),
+    "OwnWeightAveraging": OwnWeightAveraging,
 }
+AFTER_A_STOP = ["OwnWeightAveraging"]  # which put their average in whenever a fit ends
 if hasattr(callbacks, "EMAWeightAveraging"):  # from Lightning 2.6 on
     AVERAGES["WeightAveraging"] = lambda: callbacks.WeightAveraging()
     AVERAGES["EMAWeightAveraging"] = lambda: callbacks.EMAWeightAveraging(decay=0.9)
+    AFTER_A_STOP += ["WeightAveraging", "EMAWeightAveraging"]
 
 
 @pytest.mark.parametrize("order", ["in front of us", "behind us"])
@@ -64,34 +82,37 @@ def test_the_epoch_that_only_renews_batch_norms_is_not_sampled(tmp_path: Path) -
     assert seen.stopping.watch.begun
 
 
-def stopped_with(kind: str, folder: Path, behind: bool, restore_best: bool) -> tuple[Any, ComplexityEarlyStopping, Any]:
+def stopped_with(kind: str, folder: Path, behind: bool, restore_best: bool = True) -> tuple[bool, bool]:
+    """Whether a run that was stopped ends with the average, and whether with the best weights."""
     stopping, weights, module = ComplexityEarlyStopping(restore_best=restore_best, strict=True), Weights(), Fit()
     beside = AVERAGES[kind]()
     pair = [stopping, beside] if behind else [beside, stopping]
-    trainer([weights, *pair], folder, max_epochs=-1).fit(module, batches(regression()))
+    trainer([weights, *pair], folder, max_epochs=1000).fit(module, batches(regression()))
     assert stopping.stopped_step is not None
-    average = beside._average_model
+    assert stopping.best_step is not None
+    last, average = dict(module.state_dict()), beside._average_model  # type: ignore[attr-defined]
     average = getattr(average, "module", average)
-    ends_averaged = same(dict(module.state_dict()), dict(average.state_dict()))
-    best = None if stopping.best_step is None else weights.after[stopping.best_step]
-    return ends_averaged, stopping, best is not None and same(dict(module.state_dict()), best)
+    return same(last, dict(average.state_dict())), same(last, weights.after[stopping.best_step])
 
 
-@pytest.mark.parametrize("kind", AVERAGES)
+@pytest.mark.parametrize("kind", AFTER_A_STOP)
 def test_the_last_of_the_two_has_the_last_word_where_training_is_stopped(kind: str, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="will replace the best weights by its average"):
-        averaged, _, best = stopped_with(kind, tmp_path, behind=True, restore_best=True)
-    assert (averaged, best) == (True, False)
+    with pytest.warns(UserWarning, match="may replace the best weights by its average"):
+        assert stopped_with(kind, tmp_path, behind=True) == (True, False)
     with pytest.warns(UserWarning, match="best weights that go back will replace its average"):
-        averaged, _, best = stopped_with(kind, tmp_path, behind=False, restore_best=True)
-    assert (averaged, best) == (False, True)
+        assert stopped_with(kind, tmp_path, behind=False) == (False, True)
 
 
 @pytest.mark.parametrize("behind", [False, True])
-@pytest.mark.parametrize("kind", AVERAGES)
+@pytest.mark.parametrize("kind", AFTER_A_STOP)
 def test_without_restore_best_the_average_stays_in_either_order(kind: str, behind: bool, tmp_path: Path) -> None:
-    averaged, _, _ = stopped_with(kind, tmp_path, behind, restore_best=False)  # warnings are errors
-    assert averaged
+    assert stopped_with(kind, tmp_path, behind, restore_best=False) == (True, False)  # warnings are errors
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_lightnings_swa_puts_no_average_in_before_its_last_epoch(behind: bool, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="StochasticWeightAveraging stands"):
+        assert stopped_with("StochasticWeightAveraging", tmp_path, behind) == (False, True)
 
 
 def test_an_average_under_another_name_is_recognised_by_what_it_derives_from(tmp_path: Path) -> None:
