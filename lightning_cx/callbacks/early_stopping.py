@@ -18,7 +18,7 @@ from lightning_cx.callbacks._trainer import (
 )
 from lightning_cx.callbacks.cadence import PICTURE_PAUSE
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.go_back import go_back, overwritten_by
+from lightning_cx.callbacks.go_back import averages_beside, go_back
 from lightning_cx.callbacks.kept_weights import KeptWeights, put_back, tensors_of
 from lightning_cx.callbacks.monitor import ComplexityMonitor
 from lightning_cx.callbacks.probe_check import ProbeCheck
@@ -158,8 +158,8 @@ class ComplexityEarlyStopping(Callback):
                 raise ValueError(f"as before the checkpoint: {self.reason}")
             self._failures.tell(f"ComplexityEarlyStopping does not act, as before the checkpoint: {self.reason}")
             return
-        if self.restore_best and (other := overwritten_by(trainer, self)):
-            self._failures.tell(f"{other} stands behind ComplexityEarlyStopping and will replace the best weights")
+        if self.restore_best and (conflict := averages_beside(trainer, self)):
+            self._failures.tell(conflict)
         if self._check.start(trainer):
             if self.watch.begun:
                 self._failures.tell("the probe so far does not fit this data set: the stopping rule starts afresh")

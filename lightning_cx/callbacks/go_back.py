@@ -7,6 +7,8 @@ from typing import Any
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, agreed, any_process, first_process
 from lightning_cx.callbacks.kept_weights import KeptWeights, put_back
 
+WAY_OUT = "the last of the two in the list has the last word, and restore_best=False leaves it to the average"
+
 
 def go_back(trainer: Trainer, module: LightningModule, kept: KeptWeights, wanted: bool, claim: bool) -> int | None:
     """Put kept weights back into the module if any process wants it; every process has to call.
@@ -41,7 +43,19 @@ def go_back(trainer: Trainer, module: LightningModule, kept: KeptWeights, wanted
     return step
 
 
-def overwritten_by(trainer: Trainer, callback: Callback) -> str | None:
-    """Name of a callback behind this one that puts weights of its own into the module at the end; None if none does."""
-    behind = trainer.callbacks[trainer.callbacks.index(callback) + 1 :]  # type: ignore[attr-defined]
-    return next((name for name in (type(c).__name__ for c in behind) if name.endswith("WeightAveraging")), None)
+def averages_beside(trainer: Trainer, callback: Callback) -> str | None:
+    """Whose weights the module ends with where another callback averages weights, in words; None if none does.
+
+    At the end of a fit each puts weights of its own into the module, one after another.
+    """
+    callbacks, own = trainer.callbacks, type(callback).__name__  # type: ignore[attr-defined]
+    place = callbacks.index(callback)
+    behind = next((type(c).__name__ for c in callbacks[place + 1 :] if _averages(c)), None)
+    if behind:
+        return f"{behind} stands behind {own} and may replace the best weights by its average; {WAY_OUT}"
+    front = next((type(c).__name__ for c in callbacks[:place] if _averages(c)), None)
+    return front and f"{front} stands in front of {own}: best weights that go back will replace its average; {WAY_OUT}"
+
+
+def _averages(callback: Callback) -> bool:
+    return any(kind.__name__.endswith("WeightAveraging") for kind in type(callback).__mro__)
