@@ -22,6 +22,7 @@ from lightning_cx.callbacks._trainer import (
 )
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.processes import together
+from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
 from lightning_cx.probe import ProbeReading, ProbeSet
@@ -165,13 +166,15 @@ class ProbeReader:
         """Per-example gradients of the first examples; None, told once, where they cannot be had."""
         replay, place = self._ways(trainer, module)
         try:
-            return together(
-                trainer,
-                lambda: self.probe.gradients(module, replay, place, self._gradient_examples, self._per_layer),
-            )
+            return together(trainer, lambda: self._gradients(module, replay, place))
         except (UnsupportedGradientError, ValueError) as refusal:  # the model or the data, and it will not change
             if self._failures.strict:
                 raise
             self._gradient_examples = 0
             self._failures.tell(f"gradients on the probe are off: {refusal}", "gradients on the probe")
             return None
+
+    def _gradients(self, module: LightningModule, replay: LossOf | None, place: Callable[[Any], Any]) -> GradientSample:
+        if is_sharded(module):  # before a pass is begun: an unfinished one would leave it half put together
+            raise UnsupportedGradientError("the module is sharded, and is read in training batches alone")
+        return self.probe.gradients(module, replay, place, self._gradient_examples, self._per_layer)
