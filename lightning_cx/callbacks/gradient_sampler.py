@@ -135,8 +135,6 @@ class GradientSampler:
         """
         if self._tap is not None or self._replay or self._off or self._calibration is None:
             return
-        if self.sample is not None and module.automatic_optimization:
-            return  # a closure runs again, as LBFGS's does, at weights that it only tries
         scale = gradient_scale(trainer, module) * (self._examples if self._calibration.sums else 1)
         parameters = self._parameters(trainer, module)
         if self._optimizer is not None and not any(p.requires_grad for p in parameters.values()):
