@@ -10,3 +10,7 @@ class UnsupportedGradientError(RuntimeError):
 
 class AmbiguousLayoutError(UnsupportedGradientError):
     """Two axes are as long as the batch, and shapes alone cannot tell which of them holds the examples."""
+
+
+class InseparableError(UnsupportedGradientError):
+    """The examples of the batch cannot be taken apart, so there is nothing to compare with and nothing to replay."""

@@ -1,0 +1,33 @@
+"""See whether something draws random numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def drawing() -> Iterator[list[str]]:
+    """Collects the names of the random streams that were drawn from inside the block."""
+    drawn: list[str] = []
+    before = _streams()
+    yield drawn
+    after = _streams()
+    drawn += [name for name, state in before.items() if state != after.get(name)]
+
+
+def _streams() -> dict[str, Any]:
+    streams = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": str(np.random.get_state()[1:]),  # noqa: NPY002 - the legacy stream is the one that user code draws from
+        "python": random.getstate(),
+    }
+    for name, device in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        if device.is_available() and device.is_initialized():
+            streams[name] = device.get_rng_state().numpy().tobytes()
+    return streams
