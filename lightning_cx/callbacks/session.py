@@ -120,8 +120,9 @@ class Session:
         self._largest = max(self._largest, self._examples)
         self._owed = self._examples < SHORT_BATCH * self._largest
         if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
-            self.sampling, self._last_step = True, log_step(trainer)
+            self._last_step = log_step(trainer)
             self.sampler.begin(trainer, module, batch, batch_idx, self._examples)
+            self.sampling = True
             if not self.failures.off(TRAJECTORY):
                 with self.failures.guard(TRAJECTORY, last=False):
                     self.follower.begin(trainer, module)
