@@ -197,8 +197,8 @@ class GradientSampler:
             return replayed_loss(trainer, module, take(mixed, start, stop, self._examples), batch_idx)
 
         def exchanged(stay: int, total: int) -> Tensor:
-            parts = (take(mixed, start, stop, self._examples) for start, stop in ((0, stay), (total, 2 * total - stay)))
-            return replayed_loss(trainer, module, join(*parts, (stay, total - stay)), batch_idx)
+            first, rest = take(mixed, 0, stay, self._examples), take(mixed, total, 2 * total - stay, self._examples)
+            return replayed_loss(trainer, module, join(first, rest, (stay, total - stay)), batch_idx)
 
         def mode(training: bool, seed: int) -> AbstractContextManager[None]:
             return isolated(module, training=training and module.training, seed=seed, guard=True)

@@ -22,9 +22,10 @@ def drawing() -> Iterator[list[str]]:
 
 
 def _streams() -> dict[str, Any]:
-    streams = {
+    of_numpy: Any = np.random.get_state()  # noqa: NPY002 - the legacy stream is the one that user code draws from
+    streams: dict[str, Any] = {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": str(np.random.get_state()[1:]),  # noqa: NPY002 - the legacy stream is the one that user code draws from
+        "numpy": (of_numpy[1].tobytes(), *of_numpy[2:]),
         "python": random.getstate(),
     }
     for name, device in (("cuda", torch.cuda), ("xpu", torch.xpu)):
