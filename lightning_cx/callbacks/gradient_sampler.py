@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -28,12 +29,12 @@ from lightning_cx.gradients import (
     replay_gradients,
 )
 from lightning_cx.gradients.calibration import LossOf
-from lightning_cx.gradients.draws import drawing
 from lightning_cx.gradients.replay import add_up
 from lightning_cx.gradients.sample import CONTRIBUTION
 from lightning_cx.instruments import Needs
 from lightning_cx.probe import isolated
 from lightning_cx.probe.batches import join, spread_out, take
+from lightning_cx.probe.draws import drawing, watched_pass
 from lightning_cx.probe.eager import anything_compiled, compiled_parts, eagerly
 
 NOT_THEIR_MEAN = (
@@ -200,9 +201,7 @@ class GradientSampler:
             first, rest = take(mixed, 0, stay, self._examples), take(mixed, total, 2 * total - stay, self._examples)
             return replayed_loss(trainer, module, join(first, rest, (stay, total - stay)), batch_idx)
 
-        def mode(training: bool, seed: int) -> AbstractContextManager[None]:
-            return isolated(module, training=training and module.training, seed=seed, guard=True)
-
+        mode = partial(watched_pass, module)
         parameters, mixed = dict(module.named_parameters()), spread_out(batch, self._examples)
         try:
             with eagerly(), one_thread():  # a handful of examples

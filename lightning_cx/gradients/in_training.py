@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +24,6 @@ from lightning_cx.gradients.calibration import (
     first_rows,
     tapped_company,
 )
-from lightning_cx.gradients.draws import drawing
 from lightning_cx.gradients.errors import InseparableError, UnsupportedGradientError
 from lightning_cx.gradients.replay import replay_gradients
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample
@@ -35,7 +33,8 @@ EXCHANGED = 6  # others; so many that a random permutation is unlikely to leave 
 SEEDS = 3  # draws that are tried: mixup with a factor close to 1 hardly shows
 UNCHANGED = 1e-3  # relative; rows of batches of one shape agree to rounding, and mixup with .999 shows
 
-Mode = Callable[[bool, int], AbstractContextManager[Any]]  # (training, seed) -> a pass inside leaves no trace
+# (training, seed) -> a pass inside leaves no trace; the list names, afterwards, the random streams that it drew from.
+Mode = Callable[[bool, int], AbstractContextManager[list[str]]]
 COUPLED = "in training mode the other examples of a batch change an example's gradient (mixup, batch statistics)"
 
 
@@ -53,7 +52,7 @@ def calibrate_in_training(
         loss_of: The training loss of examples [start, stop), in whatever mode.
         exchanged: The training loss of as many examples, of which only the first stay: (stay, total) -> loss.
         examples: Number of examples at hand.
-        mode: Isolates a pass, in training mode or not, from a seed.
+        mode: Isolates a pass, in training mode or not, from a seed, and says whether it drew random numbers.
 
     Raises:
         UnsupportedGradientError: If the tap cannot read this model.
@@ -71,7 +70,7 @@ def calibrate_in_training(
         return compare(tapped, lambda: _each_alone(named_parameters, loss_of, company, mode), company)
     drawn_in_eval: list[str] = []
     try:
-        with mode(False, 0), drawing() as drawn_in_eval:
+        with mode(False, 0) as drawn_in_eval:
             found = calibrate(named_parameters, loss_of, company)
     except UnsupportedGradientError:
         raise
@@ -87,7 +86,7 @@ def calibrate_in_training(
 def _in_company(
     parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode
 ) -> tuple[GradientSample, list[str]]:
-    with mode(True, 0), drawing() as drawn:
+    with mode(True, 0) as drawn:
         tapped = tapped_company(parameters, _separable(loss_of), company)
     return tapped, drawn
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.gradients.draws import drawing
 from lightning_cx.gradients.in_training import UNCHANGED
 from lightning_cx.probe.batches import join, take
 from lightning_cx.probe.columns import Columns
+from lightning_cx.probe.draws import drawing
 from lightning_cx.probe.eager import eagerly
 from lightning_cx.probe.isolation import isolated
 from lightning_cx.probe.outputs import find_output, recorded_outputs

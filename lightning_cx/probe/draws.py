@@ -9,6 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
+from lightning_cx.probe.isolation import isolated
+
+
+@contextmanager
+def watched_pass(module: nn.Module, training: bool, seed: int) -> Iterator[list[str]]:
+    """Run a module again and leave no trace, parameters included, but the names of the streams that it drew from.
+
+    Args:
+        module: The module.
+        training: Whether in training mode, if it is in it.
+        seed: Of the random streams inside.
+    """
+    with isolated(module, training=training and module.training, seed=seed, guard=True), drawing() as drawn:
+        yield drawn
 
 
 @contextmanager
