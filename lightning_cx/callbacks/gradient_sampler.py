@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -27,19 +28,27 @@ from lightning_cx.gradients import (
     Calibration,
     GradientSample,
     GradientTap,
+    InseparableError,
     UnreachedError,
     UnsupportedGradientError,
     affordable_examples,
-    calibrate,
+    calibrate_in_training,
     find_layout,
     replay_gradients,
 )
 from lightning_cx.gradients.calibration import LossOf
+from lightning_cx.gradients.replay import add_up
 from lightning_cx.gradients.sample import CONTRIBUTION
 from lightning_cx.instruments import Needs
 from lightning_cx.probe import isolated
-from lightning_cx.probe.batches import take
+from lightning_cx.probe.batches import join, spread_out, take
+from lightning_cx.probe.draws import drawing, watched_pass
 from lightning_cx.probe.eager import anything_compiled, compiled_parts, eagerly
+
+NOT_THEIR_MEAN = (
+    "rows are of examples replayed alone, and the batch gradient is not their mean (weights, ignored labels, in-batch "
+    "terms)"
+)
 
 
 class GradientSampler:
@@ -221,14 +230,20 @@ class GradientSampler:
             return
 
         def loss_of(start: int, stop: int) -> Tensor:
-            return replayed_loss(trainer, module, take(batch, start, stop, self._examples), batch_idx)
+            return replayed_loss(trainer, module, take(mixed, start, stop, self._examples), batch_idx)
 
-        parameters = self._parameters(trainer, module)
+        def exchanged(stay: int, total: int) -> Tensor:
+            first, rest = take(mixed, 0, stay, self._examples), take(mixed, total, 2 * total - stay, self._examples)
+            return replayed_loss(trainer, module, join(first, rest, (stay, total - stay)), batch_idx)
+
+        mode = partial(watched_pass, module)
+        parameters, mixed = self._parameters(trainer, module), spread_out(batch, self._examples)
         try:
-            with eagerly(), isolated(module, guard=True), one_thread():  # a handful of examples
-                self._calibration = calibrate(parameters, loss_of, self._examples)
+            with eagerly(), one_thread():  # a handful of examples
+                self._calibration = calibrate_in_training(parameters, loss_of, exchanged, self._examples, mode)
                 if self._ambiguous:
-                    self._layout = self._find_layout(parameters, loss_of, self._calibration)
+                    with mode(False, 0):
+                        self._layout = self._find_layout(parameters, loss_of, self._calibration)
         except UnsupportedGradientError as refusal:
             self._fall_back(module, refusal)
             return
@@ -247,18 +262,30 @@ class GradientSampler:
 
     def _replayed(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> GradientSample:
         count = affordable_examples(module.parameters(), self._examples)
+
+        def loss_of(start: int, stop: int) -> Tensor:
+            return replayed_loss(trainer, module, take(batch, start, stop, self._examples), batch_idx)
+
         with eagerly(), isolated(module, training=module.training, guard=True):
-            return replay_gradients(
-                lambda i: replayed_loss(trainer, module, take(batch, i, i + 1, self._examples), batch_idx),
+            sample = replay_gradients(
+                lambda i: loss_of(i, i + 1),
                 module.named_parameters(),
                 count,
                 projections=self._projections,
                 coordinates=self._coordinates,
             )
+            with drawing() as drawn:
+                together = replay_gradients(lambda _: loss_of(0, count), module.named_parameters(), 1)
+        if drawn or add_up(sample, together):
+            return sample
+        self.failures.tell(f"per-example gradients: {NOT_THEIR_MEAN}")
+        return replace(sample, notes=(*sample.notes, NOT_THEIR_MEAN))
 
     def _fall_back(self, module: LightningModule, refusal: UnsupportedGradientError) -> None:
         """The tap cannot read this model: replay it example by example, or say why that is no way out either."""
         reason = replayable(module)
+        if isinstance(refusal, InseparableError):
+            reason = "as for the same reason no example has a loss of its own"
         norms = [(n, part) for n, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         coupled = [name for name, part in norms if part.training]
         if reason is None and coupled:

@@ -111,9 +111,8 @@ class Session:
         smallest = self._sizes(trainer, batch)
         self._owed = smallest < SHORT_BATCH * self._largest
         if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
-            self.sampling, self._last_step = True, log_step(trainer)
-            with self._guard(last=False):
-                self.backwards.begin(trainer, module, batch, batch_idx, self._examples, due)
+            self._last_step = log_step(trainer)
+            self._do(lambda: self.backwards.begin(trainer, module, batch, batch_idx, self._examples, due))
             if not self.failures.off(TRAJECTORY):
                 with self.failures.guard(TRAJECTORY, last=False):
                     self.follower.begin(trainer, module)
@@ -133,19 +132,19 @@ class Session:
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         """Before a backward of a sampled step."""
-        with self._timed(), self._guard(last=False):
-            self.backwards.attach(trainer, module, loss)
+        with self._timed():
+            self._do(lambda: self.backwards.attach(trainer, module, loss))
 
     def finish(self, module: LightningModule) -> None:
         """After a backward of a sampled step."""
-        with self._timed(), self._guard(last=True):
+        with self._timed():
             self._step_cost += self.backwards.hook_seconds
-            self.backwards.finish(module)
+            self._do(lambda: self.backwards.finish(module), last=True)
 
     def stepping(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Before an optimizer step of a sampled batch."""
-        with self._timed(), self._guard(last=False):
-            self.backwards.stepping(trainer, optimizer)
+        with self._timed():
+            self._do(lambda: self.backwards.stepping(trainer, optimizer))
 
     def end_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         """After a batch: measure what was sampled, read the probe if it is due, and publish."""
@@ -248,11 +247,15 @@ class Session:
         finally:
             self._step_cost += perf_counter() - start
 
-    @contextmanager
-    def _guard(self, last: bool) -> Iterator[None]:
-        """Inside a step, what fails in one of several processes waits until all can hear of it."""
+    def _do(self, work: Callable[[], None], last: bool = False) -> None:
+        """Do a part of sampling a step; if it fails the step is not sampled, and what follows forgives nothing.
+
+        What fails in one of several processes waits until all can hear of it, and they all go on until then.
+        """
+        self.sampling = self.shared is not None
         with self.failures.guard(GRADIENTS, last) if self.shared is None else self.shared.holding_back():
-            yield
+            work()
+            self.sampling = True
 
     def _measure_gradients(self, trainer: Trainer, batch: Any, series: Series, sample: GradientSample) -> None:
         features = self.features.read(batch, self._examples) if trainer.is_global_zero else None

@@ -21,8 +21,14 @@ each time. `per_example_gram`, `per_example_norms` and `per_example_gradients` d
 """
 
 from lightning_cx.gradients.calibration import Calibration, calibrate, find_layout
-from lightning_cx.gradients.errors import AmbiguousLayoutError, UnreachedError, UnsupportedGradientError
+from lightning_cx.gradients.errors import (
+    AmbiguousLayoutError,
+    InseparableError,
+    UnreachedError,
+    UnsupportedGradientError,
+)
 from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms
+from lightning_cx.gradients.in_training import calibrate_in_training
 from lightning_cx.gradients.replay import affordable_examples, replay_gradients
 from lightning_cx.gradients.sample import Block, GradientSample, LayerGradients
 from lightning_cx.gradients.sketch import ParameterSketch
@@ -34,12 +40,14 @@ __all__ = [
     "Calibration",
     "GradientSample",
     "GradientTap",
+    "InseparableError",
     "LayerGradients",
     "ParameterSketch",
     "UnreachedError",
     "UnsupportedGradientError",
     "affordable_examples",
     "calibrate",
+    "calibrate_in_training",
     "find_layout",
     "per_example_gradients",
     "per_example_gram",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,31 +52,87 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
     Raises:
         UnsupportedGradientError: If the tap cannot read this model.
     """
-    company, first = min(COMPANY, examples), None
+    company = min(COMPANY, examples)
+    tapped = tapped_company(named_parameters, loss_of, company)
+    return compare(tapped, lambda: alone(named_parameters, loss_of, company), company)
+
+
+def alone(named_parameters: Mapping[str, Tensor], loss_of: LossOf, company: int) -> GradientSample:
+    """The first examples, replayed one at a time."""
+    return replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, company))
+
+
+def tapped_company(named_parameters: Mapping[str, Tensor], loss_of: LossOf, company: int) -> GradientSample:
+    """A tap on the first examples, with its readings parameter by parameter, after its sum check.
+
+    A hook that changes the gradient of a parameter would look like examples that act on each other.
+
+    Raises:
+        UnsupportedGradientError: If the tap cannot read this model.
+    """
     try:
-        tapped = _tapped(named_parameters, loss_of(0, company), company).gram
+        return _tapped(named_parameters, loss_of(0, company), company)
     except AmbiguousLayoutError:
         first = _layout(named_parameters, loss_of, company)
-        tapped = _tapped(named_parameters, loss_of(0, company), company, first).gram
-    assert tapped is not None
+        return _tapped(named_parameters, loss_of(0, company), company, first)
+
+
+def compare(tapped: GradientSample, replay: Callable[[], GradientSample], company: int) -> Calibration:
+    """Say what the rows of a tap mean, from the same examples `replay`ed alone."""
     try:
-        alone = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, company)).gram
+        truth = replay()
     except Exception as error:  # a loss that one example cannot have couples the examples by definition
         return Calibration(CONTRIBUTION, note=f"one example alone has no loss ({error}): rows are contributions")
-    assert alone is not None
-    seen = tapped[: len(alone), : len(alone)]
-    if not (seen.isfinite().all() and alone.isfinite().all()):
+    assert tapped.gram is not None
+    assert truth.gram is not None
+    seen = tapped.gram[: len(truth.gram), : len(truth.gram)]
+    if not seen.isfinite().all():
         note = "gradients of the first examples are not finite: nothing to compare"
         return Calibration(CONTRIBUTION, note=note, conclusive=False)
+    if not truth.gram.isfinite().all():  # in company they were: a variance over the batch, for one
+        return Calibration(CONTRIBUTION, note="one example alone has no finite gradient: rows are contributions")
     for sums, scale in ((False, 1), (True, company**2)):
-        if (seen / scale - alone).norm() <= AGREEMENT * alone.norm():
+        if agree(tapped, truth, AGREEMENT, scale):
             note = "the loss is a sum over examples; it was divided out" if sums and company > 1 else ""
             return Calibration(EXACT, sums=sums and company > 1, note=note)
-    # A hook that changes the gradient of a parameter looks the same; the sum check tells it by name.
-    ride(GradientTap(named_parameters.items(), company, batch_first=first), loss_of(0, company), named_parameters)
     return Calibration(
         CONTRIBUTION, note="an example's share of the batch loss is not its own loss (weights, in-batch terms)"
     )
+
+
+def agree(seen: GradientSample, truth: GradientSample, tolerance: float, scale: float = 1) -> bool:
+    """Whether the first rows of one sample are those of the other, all in all and in every parameter that counts.
+
+    Args:
+        seen: As many examples or more.
+        truth: What they should be.
+        tolerance: Relative; a parameter whose own share of the gradient is below it is held to it in all.
+        scale: What the Gram matrix of the first is divided by.
+    """
+    assert seen.gram is not None
+    assert truth.gram is not None
+    n, size = len(truth.gram), truth.gram.norm()
+    if not (seen.gram[:n, :n] / scale - truth.gram).norm() <= tolerance * size:
+        return False
+    for name in seen.layers.keys() | truth.layers.keys():
+        found, wanted = (_block(sample, name, n) for sample in (seen, truth))
+        if not (found / scale - wanted).norm() <= tolerance * (wanted.norm() + tolerance * size):
+            return False
+    return True
+
+
+def first_rows(sample: GradientSample, count: int) -> GradientSample:
+    """The Gram matrices of the first examples of a sample."""
+    assert sample.gram is not None
+    layers = {name: replace(layer, gram=_block(sample, name, count)) for name, layer in sample.layers.items()}
+    return replace(sample, gram=sample.gram[:count, :count], layers=layers)
+
+
+def _block(sample: GradientSample, name: str, examples: int) -> Tensor:
+    assert sample.gram is not None
+    layer = sample.layers.get(name)
+    block = torch.zeros_like(sample.gram) if layer is None or layer.gram is None else layer.gram
+    return block[:examples, :examples]
 
 
 def _layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> bool:
@@ -114,10 +170,4 @@ def _tapped(
     batch_first: bool | None = None,
 ) -> GradientSample:
     tap = GradientTap(parameters.items(), examples, per_layer=True, batch_first=batch_first)
-    trainable = [p for p in parameters.values() if p.requires_grad]
-    tap.attach(loss)
-    try:
-        torch.autograd.grad(loss, trainable, allow_unused=True)
-        return tap.finish()
-    finally:
-        tap.detach()
+    return ride(tap, loss, parameters)

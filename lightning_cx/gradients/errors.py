@@ -14,3 +14,7 @@ class AmbiguousLayoutError(UnsupportedGradientError):
 
 class UnreachedError(UnsupportedGradientError):
     """The loss depends on none of the parameters, as far as its graph shows."""
+
+
+class InseparableError(UnsupportedGradientError):
+    """The examples of the batch cannot be taken apart, so there is nothing to compare with and nothing to replay."""

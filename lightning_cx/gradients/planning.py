@@ -15,7 +15,7 @@ from lightning_cx.gradients.graph import Graph, Node, Operand, hides_parameters,
 from lightning_cx.gradients.layout import Layout
 from lightning_cx.gradients.rules import COUPLING, Capture, Joint, Site, plan
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT
-from lightning_cx.gradients.uneven import shares_are_uneven
+from lightning_cx.gradients.uneven import divides_by_a_count, shares_are_uneven
 
 Work = list[tuple[Operand, Capture | Joint]]
 
@@ -87,7 +87,8 @@ def make_plan(
             made.expected += [(operand.name, node.name(), ()) for operand in operands]
         made.work[node] = work
     made.penalised = frozenset(penalised)
-    _say_what_rows_mean(made, graph, parameters, contrasted, batch_size)
+    counted = batch_size > 1 and divides_by_a_count(loss.grad_fn, batch_size)
+    _say_what_rows_mean(made, graph, parameters, contrasted, counted, batch_size)
     return made
 
 
@@ -108,17 +109,18 @@ def _refuse_what_cannot_be_seen(graph: Graph, parameters: Mapping[str, Tensor]) 
 
 
 def _say_what_rows_mean(
-    made: Plan, graph: Graph, parameters: Mapping[str, Tensor], contrasted: bool, batch_size: int
+    made: Plan, graph: Graph, parameters: Mapping[str, Tensor], contrasted: bool, counted: bool, batch_size: int
 ) -> None:
     several = batch_size > 1
     coupled = several and any(mixes(node) for name, mixes in COUPLING.items() for node in graph.by_name.get(name, []))
     uneven = several and shares_are_uneven(graph)
-    made.status = CONTRIBUTION if coupled or contrasted or uneven else EXACT
+    made.status = CONTRIBUTION if coupled or contrasted or uneven or counted else EXACT
     notes = {
         "not used by this loss": [name for name in parameters if name not in graph.leaves],
         "penalty on parameters alone, left out": sorted(made.penalised),
         "rows are contributions, since BatchNorm in training mode couples the examples": [""] * coupled,
         "rows are contributions, since examples meet outside of BatchNorm": [""] * contrasted,
         "rows are contributions, since the loss divides by class weights or by what was not ignored": [""] * uneven,
+        "rows are contributions, since the loss divides by a count that examples share unevenly": [""] * counted,
     }
     made.notes = tuple(f"{text}: {', '.join(names)}".rstrip(": ") for text, names in notes.items() if names)

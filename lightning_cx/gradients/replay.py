@@ -93,6 +93,20 @@ def replay_gradients(
     )
 
 
+def add_up(alone: GradientSample, together: GradientSample, tolerance: float = 0.05) -> bool:
+    """Whether the gradient of a batch is as large as the mean, or the sum, of those of its examples alone.
+
+    Args:
+        alone: The examples, replayed one by one.
+        together: The same examples, replayed as if they were one.
+        tolerance: Relative; bfloat16 agrees to .02.
+    """
+    assert alone.gram is not None
+    assert together.gram is not None
+    total, batch = float(alone.gram.sum()), float(together.gram.sum())
+    return any(abs(total / scale - batch) <= tolerance * batch for scale in (len(alone.gram) ** 2, 1))
+
+
 @contextmanager
 def _without_reentry() -> Iterator[None]:
     """Run what reentrant checkpointing wraps directly: its backward refuses `autograd.grad`.

@@ -17,6 +17,8 @@ NOT_INPUTS = frozenset(
     | {"idx", "index", "indices", "id", "weight", "weights", "sample_weight", "length", "lengths"}
 )
 
+GOLDEN = 0.6180339887  # multiples of it, modulo 1, are as evenly spread as can be
+
 
 def map_batch(batch: Any, function: Callable[[Any], Any], whole: Callable[[Any], bool] = lambda part: False) -> Any:
     """Apply a function to every leaf of nested lists, tuples, mappings and dataclasses, and to `whole` parts."""
@@ -94,15 +96,33 @@ def take(batch: Any, start: int, stop: int, examples: int) -> Any:
     Raises:
         TypeError: If nothing in the batch is per example.
     """
+    return _cut(batch, lambda part: part[start:stop], examples)
+
+
+def spread_out(batch: Any, examples: int) -> Any:
+    """The same examples in another order, in which the first few come from everywhere: a loader may sort by length.
+
+    Raises:
+        TypeError: If nothing in the batch is per example.
+    """
+    order = sorted(range(examples), key=lambda i: i * GOLDEN % 1)
+
+    def reorder(part: Any) -> Any:
+        return part[order] if isinstance(part, Tensor | np.ndarray) else type(part)(part[i] for i in order)
+
+    return _cut(batch, reorder, examples)
+
+
+def _cut(batch: Any, cut: Callable[[Any], Any], examples: int) -> Any:
     found = []
 
-    def cut(part: Any) -> Any:
+    def cut_if_per_example(part: Any) -> Any:
         if not per_example(part, examples):
             return part
         found.append(part)
-        return part[start:stop]
+        return cut(part)
 
-    taken = map_batch(batch, cut, lambda part: per_example(part, examples))
+    taken = map_batch(batch, cut_if_per_example, lambda part: per_example(part, examples))
     if not found:
         raise TypeError(f"cannot take single examples out of a batch of type {type(batch).__name__}")
     return taken

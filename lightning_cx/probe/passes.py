@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_cx.gradients.in_training import UNCHANGED
+from lightning_cx.probe.batches import join, take
 from lightning_cx.probe.columns import Columns
+from lightning_cx.probe.draws import drawing
 from lightning_cx.probe.eager import eagerly
 from lightning_cx.probe.isolation import isolated
 from lightning_cx.probe.outputs import find_output, recorded_outputs
@@ -36,11 +40,13 @@ class Reduction:
         mean: Whether the loss is a mean (else a sum) over examples.
         coupled: Whether neither explains what was seen: examples act on each other's residual.
         mixed: Whether they change its direction, too, as mixup does and class weights do not.
+        drawn: Whether a residual depends on random numbers that the loss draws, even in eval mode.
     """
 
     mean: bool = True
     coupled: bool = False
     mixed: bool = False
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss
     """
     seen, truth = Columns(), Columns()
     with isolated(module, guard=True):
-        together = residuals_of(module, chunk, loss_of)
+        with drawing() as drawn:
+            together = residuals_of(module, chunk, loss_of)
         try:
             singles = [residuals_of(module, one, loss_of).residuals for one in alone]
         except Exception:  # a loss that one example cannot have, as contrastive ones, is coupled by definition
@@ -100,7 +107,25 @@ def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss
         cuts = [tuple(map(slice, s.shape[1:])) if same_rank else () for s in single]
         seen.add([t[i : i + 1][(slice(None), *cut)] for t, cut in zip(together.residuals, cuts, strict=True)])
         truth.add(list(single))
-    return _compare(seen.rows(), truth.rows(), chunk.examples, together.per_example)
+    found = _compare(seen.rows(), truth.rows(), chunk.examples, together.per_example)
+    if not (drawn and found.coupled):
+        return found
+    # One example alone draws others than it does in company, so that comparison tells a mean from a sum at most.
+    others = _others_count(module, chunk, loss_of)
+    return Reduction(found.mean, coupled=others, mixed=others, drawn=True)
+
+
+def _others_count(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> bool:
+    """Whether other examples in place of the rest of a batch, and the same draws, change the first residuals."""
+    total = (chunk.examples + 1) // 2
+    stay, first = max(1, total // 2), partial(take, chunk.batch, examples=chunk.examples)
+    companies = first(0, total), join(first(0, stay), first(total, 2 * total - stay), (stay, total - stay))
+    readings = []
+    for company in companies:
+        with isolated(module, guard=True):
+            readings.append(residuals_of(module, Chunk(company, total), loss_of).residuals)
+    pairs = [(one[:stay], other[:stay]) for one, other in zip(*readings, strict=True)]
+    return any(bool((one - other).norm() > UNCHANGED * one.norm()) for one, other in pairs)
 
 
 def _compare(seen: Tensor, truth: Tensor, examples: int, per_example: bool) -> Reduction:
@@ -112,7 +137,9 @@ def _compare(seen: Tensor, truth: Tensor, examples: int, per_example: bool) -> R
     products = seen.norm(dim=1) * truth.norm(dim=1)
     coupled, finite = not bool(agree.all()), bool(seen.isfinite().all() and truth.isfinite().all())
     # A single output has no direction; what weights a batch by its sum, as class weights do, has several.
-    mixed = coupled if seen.shape[1] == 1 else bool(((seen * truth).sum(1) < (1 - AGREEMENT) * products).any())
+    mixed = (
+        coupled if seen.shape[1] == 1 else bool((((seen * truth).sum(1) <= (1 - AGREEMENT) * products) & ~agree).any())
+    )
     return Reduction(mean=mean, coupled=coupled, mixed=mixed and finite)
 
 

@@ -227,10 +227,9 @@ class ProbeSet:
         passed = [read_chunks(module, list(map(chunk, some)), loss_of, kind) for some in (own, spare) if some]
         outputs, residuals, source, loss = passed[0]
         rows = sum(count for _, count in own)
-        where = f"output of {source}"
-        return ProbeReading(
-            outputs[:rows], residuals[:rows], features, kind.coupled, where, mixed=kind.mixed, loss=loss
-        )
+        where = f"output of {source}" + ", at one draw of its random numbers" * kind.drawn
+        shown = outputs[:rows], residuals[:rows], features
+        return ProbeReading(*shown, kind.coupled, where, mixed=kind.mixed, loss=loss, drawn=kind.drawn)
 
     def positions(self, share: tuple[int, int]) -> Tensor:
         """Rows of the whole probe that one process of several passes, [rows]."""

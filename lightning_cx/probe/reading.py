@@ -26,6 +26,8 @@ class ProbeReading:
         mixed: Whether the others change the direction of a residual, not only its size (mixup, in-batch negatives): it
             then does not say what the example's own output should become.
         loss: Mean loss of an example; nan where it is not known.
+        drawn: Whether residuals depend on random numbers that the loss draws, even in eval mode (a diffusion's times
+            and noise, the code of a variational autoencoder): they are then those of one draw, the same each time.
     """
 
     outputs: Tensor
@@ -36,6 +38,7 @@ class ProbeReading:
     gradients: GradientSample | None = None
     mixed: bool = False
     loss: float = math.nan
+    drawn: bool = False
 
     def __str__(self) -> str:
         n, c = self.residuals.shape

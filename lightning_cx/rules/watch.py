@@ -90,6 +90,12 @@ class ResidualWatch:
                 "become: mix only `if self.training`, pass ProbeSet(loss_fn=...), a function (module, batch) -> losses "
                 f"[n] without it, {INSTEAD}"
             )
+        if reading.drawn:
+            raise RefusedError(
+                "the loss draws random numbers in eval mode, too (times, noise, a code), so part of what is left over "
+                "is chance: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] without draws, "
+                f"{INSTEAD}"
+            )
         residuals = sketch_outputs(reading.residuals).double()
         if reading.features is not self._features:
             self._meet(reading.features)

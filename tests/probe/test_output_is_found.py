@@ -228,7 +228,7 @@ def test_a_vae_leaves_the_error_of_each_output_with_the_others_held_fixed(togeth
         same(reading.residuals[:, 6:], of_code)
     else:
         linear = module.decoder.weight.detach()
-        assert reading.source == "output of encoder and decoder"
+        assert reading.source == "output of encoder and decoder, at one draw of its random numbers"
         same(reading.residuals[:, :4], of_code)
         decoded = reading.outputs[:, 4:]
         same(reading.residuals[:, 4:], (X[:128].double() - decoded.tanh()) * (1 - decoded.tanh() ** 2))
