@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_cx.probe.packed import cut_sequences, join_sequences, padded_sequences, sequences_in
 
 # Names under which batches carry what is not an input, lower case.
 NOT_INPUTS = frozenset(
@@ -24,7 +27,7 @@ def map_batch(batch: Any, function: Callable[[Any], Any], whole: Callable[[Any],
     def mapped(part: Any) -> Any:
         return map_batch(part, function, whole)
 
-    if whole(batch):
+    if whole(batch) or isinstance(batch, PackedSequence):
         return function(batch)
     if isinstance(batch, Mapping):
         return _same_mapping(batch, {key: mapped(value) for key, value in batch.items()})
@@ -56,6 +59,8 @@ def per_example(part: Any, examples: int) -> bool:
     """
     if isinstance(part, Tensor | np.ndarray):
         return part.ndim > 0 and part.shape[0] == examples
+    if isinstance(part, PackedSequence):
+        return sequences_in(part) == examples
     if not isinstance(part, list | tuple) or hasattr(part, "_fields") or len(part) != examples:
         return False
     return not any(isinstance(leaf, Tensor | np.ndarray) and per_example(leaf, examples) for _, leaf in leaves(part))
@@ -75,6 +80,8 @@ def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
         theirs_part: Any = next(theirs, None)
         if not per_example(part, sizes[0]):
             return part
+        if isinstance(part, PackedSequence) and isinstance(theirs_part, PackedSequence):
+            return join_sequences(part, theirs_part)
         if type(part) is type(theirs_part) and isinstance(part, Tensor | np.ndarray):
             if part.shape[1:] == theirs_part.shape[1:]:
                 return (
@@ -100,7 +107,7 @@ def take(batch: Any, start: int, stop: int, examples: int) -> Any:
         if not per_example(part, examples):
             return part
         found.append(part)
-        return part[start:stop]
+        return cut_sequences(part, start, stop) if isinstance(part, PackedSequence) else part[start:stop]
 
     taken = map_batch(batch, cut, lambda part: per_example(part, examples))
     if not found:
@@ -109,8 +116,10 @@ def take(batch: Any, start: int, stop: int, examples: int) -> Any:
 
 
 def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a batch with the name of the innermost key or field that holds it."""
-    if isinstance(batch, Mapping):
+    """Every leaf of a batch, packed sequences padded, with the name of the innermost key or field that holds it."""
+    if isinstance(batch, PackedSequence):
+        yield name, padded_sequences(batch)
+    elif isinstance(batch, Mapping):
         for key, value in batch.items():
             yield from leaves(value, str(key))
     elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -147,7 +156,12 @@ def inputs_of(batch: Any, examples: int) -> Tensor:
 
 def to_cpu(batch: Any) -> Any:
     """A copy of a batch in host memory, cut loose from any graph."""
-    return map_batch(batch, lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf)
+
+    def copied(leaf: Any) -> Any:
+        leaf = leaf.detach() if isinstance(leaf, Tensor) else leaf
+        return leaf.to("cpu", copy=True) if isinstance(leaf, Tensor | PackedSequence) else leaf
+
+    return map_batch(batch, copied)
 
 
 def padded_cat(parts: list[Tensor], value: float = 0) -> Tensor:
