@@ -99,9 +99,8 @@ def batch_size_of(trainer: Trainer, batch: Any) -> int:
 
     Raises:
         ValueError: If the batch holds no tensor with an axis.
-    """
         PassedOverError: If loaders that run side by side gave batches of different sizes.
-    for _, leaf in leaves(batch):
+    """
     sizes = {_first_length(part) for part in _parts(trainer.train_dataloader, batch)}
     if len(sizes) > 1:
         lengths = " and ".join(sorted("no" if size is None else str(size) for size in sizes))
