@@ -59,6 +59,7 @@ __all__ = [
     "to_device",
     "total_batches",
     "training_data",
+    "unseen_batch",
 ]
 
 
@@ -129,6 +130,7 @@ def _parts(loaders: Any, batch: Any) -> list[Any]:
 
 
 def _first_length(batch: Any) -> int | None:
+    for _, leaf in leaves(batch):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return leaf.shape[0]
     return None
@@ -146,10 +148,12 @@ def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], in
     if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
         return None
     collate = loader.collate_fn
-    if collate is None:
+    if collate is None or loader.batch_sampler is None:  # the data set itself gives batches
         return None
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or USUAL_BATCH
-    return _trained_on(loader, int(size), trainer.num_training_batches), collate, int(size)
+    # A smoke test trains on one batch, but says what the real run will say.
+    batches = math.inf if trainer.fast_dev_run else trainer.num_training_batches  # type: ignore[attr-defined]
+    return _trained_on(loader, int(size), batches), collate, int(size)
 
 
 def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
@@ -175,13 +179,18 @@ def move_to_device(batch: Any, module: LightningModule) -> Any:
     return move_data_to_device(batch, module.device)
 
 
+def unseen_batch(module: LightningModule) -> str | None:
+    """Why the batch that a loss is of is not the one that hooks are given, in words; None if it is."""
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        return "training_step fetches its own batches (dataloader_iter)"
+    return None
+
+
 def replayable(module: LightningModule) -> str | None:
     """Why `training_step` cannot be run again, in words; None if it can."""
     if not module.automatic_optimization:
         return "under manual optimisation training_step steps the optimizer itself"
-    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        return "training_step fetches its own batches (dataloader_iter)"
-    return None
+    return unseen_batch(module)
 
 
 def replayed_loss(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
