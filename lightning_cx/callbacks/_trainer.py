@@ -37,6 +37,7 @@ else:
 __all__ = [
     "Callback",
     "LightningModule",
+    "PassedOverError",
     "Trainer",
     "agreed",
     "any_process",
@@ -91,18 +92,47 @@ def gradient_scale(trainer: Trainer, module: LightningModule) -> float:
     return scale / trainer.accumulate_grad_batches if module.automatic_optimization else scale
 
 
-def batch_size_of(batch: Any) -> int:
+def batch_size_of(trainer: Trainer, batch: Any) -> int:
     """Number of examples in a batch: the length of its first tensor.
 
     Lightning's own look at a batch warns where tensors differ in length, which is no concern of the user's here.
 
     Raises:
         ValueError: If the batch holds no tensor with an axis.
+        PassedOverError: If loaders that run side by side gave batches of different sizes.
     """
+    sizes = {_first_length(part) for part in _parts(trainer.train_dataloader, batch)}
+    if len(sizes) > 1:
+        lengths = " and ".join(sorted("no" if size is None else str(size) for size in sizes))
+        raise PassedOverError(
+            f"batches in which loaders side by side give {lengths} examples are passed over, since nothing says which "
+            "of them belong together: give the loaders one batch size and drop_last=True, and combine them with "
+            '"min_size" or "max_size_cycle"'
+        )
+    size = sizes.pop()
+    if size is None:
+        raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear")
+    return size
+
+
+class PassedOverError(Exception):
+    """Nothing is wrong, but this batch is none to measure; in words."""
+
+
+def _parts(loaders: Any, batch: Any) -> list[Any]:
+    """What each loader gave, where several run side by side; the batch itself where one does."""
+    if isinstance(loaders, Mapping) and isinstance(batch, Mapping) and loaders.keys() == batch.keys():
+        return [part for key in loaders for part in _parts(loaders[key], batch[key])]
+    if isinstance(loaders, list | tuple) and isinstance(batch, list | tuple) and len(loaders) == len(batch) > 0:
+        return [part for pair in zip(loaders, batch, strict=True) for part in _parts(*pair)]
+    return [batch]
+
+
+def _first_length(batch: Any) -> int | None:
     for _, leaf in leaves(batch):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return leaf.shape[0]
-    raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear")
+    return None
 
 
 def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], int] | None:

@@ -108,7 +108,7 @@ class Session:
         self.sampler.drop()
         if self.reader.streaming and self._wanted(PROBE):
             with self.failures.guard(PROBE, last=False):
-                self.probe.keep(batch, batch_size_of(batch))
+                self.probe.keep(batch, batch_size_of(trainer, batch))
         # At most one sample for each optimizer step, however many batches it accumulates.
         if (self._owed or self._due(GRADIENTS, trainer)) and log_step(trainer) != self._last_step:
             with self.failures.guard(GRADIENTS, last=False):
@@ -116,7 +116,7 @@ class Session:
         self._step_cost = perf_counter() - self._step_started
 
     def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._examples = batch_size_of(batch)
+        self._examples = batch_size_of(trainer, batch)
         self._largest = max(self._largest, self._examples)
         self._owed = self._examples < SHORT_BATCH * self._largest
         if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
