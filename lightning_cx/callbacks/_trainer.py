@@ -147,10 +147,12 @@ def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], in
     if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
         return None
     collate = loader.collate_fn
-    if collate is None:
+    if collate is None or loader.batch_sampler is None:  # the data set itself gives batches
         return None
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or USUAL_BATCH
-    return _trained_on(loader, int(size), trainer.num_training_batches), collate, int(size)
+    # A smoke test trains on one batch, but says what the real run will say.
+    batches = math.inf if trainer.fast_dev_run else trainer.num_training_batches  # type: ignore[attr-defined]
+    return _trained_on(loader, int(size), batches), collate, int(size)
 
 
 def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
