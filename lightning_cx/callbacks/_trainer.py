@@ -59,6 +59,7 @@ __all__ = [
     "to_device",
     "total_batches",
     "training_data",
+    "unseen_batch",
 ]
 
 
@@ -178,13 +179,18 @@ def move_to_device(batch: Any, module: LightningModule) -> Any:
     return move_data_to_device(batch, module.device)
 
 
+def unseen_batch(module: LightningModule) -> str | None:
+    """Why the batch that a loss is of is not the one that hooks are given, in words; None if it is."""
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        return "training_step fetches its own batches (dataloader_iter)"
+    return None
+
+
 def replayable(module: LightningModule) -> str | None:
     """Why `training_step` cannot be run again, in words; None if it can."""
     if not module.automatic_optimization:
         return "under manual optimisation training_step steps the optimizer itself"
-    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        return "training_step fetches its own batches (dataloader_iter)"
-    return None
+    return unseen_batch(module)
 
 
 def replayed_loss(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Tensor:

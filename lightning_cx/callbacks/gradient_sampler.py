@@ -11,7 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, gradient_scale, replayable, replayed_loss
+from lightning_cx.callbacks._trainer import (
+    LightningModule,
+    Trainer,
+    gradient_scale,
+    replayable,
+    replayed_loss,
+    unseen_batch,
+)
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.status import in_words
 from lightning_cx.functional.linalg import one_thread
@@ -83,6 +90,12 @@ class GradientSampler:
         start = perf_counter()
         if not any(p.requires_grad for p in module.parameters()):
             self._refuse("the module has no trainable parameter, so there are no gradients to measure")
+            return
+        if (unseen := unseen_batch(module)) is not None:
+            self._refuse(
+                f"per-example gradients are off: {unseen}, so which examples a loss is of cannot be seen from outside: "
+                "let training_step take the batch"
+            )
             return
         if self._replay:
             self.sample = self._replayed(trainer, module, batch, batch_idx)

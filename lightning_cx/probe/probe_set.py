@@ -274,8 +274,8 @@ class ProbeSet:
         loss_of = replay if loss_fn is None else lambda batch: loss_fn(module, batch)
         if loss_of is None:
             raise ValueError(
-                "training_step cannot be replayed under manual optimisation: pass ProbeSet(loss_fn=...), a function "
-                "(module, batch) -> losses [n]"
+                "training_step cannot be replayed under manual optimisation or with dataloader_iter: pass "
+                "ProbeSet(loss_fn=...), a function (module, batch) -> losses [n]"
             )
         return loss_of
 
