@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_cx.callbacks.full_batches import FullBatches
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, SpectralBias
@@ -77,6 +78,7 @@ class ComplexityMonitor(Callback):
             OverheadBudget(overhead_budget) if every_n_steps is None else EveryNSteps(every_n_steps)
         )
         self._session: Session | None = None
+        self._full_batches = FullBatches().state_dict()
         self._module: weakref.ref[LightningModule] | None = None
 
     def __repr__(self) -> str:
@@ -115,6 +117,8 @@ class ComplexityMonitor(Callback):
         # A smoke test should run what the real run will.
         schedule = EveryNSteps(1) if trainer.fast_dev_run else self._schedule  # type: ignore[attr-defined]
         self._session = Session(self.instruments, self.probe, schedule, self.strict)
+        self._session.full_batches.load_state_dict(self._full_batches)
+        self._full_batches = FullBatches().state_dict()  # of a checkpoint, for the fit that resumes it
         self._session.start(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -166,10 +170,16 @@ class ComplexityMonitor(Callback):
             self._session.sampler.drop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"probe": self.probe.state_dict(), "instruments": [i.state_dict() for i in self.instruments]}
+        full_batches = self._full_batches if self._session is None else self._session.full_batches.state_dict()
+        return {
+            "probe": self.probe.state_dict(),
+            "instruments": [i.state_dict() for i in self.instruments],
+            "full_batches": full_batches,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.probe.load_state_dict(state_dict["probe"])
+        self._full_batches = state_dict.get("full_batches", self._full_batches)
         for instrument, state in zip(self.instruments, state_dict["instruments"], strict=True):
             self._resume(instrument, state)
 

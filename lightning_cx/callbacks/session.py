@@ -23,6 +23,7 @@ from lightning_cx.callbacks._trainer import (
 )
 from lightning_cx.callbacks.batch_features import BatchFeatures
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.full_batches import FullBatches
 from lightning_cx.callbacks.gradient_sampler import GradientSampler
 from lightning_cx.callbacks.parameter_follower import ParameterFollower
 from lightning_cx.callbacks.probe_reader import ProbeReader
@@ -40,7 +41,6 @@ STEP_TIMES = 16  # recent plain steps whose median is the step time
 GRADIENT_STEPS = 2.0  # first guess: a sampled step takes so many plain steps longer (.2 to 3.9 were measured),
 GRADIENT_SECONDS = 0.05  # and this on top: calibration and first use of kernels took a small convnet 15 to 75 ms
 ASK_AGAIN = 0.25  # seconds for which a "not yet" of the budget is taken for granted: to ask takes 100 microseconds
-SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over
 PICTURE_SECONDS = 0.3  # first guess for both pictures; .25 was measured, fonts included
 PICTURE_PAUSE = 30.0  # seconds between pictures; the last come at the end of the run
 
@@ -74,8 +74,7 @@ class Session:
         self._board = False
         self._pictures_drawn = -math.inf
         self._step = 0
-        self._largest = 0
-        self._owed = False
+        self.full_batches = FullBatches()
         self._batches = 0
         self._last_step: int | None = None
         self._ask_again = {GRADIENTS: -math.inf, PROBE: -math.inf, PICTURES: -math.inf}
@@ -110,16 +109,14 @@ class Session:
             with self.failures.guard(PROBE, last=False):
                 self.probe.keep(batch, batch_size_of(trainer, batch))
         # At most one sample for each optimizer step, however many batches it accumulates.
-        if (self._owed or self._due(GRADIENTS, trainer)) and log_step(trainer) != self._last_step:
+        if (self.full_batches.owed or self._due(GRADIENTS, trainer)) and log_step(trainer) != self._last_step:
             with self.failures.guard(GRADIENTS, last=False):
                 self._begin_sample(trainer, module, batch, batch_idx)
         self._step_cost = perf_counter() - self._step_started
 
     def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._examples = batch_size_of(trainer, batch)
-        self._largest = max(self._largest, self._examples)
-        self._owed = self._examples < SHORT_BATCH * self._largest
-        if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
+        if self.full_batches.take(self._examples):
             self.sampling, self._last_step = True, log_step(trainer)
             self.sampler.begin(trainer, module, batch, batch_idx, self._examples)
             if not self.failures.off(TRAJECTORY):
