@@ -87,6 +87,10 @@ class ComplexityMonitor(Callback):
         when = budget if self.every_n_steps is None else f"every {self.every_n_steps} steps"
         return f"{type(self).__name__}({names}; {when})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and other processes start with: settings and what was seen, but nothing of a fit that goes on."""
+        return {**self.__dict__, "_session": None, "_module": None}
+
     @property
     def state_key(self) -> str:
         names = [type(i).__name__ for i in self.instruments]
