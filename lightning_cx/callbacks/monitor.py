@@ -80,6 +80,7 @@ class ComplexityMonitor(Callback):
         self._session: Session | None = None
         self._full_batches = FullBatches().state_dict()
         self._module: weakref.ref[LightningModule] | None = None
+        self._reached = 0  # optimizer steps done at the last batch that was seen
 
     def __repr__(self) -> str:
         names = ", ".join(type(i).__name__ for i in self.instruments)
@@ -112,12 +113,18 @@ class ComplexityMonitor(Callback):
             return
         if self._module is not None and self._module() is not pl_module:
             self.probe.forget()  # another model: nothing that was seen of the last one is comparable
-            for instrument in self.instruments:
-                instrument.reset()
+            self._start_afresh()
         self._module = weakref.ref(pl_module)
+
+    def _start_afresh(self) -> None:
+        for instrument in self.instruments:
+            instrument.reset()
+        self._reached = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
+        if trainer.global_step < self._reached:  # steps are counted anew: the same model in another trainer, or a copy
+            self._start_afresh()
         # A smoke test should run what the real run will.
         schedule = EveryNSteps(1) if trainer.fast_dev_run else self._schedule  # type: ignore[attr-defined]
         self._session = Session(self.instruments, self.probe, schedule, self.strict)
@@ -142,6 +149,7 @@ class ComplexityMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         del outputs, batch_idx
+        self._reached = trainer.global_step
         if self._session is not None and batch is not None:
             self._session.end_step(trainer, pl_module, batch)
 
@@ -179,11 +187,13 @@ class ComplexityMonitor(Callback):
             "probe": self.probe.state_dict(),
             "instruments": [i.state_dict() for i in self.instruments],
             "full_batches": full_batches,
+            "reached": self._reached,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.probe.load_state_dict(state_dict["probe"])
         self._full_batches = state_dict.get("full_batches", self._full_batches)
+        self._reached = state_dict.get("reached", 0)
         for instrument, state in zip(self.instruments, state_dict["instruments"], strict=True):
             self._resume(instrument, state)
 
