@@ -170,7 +170,9 @@ class ComplexityMonitor(Callback):
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        del trainer, pl_module, exception
+        del pl_module
+        if self._session is not None and isinstance(exception, KeyboardInterrupt | SystemExit):
+            self._session.end(trainer)  # a run that is ended from outside shows what it has; loggers are closed next
         self._drop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
