@@ -112,11 +112,11 @@ class ComplexityMonitor(Callback):
         if stage != "fit":
             return
         if self._module is not None and self._module() is not pl_module:
-            self.probe.forget()  # another model: nothing that was seen of the last one is comparable
-            self._start_afresh()
+            self._start_afresh()  # another model: nothing that was seen of the last one is comparable
         self._module = weakref.ref(pl_module)
 
     def _start_afresh(self) -> None:
+        self.probe.forget()
         for instrument in self.instruments:
             instrument.reset()
         self._reached = 0
