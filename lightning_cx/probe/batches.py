@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_cx.probe.packed import cut_sequences, join_sequences, padded_sequences, sequences_in
+from lightning_cx.probe.packed import copied_sequences, cut_sequences, join_sequences, padded_sequences, sequences_in
 
 # Names under which batches carry what is not an input, lower case.
 NOT_INPUTS = frozenset(
@@ -158,8 +158,9 @@ def to_cpu(batch: Any) -> Any:
     """A copy of a batch in host memory, cut loose from any graph."""
 
     def copied(leaf: Any) -> Any:
-        leaf = leaf.detach() if isinstance(leaf, Tensor) else leaf
-        return leaf.to("cpu", copy=True) if isinstance(leaf, Tensor | PackedSequence) else leaf
+        if isinstance(leaf, PackedSequence):
+            return copied_sequences(leaf)
+        return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf
 
     return map_batch(batch, copied)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
@@ -16,11 +17,16 @@ def cut_sequences(packed: PackedSequence, start: int, stop: int) -> PackedSequen
     return pack_sequence(unpack_sequence(packed)[start:stop], enforce_sorted=False)
 
 
+def copied_sequences(packed: PackedSequence) -> PackedSequence:
+    """A copy of all of them in host memory, cut loose from any graph."""
+    with torch.no_grad():
+        return cut_sequences(packed.cpu(), 0, sequences_in(packed))
+
+
 def join_sequences(one: PackedSequence, other: PackedSequence) -> PackedSequence:
     """All of both, one after the other.
 
     Example:
-        >>> import torch
         >>> packed = pack_sequence([torch.arange(2), torch.arange(3)], enforce_sorted=False)
         >>> sequences_in(join_sequences(packed, cut_sequences(packed, 0, 1)))
         3
