@@ -81,6 +81,11 @@ class GradientSampler:
         """Whether this model's gradients cannot be read at all; the reason was told."""
         return self._off
 
+    @property
+    def at_work(self) -> bool:
+        """Whether this step is being read, or has been replayed; not so where its beginning failed."""
+        return self._tap is not None or self.sample is not None
+
     def begin(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, examples: int) -> None:
         """Prepare for the step that is about to run: calibrate once, or replay where the tap is refused."""
         self.drop()

@@ -130,7 +130,7 @@ class Session:
 
     def finish(self, module: LightningModule) -> None:
         """After a backward of a sampled step."""
-        with self._timed(), self.failures.guard(GRADIENTS):
+        with self._timed(), self.failures.guard(GRADIENTS, last=self.sampler.at_work):
             self._step_cost += self.sampler.hook_seconds
             self.sampler.finish(module)
 
