@@ -65,6 +65,16 @@ def loader_of(make: Callable[[Tensor, Tensor], Any] = lambda x, y: (x, y), count
     return DataLoader(images(count, seed), batch_size=32, collate_fn=lambda items: make(*default_collate(items)))
 
 
+def plain() -> DataLoader:
+    """Five batches, in order."""
+    return DataLoader(images(), batch_size=32)
+
+
+def checks(callback: ComplexityEarlyStopping) -> list[int]:
+    """Steps at which the stopping rule looked."""
+    return [point[0] for point in callback.watch.state_dict()["points"]]
+
+
 def told(run: Callable[[], Any]) -> tuple[Any, list[str]]:
     """What a run gives, and what we warned of on the way."""
     with warnings.catch_warnings(record=True) as caught:

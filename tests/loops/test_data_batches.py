@@ -99,7 +99,7 @@ def test_gradients_and_residuals_are_read_from_batches_of_any_make(kind: str, tm
     probes = [o.probe for o in seen if o.probe is not None]
     assert {probe.residuals.shape for probe in probes} == {(128, 5)}
     assert not any(probe.coupled for probe in probes)
-    streamed = "Iterable" in kind or "None" in kind and "batch" in kind
+    streamed = "Iterable" in kind or ("None" in kind and "batch" in kind)
     assert len(probes) == (7 if streamed else 10)  # a stream has shown 128 examples after four batches
 
 
@@ -109,7 +109,7 @@ def test_the_stopping_rule_looks_at_batches_of_any_make(kind: str, tmp_path: Pat
     callback = stopping(strict=True)
     assert_undisturbed(lambda callbacks: fit(Reading(read), callbacks, tmp_path, data=data()), callback)
     steps = [point[0] for point in callback.watch.state_dict()["points"]]
-    streamed = "Iterable" in kind or "None" in kind and "batch" in kind
+    streamed = "Iterable" in kind or ("None" in kind and "batch" in kind)
     assert steps == ([0, *range(4, 11)] if streamed else list(range(11)))
 
 
