@@ -11,7 +11,7 @@ import torch
 from _batch_kinds import CALLBACKS, stopping
 from _lightning import Classifier, fit, images
 from _resuming import Memory, Resumable
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias, TailIndex
