@@ -40,6 +40,7 @@ __all__ = [
     "PassedOverError",
     "Trainer",
     "agreed",
+    "announce",
     "any_process",
     "batch_size_of",
     "can_stop",
@@ -50,7 +51,6 @@ __all__ = [
     "log_step",
     "move_to_device",
     "planned_batches",
-    "publish",
     "rank_zero_info",
     "rank_zero_warn",
     "replayable",
@@ -253,11 +253,8 @@ def gathered_rows(trainer: Trainer, rows: Tensor) -> list[Tensor]:
     return [part[:count] for part, count in zip(everything, sizes[:, 0].tolist(), strict=True)]
 
 
-def publish(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
-    """Send finite values to every logger, and all of them to where callbacks look for what they monitor."""
-    finite = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
-    for logger in trainer.loggers:
-        logger.log_metrics(finite, step=step)
+def announce(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Put values where callbacks look for what they monitor."""
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
 
 
