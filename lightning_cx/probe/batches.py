@@ -135,6 +135,13 @@ def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, batch
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Whether two batches hold the same tensors; nan is like nan."""
+    pairs = zip((leaf for _, leaf in leaves(one)), (leaf for _, leaf in leaves(other)), strict=False)
+    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in tensors)
+
+
 def inputs_of(batch: Any, examples: int) -> Tensor:
     """Return the tensor of a batch that most likely holds the inputs: the first per-example one that is no target.
 
