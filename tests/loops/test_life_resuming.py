@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from _batch_kinds import CALLBACKS, stopping
+from _batch_kinds import CALLBACKS, stopping, told
 from _lightning import Classifier, fit, images
 from _resuming import Memory, Resumable
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias, TailIndex
@@ -107,3 +109,49 @@ CUTS: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {
 def test_the_stitched_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(name: str, cut: str, tmp_path: Path) -> None:
     every, examples, saved, power_cut, options = CUTS[cut]
     Runs(name, every, examples, tmp_path, **options).compare(saved, power_cut)
+
+
+class Endless(IterableDataset):
+    """Batches without an index, in an order that a checkpoint keeps."""
+
+    def __init__(self) -> None:
+        self.batches = Resumable(images())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+class ResumableStream(DataLoader):
+    def __init__(self) -> None:
+        super().__init__(Endless(), batch_size=None)
+
+    def state_dict(self) -> dict[str, int]:
+        return self.dataset.batches.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.dataset.batches.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_on_a_stream_a_resumed_run_says_that_its_probe_starts_afresh(name: str, tmp_path: Path) -> None:
+    """Checkpoints hold no examples of a stream; its gradients are measured on as before."""
+
+    def run(callbacks: list[Any], ckpt_path: str | None = None) -> Log:
+        memory = Memory()
+        torch.manual_seed(0)
+        options = {"max_steps": 15, "max_epochs": -1, "enable_checkpointing": True, "logger": memory}
+        data = ResumableStream()
+        fit(Classifier(), [callback(name, 1), *callbacks], tmp_path, data=data, ckpt_path=ckpt_path, **options)
+        return ours_in(memory)
+
+    saving = ModelCheckpoint(tmp_path / "a", every_n_train_steps=5, save_top_k=-1)
+    whole = run([saving])
+    (path,) = (tmp_path / "a").glob("*step=5.ckpt")
+    resumed, words = told(lambda: run([], ckpt_path=str(path)))
+    afresh = "the stopping rule starts afresh" if name == "ComplexityEarlyStopping" else "residual spectra start afresh"
+    assert len([text for text in words if afresh in text]) == 1
+    of_gradients = {e: v for e, v in whole.items() if e[1].startswith(("gradient/", "tail/")) and e[0] >= 5}
+    assert all(resumed[entry] == value for entry, value in of_gradients.items())
+    assert bool(of_gradients) == (name == "ComplexityMonitor")
+    tag = "stopping/risk" if name == "ComplexityEarlyStopping" else tags.RESIDUAL_ENERGY
+    assert min(step for step, found in resumed if found == tag) in (8, 9)  # four batches later
