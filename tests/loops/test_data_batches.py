@@ -22,6 +22,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 
+# Lightning's own, where a user logs from batches that hold words.
+pytestmark = pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`")
+
 
 class Named(NamedTuple):
     x: Tensor
