@@ -38,8 +38,10 @@ else:
 __all__ = [
     "Callback",
     "LightningModule",
+    "PassedOverError",
     "Trainer",
     "agreed",
+    "announce",
     "any_process",
     "batch_size_of",
     "can_stop",
@@ -48,13 +50,11 @@ __all__ = [
     "gathered_rows",
     "gradient_scale",
     "has_tensorboard",
-    "hold",
     "log_step",
     "move_to_device",
     "numbers_of_all",
     "optimizer_parameters",
     "planned_batches",
-    "publish",
     "rank_zero_info",
     "rank_zero_warn",
     "replayable",
@@ -65,6 +65,7 @@ __all__ = [
     "to_device",
     "total_batches",
     "training_data",
+    "unseen_batch",
 ]
 
 
@@ -105,18 +106,47 @@ def optimizer_parameters(trainer: Trainer, number: int | None) -> set[int] | Non
     return {id(p) for group in trainer.optimizers[number].param_groups for p in group["params"]}
 
 
-def batch_size_of(batch: Any) -> int:
+def batch_size_of(trainer: Trainer, batch: Any) -> int:
     """Number of examples in a batch: the length of its first tensor.
 
     Lightning's own look at a batch warns where tensors differ in length, which is no concern of the user's here.
 
     Raises:
         ValueError: If the batch holds no tensor with an axis.
+        PassedOverError: If loaders that run side by side gave batches of different sizes.
     """
+    sizes = {_first_length(part) for part in _parts(trainer.train_dataloader, batch)}
+    if len(sizes) > 1:
+        lengths = " and ".join(sorted("no" if size is None else str(size) for size in sizes))
+        raise PassedOverError(
+            f"batches in which loaders side by side give {lengths} examples are passed over, since nothing says which "
+            "of them belong together: give the loaders one batch size and drop_last=True, and combine them with "
+            '"min_size" or "max_size_cycle"'
+        )
+    size = sizes.pop()
+    if size is None:
+        raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear")
+    return size
+
+
+class PassedOverError(Exception):
+    """Nothing is wrong, but this batch is none to measure; in words."""
+
+
+def _parts(loaders: Any, batch: Any) -> list[Any]:
+    """What each loader gave, where several run side by side; the batch itself where one does."""
+    if isinstance(loaders, Mapping) and isinstance(batch, Mapping) and loaders.keys() == batch.keys():
+        return [part for key in loaders for part in _parts(loaders[key], batch[key])]
+    if isinstance(loaders, list | tuple) and isinstance(batch, list | tuple) and len(loaders) == len(batch) > 0:
+        return [part for pair in zip(loaders, batch, strict=True) for part in _parts(*pair)]
+    return [batch]
+
+
+def _first_length(batch: Any) -> int | None:
     for _, leaf in leaves(batch):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return leaf.shape[0]
-    raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear")
+    return None
 
 
 def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], int] | None:
@@ -131,10 +161,12 @@ def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], in
     if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
         return None
     collate = loader.collate_fn
-    if collate is None:
+    if collate is None or loader.batch_sampler is None:  # the data set itself gives batches
         return None
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or USUAL_BATCH
-    return _trained_on(loader, int(size), trainer.num_training_batches), collate, int(size)
+    # A smoke test trains on one batch, but says what the real run will say.
+    batches = math.inf if trainer.fast_dev_run else trainer.num_training_batches  # type: ignore[attr-defined]
+    return _trained_on(loader, int(size), batches), collate, int(size)
 
 
 def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
@@ -167,6 +199,13 @@ def move_to_device(batch: Any, module: LightningModule) -> Any:
     return move_data_to_device(batch, module.device)
 
 
+def unseen_batch(module: LightningModule) -> str | None:
+    """Why the batch that a loss is of is not the one that hooks are given, in words; None if it is."""
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        return "training_step fetches its own batches (dataloader_iter)"
+    return None
+
+
 def replayable(module: LightningModule, together: bool = False) -> str | None:
     """Why `training_step` cannot be run again, in words; None if it can.
 
@@ -176,11 +215,9 @@ def replayable(module: LightningModule, together: bool = False) -> str | None:
     """
     if not module.automatic_optimization:
         return "under manual optimisation training_step steps the optimizer itself"
-    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-        return "training_step fetches its own batches (dataloader_iter)"
     if not together and is_sharded(module):
         return "the module is sharded, and its processes run it together"
-    return None
+    return unseen_batch(module)
 
 
 def replayed_loss(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
@@ -261,15 +298,7 @@ def gathered_rows(trainer: Trainer, rows: Tensor) -> list[Tensor]:
     return [part[:count] for part, count in zip(everything, sizes[:, 0].tolist(), strict=True)]
 
 
-def publish(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
-    """Send finite values to every logger, and all of them to where callbacks look for what they monitor."""
-    finite = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
-    for logger in trainer.loggers:
-        logger.log_metrics(finite, step=step)
-    hold(trainer, scalars)
-
-
-def hold(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+def announce(trainer: Trainer, scalars: Mapping[str, float]) -> None:
     """Put values where callbacks look for what they monitor."""
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
 

@@ -172,9 +172,9 @@ class ComplexityEarlyStopping(Callback):
             self._look(trainer, pl_module, self._check, log_step(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        del trainer, pl_module, batch_idx
+        del pl_module, batch_idx
         if self._check is not None and batch is not None:
-            self._check.keep(batch)
+            self._check.keep(trainer, batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_cx.callbacks._trainer import rank_zero_info, rank_zero_warn
+from lightning_cx.callbacks._trainer import PassedOverError, rank_zero_info, rank_zero_warn
 
 PATIENCE = 3  # failures in a row after which a part is switched off
 
@@ -58,6 +58,8 @@ class Failures:
         """
         try:
             yield
+        except PassedOverError as reason:
+            self.tell(str(reason), topic=PassedOverError.__name__)
         except Exception as error:  # whatever it is, it must not end a training that has nothing to do with it
             if self.strict:
                 raise

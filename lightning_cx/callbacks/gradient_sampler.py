@@ -18,6 +18,7 @@ from lightning_cx.callbacks._trainer import (
     optimizer_parameters,
     replayable,
     replayed_loss,
+    unseen_batch,
 )
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.sharded import whole_parameters
@@ -116,6 +117,12 @@ class GradientSampler:
         start = perf_counter()
         if not any(p.requires_grad for p in self._parameters(trainer, module).values()):
             self.refuse("the module has no trainable parameter, so there are no gradients to measure")
+            return
+        if (unseen := unseen_batch(module)) is not None:
+            self.refuse(
+                f"per-example gradients are off: {unseen}, so which examples a loss is of cannot be seen from outside: "
+                "let training_step take the batch"
+            )
             return
         if self._replay:
             self.sample = self._replayed(trainer, module, batch, batch_idx)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_cx.callbacks.full_batches import FullBatches
 from lightning_cx.callbacks.panel import Panel
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
@@ -80,13 +81,19 @@ class ComplexityMonitor(Callback):
             OverheadBudget(overhead_budget) if every_n_steps is None else EveryNSteps(every_n_steps)
         )
         self._session: Session | None = None
+        self._full_batches = FullBatches().state_dict()
         self._module: weakref.ref[LightningModule] | None = None
+        self._reached = 0  # optimizer steps done at the last batch that was seen
 
     def __repr__(self) -> str:
         names = ", ".join(type(i).__name__ for i in self.instruments)
         budget = f"{self.overhead_budget:.0%} of the wall time"
         when = budget if self.every_n_steps is None else f"every {self.every_n_steps} steps"
         return f"{type(self).__name__}({names}; {when})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and other processes start with: settings and what was seen, but nothing of a fit that goes on."""
+        return {**self.__dict__, "_session": None, "_module": None}
 
     @property
     def instruments(self) -> list[Instrument]:
@@ -113,15 +120,23 @@ class ComplexityMonitor(Callback):
             return
         check_strategy(trainer, self)
         if self._module is not None and self._module() is not pl_module:
-            self.probe.forget()  # another model: nothing that was seen of the last one is comparable
-            self._panel.reset()
+            self._start_afresh()  # another model: nothing that was seen of the last one is comparable
         self._module = weakref.ref(pl_module)
+
+    def _start_afresh(self) -> None:
+        self.probe.forget()
+        self._panel.reset()
+        self._reached = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
+        if trainer.global_step < self._reached:  # steps are counted anew: the same model in another trainer, or a copy
+            self._start_afresh()
         # A smoke test should run what the real run will.
         schedule = EveryNSteps(1) if trainer.fast_dev_run else self._schedule  # type: ignore[attr-defined]
         self._session = Session(self._panel, self.probe, schedule, self.strict)
+        self._session.full_batches.load_state_dict(self._full_batches)
+        self._full_batches = FullBatches().state_dict()  # of a checkpoint, for the fit that resumes it
         self._session.start(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -146,6 +161,7 @@ class ComplexityMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         del outputs, batch_idx
+        self._reached = trainer.global_step
         if self._session is not None and batch is not None:
             self._session.end_step(trainer, pl_module, batch)
 
@@ -166,7 +182,9 @@ class ComplexityMonitor(Callback):
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        del trainer, pl_module, exception
+        del pl_module
+        if self._session is not None and isinstance(exception, KeyboardInterrupt | SystemExit):
+            self._session.end(trainer)  # a run that is ended from outside shows what it has; loggers are closed next
         self._drop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -178,10 +196,14 @@ class ComplexityMonitor(Callback):
             self._session.backwards.drop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"probe": self.probe.state_dict(), **self._panel.state_dict()}
+        full_batches = self._full_batches if self._session is None else self._session.full_batches.state_dict()
+        own = {"probe": self.probe.state_dict(), "full_batches": full_batches, "reached": self._reached}
+        return {**own, **self._panel.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.probe.load_state_dict(state_dict["probe"])
+        self._full_batches = state_dict.get("full_batches", self._full_batches)
+        self._reached = state_dict.get("reached", 0)
         self._panel.load_state_dict(state_dict, self._resume)
 
     def _resume(self, instrument: Instrument, state: dict[str, Any]) -> None:

@@ -48,11 +48,11 @@ class MonitoredProbe:
                     "residual spectra start afresh"
                 )
 
-    def keep(self, batch: Any) -> None:
+    def keep(self, trainer: Trainer, batch: Any) -> None:
         """Keep examples of a stream as they come by."""
         if self.reader.streaming:
             with self._failures.guard(PROBE, last=False):
-                self._probe.keep(batch, batch_size_of(batch))
+                self._probe.keep(batch, batch_size_of(trainer, batch))
 
     def close(self, trainer: Trainer, wanted: bool) -> None:
         """After an epoch: a stream that is over has shown all its examples."""

@@ -51,11 +51,11 @@ class ProbeCheck:
         changed, error = attempt(lambda: self.reader.start(trainer))
         return not self._failed(trainer, error) and bool(changed)
 
-    def keep(self, batch: Any) -> None:
+    def keep(self, trainer: Trainer, batch: Any) -> None:
         """Keep examples of a stream as they come by."""
         if self.reader.streaming:
             with self.failures.guard("the probe", last=False):
-                self.probe.keep(batch, batch_size_of(batch))
+                self.probe.keep(batch, batch_size_of(trainer, batch))
 
     def close(self, trainer: Trainer) -> None:
         """After an epoch: a stream that is over has shown all its examples."""

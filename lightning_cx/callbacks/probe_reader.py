@@ -55,7 +55,7 @@ class ProbeReader:
         """Look at the training data: choose indices where there are any.
 
         Returns:
-            Whether indices of a checkpoint had to be given up.
+            Whether the examples of a checkpoint had to be given up.
 
         Raises:
             ValueError: If the data set has fewer than 128 examples.
@@ -68,7 +68,7 @@ class ProbeReader:
             chosen = self.probe.choose(len(self._data[0]))
             self._draw_chunk()  # one batch, to learn what fetching costs
             return before is not None and chosen != before
-        return False
+        return self.probe.lost
 
     def _draw_chunk(self) -> None:
         if self._data is not None and not self.probe.complete:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lightning_cx.callbacks._trainer import Trainer, any_process, first_process, from_process
+from lightning_cx.callbacks._trainer import PassedOverError, Trainer, any_process, first_process, from_process
 from lightning_cx.gradients import UnsupportedGradientError
 
 T = TypeVar("T")
@@ -18,13 +18,18 @@ class Trouble:
 
     Attributes:
         process: Its rank.
-        lasting: Whether it lies in the model or the data, and will not change.
+        kind: What to raise elsewhere: a ValueError where it lies in the model or the data, and will not change.
         words: What it was.
     """
 
     process: int
-    lasting: bool
+    kind: type[Exception]
     words: str
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it will not change."""
+        return self.kind is ValueError
 
 
 def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -40,10 +45,10 @@ def trouble(trainer: Trainer, error: Exception | None) -> Trouble | None:
     if not any_process(trainer, error is not None):
         return None
     source = first_process(trainer, error is not None)
-    lasting = isinstance(error, (ValueError, UnsupportedGradientError))
-    words = str(error) if lasting else f"{type(error).__name__}: {error}"
-    lasting, words = from_process(trainer, (lasting, words), source)
-    return Trouble(source, lasting, words)
+    kind = ValueError if isinstance(error, (ValueError, UnsupportedGradientError)) else RuntimeError
+    kind = PassedOverError if isinstance(error, PassedOverError) else kind
+    words = f"{type(error).__name__}: {error}" if kind is RuntimeError else str(error)
+    return Trouble(source, *from_process(trainer, (kind, words), source))
 
 
 def together(trainer: Trainer, work: Callable[[], T]) -> T:
@@ -57,6 +62,5 @@ def together(trainer: Trainer, work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if met is not None:
-        kind = ValueError if met.lasting else RuntimeError
-        raise kind(f"process {met.process}: {met.words}")
+        raise met.kind(f"process {met.process}: {met.words}")
     return done  # type: ignore[return-value]  # nothing was raised

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
-from lightning_cx.callbacks._trainer import Trainer, hold, publish, tensorboard_experiments
+from lightning_cx.callbacks._trainer import Trainer, announce, tensorboard_experiments
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.instruments import Reading
 from lightning_cx.instruments.base import Picture
@@ -44,7 +45,13 @@ class Publisher:
                 self.failures.tell(f"{', '.join(names)}: nan, {why}", re.sub(r"\d+", "#", f"{names} {why}"))
         self._step = step
         self._untold.update(scalars)
-        publish(trainer, scalars, step)
+        announce(trainer, scalars)
+        finite = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
+        for logger in trainer.loggers:
+            part = f"logging to {type(logger).__name__}"
+            if not self.failures.off(part):
+                with self.failures.guard(part):  # one that fails must not keep values from the others
+                    logger.log_metrics(finite, step=step)
         for experiment in tensorboard_experiments(trainer):
             if not self._tags.issuperset(scalars):
                 write_layout(experiment, sorted(self._tags.union(scalars)))
@@ -62,7 +69,7 @@ class Publisher:
     def hear(self, trainer: Trainer, scalars: dict[str, float]) -> None:
         """Put numbers of the first process where this one's callbacks look for what they monitor."""
         if not trainer.is_global_zero:
-            hold(trainer, scalars)
+            announce(trainer, scalars)
 
     def show(self, reading: Reading) -> None:
         """Have pictures drawn the next time, without logging numbers again."""

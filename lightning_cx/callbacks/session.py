@@ -22,6 +22,7 @@ from lightning_cx.callbacks.backwards import Backwards
 from lightning_cx.callbacks.batch_features import BatchFeatures
 from lightning_cx.callbacks.cadence import GRADIENTS, PICTURES, PROBE, Cadence, cadence_for
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.full_batches import FullBatches
 from lightning_cx.callbacks.monitored_probe import MonitoredProbe
 from lightning_cx.callbacks.panel import FIRST, Panel
 from lightning_cx.callbacks.parameter_follower import ParameterFollower
@@ -36,7 +37,6 @@ from lightning_cx.tensorboard import tags
 from lightning_cx.tensorboard.tags import Series
 
 TRAJECTORY = "the trajectory"
-SHORT_BATCH = 0.5  # a batch smaller than this share of the largest seen is passed over
 
 
 class Session:
@@ -70,8 +70,7 @@ class Session:
         self._examples = 0
         self._board = False
         self._step = 0
-        self._largest = 0
-        self._owed = False
+        self.full_batches = FullBatches()
         self._last_step: int | None = None
         self._step_started = 0.0
         self._step_cost = 0.0  # seconds that this step has taken of ours
@@ -98,9 +97,9 @@ class Session:
         self.sampling = False
         self.backwards.drop()
         if self._wanted(PROBE):
-            self.probe.keep(batch)
+            self.probe.keep(trainer, batch)
         self._cadence.begin_batch(trainer)
-        due = self._owed or self._cadence.due(GRADIENTS, trainer)
+        due = self.full_batches.owed or self._cadence.due(GRADIENTS, trainer)
         # At most one sample for each optimizer step, however many batches it accumulates.
         if (due or self.backwards.owing) and log_step(trainer) != self._last_step:
             with self.failures.guard(GRADIENTS, last=False):
@@ -108,27 +107,22 @@ class Session:
         self._step_cost = perf_counter() - self._step_started
 
     def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, due: bool) -> None:
-        smallest = self._sizes(trainer, batch)
-        self._owed = smallest < SHORT_BATCH * self._largest
-        if not self._owed:  # else the rest of an epoch: a full batch says more, and the next one is near
+        if self.full_batches.take(*self._sizes(trainer, batch)):
             self._last_step = log_step(trainer)
             self._do(lambda: self.backwards.begin(trainer, module, batch, batch_idx, self._examples, due))
             if not self.failures.off(TRAJECTORY):
                 with self.failures.guard(TRAJECTORY, last=False):
                     self.follower.begin(trainer, module)
 
-    def _sizes(self, trainer: Trainer, batch: Any) -> int:
-        """Examples of the batch, in the process that has fewest; and whether any has to calibrate."""
+    def _sizes(self, trainer: Trainer, batch: Any) -> tuple[int, int]:
+        """Examples of the batch in the process that has fewest, and in the one that has most."""
+        self._examples = together(trainer, lambda: batch_size_of(trainer, batch))
         if self.shared is None:
-            self._examples = batch_size_of(batch)
-            self._largest = max(self._largest, self._examples)
-            return self._examples
-        self._examples = together(trainer, lambda: batch_size_of(batch))
+            return self._examples, self._examples
         sizes = numbers_of_all(trainer, [self._examples, self.backwards.calibrates])
-        self._largest = max(self._largest, int(sizes[:, 0].max()))
         if bool(sizes[:, 1].any()):  # user code may wait for the other processes: all run it, or none
             self.backwards.forget_calibration()
-        return int(sizes[:, 0].min())
+        return int(sizes[:, 0].min()), int(sizes[:, 0].max())
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         """Before a backward of a sampled step."""

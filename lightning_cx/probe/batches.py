@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_cx.probe.packed import copied_sequences, cut_sequences, join_sequences, padded_sequences, sequences_in
 
 # Names under which batches carry what is not an input, lower case.
 NOT_INPUTS = frozenset(
@@ -26,7 +29,7 @@ def map_batch(batch: Any, function: Callable[[Any], Any], whole: Callable[[Any],
     def mapped(part: Any) -> Any:
         return map_batch(part, function, whole)
 
-    if whole(batch):
+    if whole(batch) or isinstance(batch, PackedSequence):
         return function(batch)
     if isinstance(batch, Mapping):
         return _same_mapping(batch, {key: mapped(value) for key, value in batch.items()})
@@ -58,6 +61,8 @@ def per_example(part: Any, examples: int) -> bool:
     """
     if isinstance(part, Tensor | np.ndarray):
         return part.ndim > 0 and part.shape[0] == examples
+    if isinstance(part, PackedSequence):
+        return sequences_in(part) == examples
     if not isinstance(part, list | tuple) or hasattr(part, "_fields") or len(part) != examples:
         return False
     return not any(isinstance(leaf, Tensor | np.ndarray) and per_example(leaf, examples) for _, leaf in leaves(part))
@@ -77,6 +82,8 @@ def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
         theirs_part: Any = next(theirs, None)
         if not per_example(part, sizes[0]):
             return part
+        if isinstance(part, PackedSequence) and isinstance(theirs_part, PackedSequence):
+            return join_sequences(part, theirs_part)
         if type(part) is type(theirs_part) and isinstance(part, Tensor | np.ndarray):
             if part.shape[1:] == theirs_part.shape[1:]:
                 return (
@@ -96,7 +103,11 @@ def take(batch: Any, start: int, stop: int, examples: int) -> Any:
     Raises:
         TypeError: If nothing in the batch is per example.
     """
-    return _cut(batch, lambda part: part[start:stop], examples)
+
+    def some(part: Any) -> Any:
+        return cut_sequences(part, range(start, stop)) if isinstance(part, PackedSequence) else part[start:stop]
+
+    return _cut(batch, some, examples)
 
 
 def spread_out(batch: Any, examples: int) -> Any:
@@ -108,6 +119,8 @@ def spread_out(batch: Any, examples: int) -> Any:
     order = sorted(range(examples), key=lambda i: i * GOLDEN % 1)
 
     def reorder(part: Any) -> Any:
+        if isinstance(part, PackedSequence):
+            return cut_sequences(part, order)
         return part[order] if isinstance(part, Tensor | np.ndarray) else type(part)(part[i] for i in order)
 
     return _cut(batch, reorder, examples)
@@ -129,8 +142,10 @@ def _cut(batch: Any, cut: Callable[[Any], Any], examples: int) -> Any:
 
 
 def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a batch with the name of the innermost key or field that holds it."""
-    if isinstance(batch, Mapping):
+    """Every leaf of a batch, packed sequences padded, with the name of the innermost key or field that holds it."""
+    if isinstance(batch, PackedSequence):
+        yield name, padded_sequences(batch)
+    elif isinstance(batch, Mapping):
         for key, value in batch.items():
             yield from leaves(value, str(key))
     elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -144,6 +159,13 @@ def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(getattr(batch, field.name), field.name)
     else:
         yield name, batch
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two batches hold the same tensors; nan is like nan."""
+    pairs = zip((leaf for _, leaf in leaves(one)), (leaf for _, leaf in leaves(other)), strict=False)
+    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in tensors)
 
 
 def inputs_of(batch: Any, examples: int) -> Tensor:
@@ -167,7 +189,13 @@ def inputs_of(batch: Any, examples: int) -> Tensor:
 
 def to_cpu(batch: Any) -> Any:
     """A copy of a batch in host memory, cut loose from any graph."""
-    return map_batch(batch, lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf)
+
+    def copied(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):
+            return copied_sequences(leaf)
+        return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf
+
+    return map_batch(batch, copied)
 
 
 def padded_cat(parts: list[Tensor], value: float = 0) -> Tensor:

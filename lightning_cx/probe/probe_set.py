@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_cx.functional.features import as_matrix, default_features
 from lightning_cx.gradients import GradientSample
-from lightning_cx.probe.batches import inputs_of, leaves, padded_cat, take, to_cpu
+from lightning_cx.probe.batches import alike, inputs_of, padded_cat, take, to_cpu
 from lightning_cx.probe.gradients import passes_of, probe_gradients, some_chunks
 from lightning_cx.probe.isolation import isolated_rng, isolated_streams
 from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction, read_chunks
@@ -67,6 +67,7 @@ class ProbeSet:
         self.features = features
         self.loss_fn = loss_fn
         self.indices: list[int] | None = None
+        self.lost = False  # whether a checkpoint was of examples of a stream, which it does not hold
         self._out_of: int | None = None  # examples in the data set that these were chosen from
         self.forget()
 
@@ -129,7 +130,7 @@ class ProbeSet:
             items = [self._fetch(dataset, index) for index in some] if not many else many(some)
             if not self._chunks:
                 again = self._fetch(dataset, some[0], other=1) if not many else many(some[:1])[0]
-                self.augmented = not _alike(collate(items[:1]), collate([again]))
+                self.augmented = not alike(collate(items[:1]), collate([again]))
             self._chunks.append((collate(items), len(items)))
             if len(self._alone) < min(ALONE, len(items)):
                 self._alone = [collate(items[i : i + 1]) for i in range(min(ALONE, len(items)))]
@@ -144,7 +145,7 @@ class ProbeSet:
         missing = self._wanted - self.examples
         if missing <= 0 or examples < 1:
             return
-        count = min(missing, examples)
+        count, self.lost = min(missing, examples), False
         self._chunks.append((to_cpu(take(batch, 0, count, examples) if count < examples else batch), count))
         if len(self._alone) < min(ALONE, count):
             self._alone = [to_cpu(take(batch, i, i + 1, examples)) for i in range(min(ALONE, count))]
@@ -273,23 +274,19 @@ class ProbeSet:
         loss_of = replay if loss_fn is None else lambda batch: loss_fn(module, batch)
         if loss_of is None:
             raise ValueError(
-                "training_step cannot be replayed under manual optimisation: pass ProbeSet(loss_fn=...), a function "
-                "(module, batch) -> losses [n]"
+                "training_step cannot be replayed under manual optimisation or with dataloader_iter: pass "
+                "ProbeSet(loss_fn=...), a function (module, batch) -> losses [n]"
             )
         return loss_of
 
     def state_dict(self) -> dict[str, Any]:
         """The chosen indices, so that a resumed run measures on the same examples."""
-        return {"indices": self.indices, "seed": self.seed, "size": self.size, "out_of": self._out_of}
+        streamed = self.indices is None and self.examples > 0
+        chosen = {"indices": self.indices, "out_of": self._out_of, "streamed": streamed}
+        return {**chosen, "seed": self.seed, "size": self.size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the indices of a checkpoint; they stand above `size` and `seed`, to be comparable."""
         indices: Sequence[int] | None = state.get("indices")
         self.indices, self._out_of = None if indices is None else list(indices), state.get("out_of")
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two batches hold the same tensors; nan is like nan."""
-    pairs = zip((leaf for _, leaf in leaves(one)), (leaf for _, leaf in leaves(other)), strict=False)
-    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
-    return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in tensors)
+        self.lost = bool(state.get("streamed")) and not self._chunks

@@ -243,7 +243,7 @@ def test_forgetting_keeps_the_indices() -> None:
 
 
 def test_no_way_to_a_loss_is_named() -> None:
-    with pytest.raises(ValueError, match=r"manual optimisation: pass ProbeSet\(loss_fn"):
+    with pytest.raises(ValueError, match=r"with dataloader_iter: pass ProbeSet\(loss_fn"):
         drawn(ProbeSet(128), TensorDataset(X, Y)).read(nn.Linear(6, 4), None)
     wrong = drawn(ProbeSet(128, loss_fn=lambda m, b: m(b[0])), TensorDataset(X, Y))
     with pytest.raises(ValueError, match=r"the loss has shape \(50, 4\)"):

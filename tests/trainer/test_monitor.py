@@ -210,7 +210,8 @@ def test_a_logger_that_fails_is_named_and_does_not_end_the_training(tmp_path: Pa
                 raise OSError("disk full")
             super().log_metrics(metrics, step)
 
-    completes(tmp_path, Classifier(), "logging failed, training goes on: OSError: disk full", logger=Full(tmp_path))
+    words = "logging to Full failed, training goes on: OSError: disk full"
+    completes(tmp_path, Classifier(), words, logger=Full(tmp_path))
 
 
 def test_checkpoint_and_early_stopping_can_monitor_our_values(tmp_path: Path) -> None:
