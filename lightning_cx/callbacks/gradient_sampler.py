@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -17,13 +16,12 @@ from lightning_cx.callbacks._trainer import (
     gradient_scale,
     optimizer_parameters,
     replayable,
-    replayed_loss,
     unseen_batch,
 )
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.rerun import NOT_THEIR_MEAN, Rerun
 from lightning_cx.callbacks.sharded import whole_parameters
 from lightning_cx.callbacks.status import in_words
-from lightning_cx.functional.linalg import one_thread
 from lightning_cx.gradients import (
     AmbiguousLayoutError,
     Calibration,
@@ -32,24 +30,10 @@ from lightning_cx.gradients import (
     InseparableError,
     UnreachedError,
     UnsupportedGradientError,
-    affordable_examples,
-    calibrate_in_training,
-    find_layout,
-    replay_gradients,
 )
-from lightning_cx.gradients.calibration import LossOf
-from lightning_cx.gradients.replay import add_up
 from lightning_cx.gradients.sample import CONTRIBUTION
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import isolated
-from lightning_cx.probe.batches import join, spread_out, take
-from lightning_cx.probe.draws import drawing, watched_pass
-from lightning_cx.probe.eager import anything_compiled, compiled_parts, eagerly
-
-NOT_THEIR_MEAN = (
-    "rows are of examples replayed alone, and the batch gradient is not their mean (weights, ignored labels, in-batch "
-    "terms)"
-)
+from lightning_cx.probe.eager import anything_compiled, compiled_parts
 
 
 class GradientSampler:
@@ -124,12 +108,15 @@ class GradientSampler:
                 "let training_step take the batch"
             )
             return
+        step = Rerun(trainer, module, batch, batch_idx, examples)
         if self._replay:
-            self.sample = self._replayed(trainer, module, batch, batch_idx)
+            self.sample = step.sample(self._projections, self._coordinates)
+            if NOT_THEIR_MEAN in self.sample.notes:
+                self.failures.tell(f"per-example gradients: {NOT_THEIR_MEAN}")
             self._tell_status(module, self.sample)
         elif self._calibration is None:
             self.compiled = compiled_parts(module)
-            self._calibrate(trainer, module, batch, batch_idx)
+            self._calibrate(trainer, module, step)
             self.one_off_seconds = perf_counter() - start
 
     def forget_calibration(self) -> None:
@@ -230,63 +217,19 @@ class GradientSampler:
         self._tap = self.sample = None
         self.one_off_seconds = 0.0
 
-    def _calibrate(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def _calibrate(self, trainer: Trainer, module: LightningModule, step: Rerun) -> None:
         reason = replayable(module)
         if reason is not None:
             self._calibration = Calibration(note=f"not calibrated ({reason}): the loss is taken for a mean")
             return
-
-        def loss_of(start: int, stop: int) -> Tensor:
-            return replayed_loss(trainer, module, take(mixed, start, stop, self._examples), batch_idx)
-
-        def exchanged(stay: int, total: int) -> Tensor:
-            first, rest = take(mixed, 0, stay, self._examples), take(mixed, total, 2 * total - stay, self._examples)
-            return replayed_loss(trainer, module, join(first, rest, (stay, total - stay)), batch_idx)
-
-        mode = partial(watched_pass, module)
-        parameters, mixed = self._parameters(trainer, module), spread_out(batch, self._examples)
+        parameters = self._parameters(trainer, module)
         try:
-            with eagerly(), one_thread():  # a handful of examples
-                self._calibration = calibrate_in_training(parameters, loss_of, exchanged, self._examples, mode)
-                if self._ambiguous:
-                    with mode(False, 0):
-                        self._layout = self._find_layout(parameters, loss_of, self._calibration)
+            self._calibration, self._layout = step.calibration(parameters, self._ambiguous, self._layout)
         except UnsupportedGradientError as refusal:
             self._fall_back(module, refusal)
             return
         if self._calibration.note and self._calibration.conclusive:
             self.failures.tell(f"per-example gradients: {self._calibration.note}")
-
-    def _find_layout(self, parameters: Mapping[str, Parameter], loss_of: LossOf, calibration: Calibration) -> bool:
-        try:
-            return find_layout(parameters, loss_of, self._examples)
-        except AmbiguousLayoutError:
-            if (
-                calibration.status == CONTRIBUTION
-            ):  # no reading agrees with examples alone, where they act on each other
-                return True
-            raise
-
-    def _replayed(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> GradientSample:
-        count = affordable_examples(module.parameters(), self._examples)
-
-        def loss_of(start: int, stop: int) -> Tensor:
-            return replayed_loss(trainer, module, take(batch, start, stop, self._examples), batch_idx)
-
-        with eagerly(), isolated(module, training=module.training, guard=True):
-            sample = replay_gradients(
-                lambda i: loss_of(i, i + 1),
-                module.named_parameters(),
-                count,
-                projections=self._projections,
-                coordinates=self._coordinates,
-            )
-            with drawing() as drawn:
-                together = replay_gradients(lambda _: loss_of(0, count), module.named_parameters(), 1)
-        if drawn or add_up(sample, together):
-            return sample
-        self.failures.tell(f"per-example gradients: {NOT_THEIR_MEAN}")
-        return replace(sample, notes=(*sample.notes, NOT_THEIR_MEAN))
 
     def _fall_back(self, module: LightningModule, refusal: UnsupportedGradientError) -> None:
         """The tap cannot read this model: replay it example by example, or say why that is no way out either."""

@@ -1,0 +1,111 @@
+"""A training step run again on some examples of its batch, to compare a tap with, or to read instead of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, replayed_loss
+from lightning_cx.functional.linalg import one_thread
+from lightning_cx.gradients import (
+    AmbiguousLayoutError,
+    Calibration,
+    GradientSample,
+    affordable_examples,
+    calibrate_in_training,
+    find_layout,
+    replay_gradients,
+)
+from lightning_cx.gradients.replay import add_up
+from lightning_cx.gradients.sample import CONTRIBUTION
+from lightning_cx.probe import isolated
+from lightning_cx.probe.batches import join, spread_out, take
+from lightning_cx.probe.draws import drawing, watched_pass
+from lightning_cx.probe.eager import eagerly
+
+NOT_THEIR_MEAN = (
+    "rows are of examples replayed alone, and the batch gradient is not their mean (weights, ignored labels, in-batch "
+    "terms)"
+)
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A training step that can be run again, without a trace.
+
+    Attributes:
+        trainer: Of the fit.
+        module: Whose `training_step` it is.
+        batch: What it was given.
+        batch_idx: Its number.
+        examples: Number of examples in it.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    batch: Any
+    batch_idx: int
+    examples: int
+
+    def calibration(
+        self, parameters: Mapping[str, Parameter], ambiguous: bool, layout: bool | None
+    ) -> tuple[Calibration, bool | None]:
+        """What a tap's rows mean, and whether examples lead in what the loss averages over.
+
+        Args:
+            parameters: Those that are tapped.
+            ambiguous: Whether the latter has to be found out.
+            layout: What is known of it otherwise.
+
+        Raises:
+            UnsupportedGradientError: If the tap cannot read this model.
+        """
+        mixed = replace(self, batch=spread_out(self.batch, self.examples))
+        mode = partial(watched_pass, self.module)
+        with eagerly(), one_thread():  # a handful of examples
+            found = calibrate_in_training(parameters, mixed._loss_of, mixed._exchanged, self.examples, mode)
+            if ambiguous:
+                with mode(False, 0):
+                    layout = mixed._layout(parameters, found)
+        return found, layout
+
+    def sample(self, projections: int, coordinates: int) -> GradientSample:
+        """Examples one at a time, as many as memory allows."""
+        count = affordable_examples(self.module.parameters(), self.examples)
+        with eagerly(), isolated(self.module, training=self.module.training, guard=True):
+            sample = replay_gradients(
+                lambda i: self._loss_of(i, i + 1),
+                self.module.named_parameters(),
+                count,
+                projections=projections,
+                coordinates=coordinates,
+            )
+            with drawing() as drawn:
+                together = replay_gradients(lambda _: self._loss_of(0, count), self.module.named_parameters(), 1)
+        if drawn or add_up(sample, together):
+            return sample
+        return replace(sample, notes=(*sample.notes, NOT_THEIR_MEAN))
+
+    def _loss_of(self, start: int, stop: int) -> Tensor:
+        some = take(self.batch, start, stop, self.examples)
+        return replayed_loss(self.trainer, self.module, some, self.batch_idx)
+
+    def _exchanged(self, stay: int, total: int) -> Tensor:
+        """The loss of the first examples in the company of others."""
+        first = take(self.batch, 0, stay, self.examples)
+        rest = take(self.batch, total, 2 * total - stay, self.examples)
+        joined = join(first, rest, (stay, total - stay))
+        return replayed_loss(self.trainer, self.module, joined, self.batch_idx)
+
+    def _layout(self, parameters: Mapping[str, Parameter], found: Calibration) -> bool:
+        try:
+            return find_layout(parameters, self._loss_of, self.examples)
+        except AmbiguousLayoutError:
+            if found.status == CONTRIBUTION:  # examples that act on each other agree with none that are alone
+                return True
+            raise
