@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from time import perf_counter
 
-from lightning_cx.callbacks._trainer import Trainer, numbers_of_all, planned_batches, total_batches
+from lightning_cx.callbacks._trainer import Trainer, planned_batches, total_batches
+from lightning_cx.callbacks.collectives import numbers_of_all
 from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
 
 GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds of work that share the budget

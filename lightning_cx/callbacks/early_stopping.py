@@ -7,16 +7,9 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from lightning_cx.callbacks._trainer import (
-    Callback,
-    LightningModule,
-    Trainer,
-    any_process,
-    can_stop,
-    log_step,
-    rank_zero_info,
-)
+from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, can_stop, log_step, rank_zero_info
 from lightning_cx.callbacks.cadence import PICTURE_PAUSE
+from lightning_cx.callbacks.collectives import any_process
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.go_back import averages_beside, go_back
 from lightning_cx.callbacks.kept_weights import KeptWeights, put_back, tensors_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, agreed, any_process, first_process
+from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer
+from lightning_cx.callbacks.collectives import agreed, any_process, first_process
 from lightning_cx.callbacks.kept_weights import KeptWeights, put_back
 
 WAY_OUT = "the last of the two in the list has the last word, and restore_best=False leaves it to the average"

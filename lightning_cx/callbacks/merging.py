@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, gathered_rows, numbers_of_all, summed
+from lightning_cx.callbacks._trainer import LightningModule, Trainer
+from lightning_cx.callbacks.collectives import gathered_rows, numbers_of_all, summed
 from lightning_cx.functional import noise_scale
 from lightning_cx.functional.noise import NoiseScale
 from lightning_cx.functional.tail_index.pooling import centred_norms

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, any_process, batch_size_of
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, batch_size_of
 from lightning_cx.callbacks.cadence import PROBE
+from lightning_cx.callbacks.collectives import any_process
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.probe_reader import ProbeReader
 from lightning_cx.callbacks.processes import together

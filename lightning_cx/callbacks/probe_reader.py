@@ -12,7 +12,6 @@ import torch
 from lightning_cx.callbacks._trainer import (
     LightningModule,
     Trainer,
-    gathered_rows,
     move_to_device,
     replayable,
     replayed_loss,
@@ -20,6 +19,7 @@ from lightning_cx.callbacks._trainer import (
     total_batches,
     training_data,
 )
+from lightning_cx.callbacks.collectives import gathered_rows
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.processes import together
 from lightning_cx.callbacks.sharded import is_sharded

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lightning_cx.callbacks._trainer import PassedOverError, Trainer, any_process, first_process, from_process
+from lightning_cx.callbacks._trainer import PassedOverError, Trainer
+from lightning_cx.callbacks.collectives import any_process, first_process, from_process
 from lightning_cx.gradients import UnsupportedGradientError
 
 T = TypeVar("T")

@@ -10,17 +10,11 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_cx.callbacks._trainer import (
-    LightningModule,
-    Trainer,
-    batch_size_of,
-    has_tensorboard,
-    log_step,
-    numbers_of_all,
-)
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, batch_size_of, has_tensorboard, log_step
 from lightning_cx.callbacks.backwards import Backwards
 from lightning_cx.callbacks.batch_features import BatchFeatures
 from lightning_cx.callbacks.cadence import GRADIENTS, PICTURES, PROBE, Cadence, cadence_for
+from lightning_cx.callbacks.collectives import numbers_of_all
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.full_batches import FullBatches
 from lightning_cx.callbacks.monitored_probe import MonitoredProbe

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, first_process, from_process, numbers_of_all
+from lightning_cx.callbacks._trainer import LightningModule, Trainer
 from lightning_cx.callbacks.backwards import Backwards
+from lightning_cx.callbacks.collectives import first_process, from_process, numbers_of_all
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.merging import merged
 from lightning_cx.callbacks.processes import together

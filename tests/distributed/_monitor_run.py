@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.callbacks import gradient_sampler
+from lightning_cx.callbacks import rerun
 from lightning_cx.gradients import GradientTap
 from lightning_cx.instruments import GradientNoise, SpectralBias, TailIndex
 from lightning_cx.probe import ProbeReading
@@ -102,7 +102,7 @@ def weights_of(module: pl.LightningModule) -> str:
 PARTS = {
     "attach": (GradientTap, "attach"),
     "finish": (GradientTap, "finish"),
-    "calibrate": (gradient_sampler, "calibrate"),
+    "calibrate": (rerun, "calibrate_in_training"),
     "probe": (ProbeSet, "read"),
     "instrument": (GradientNoise, "measure"),
 }

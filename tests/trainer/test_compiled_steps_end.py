@@ -86,9 +86,8 @@ def test_a_failing_sample_leaves_the_step_eager_and_the_next_one_compiled(
             raise ZeroDivisionError("on purpose")
 
     monkeypatch.setattr(GradientTap, "attach", explode)
-    sampler = "lightning_cx.callbacks.gradient_sampler"
-    monkeypatch.setattr(f"{sampler}.calibrate_in_training", lambda *_: pytest.fail("unexpected"))
-    monkeypatch.setattr(f"{sampler}.replayable", lambda _: "not in this test")
+    monkeypatch.setattr("lightning_cx.callbacks.rerun.calibrate_in_training", lambda *_: pytest.fail("unexpected"))
+    monkeypatch.setattr("lightning_cx.callbacks.gradient_sampler.replayable", lambda _: "not in this test")
     backend = Counting()
     with pytest.warns(UserWarning, match="gradients failed, training goes on: ZeroDivisionError: on purpose"):
         fit(loss(backend), [monitor(Watch(), strict=False)], tmp_path)
