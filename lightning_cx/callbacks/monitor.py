@@ -32,6 +32,11 @@ class ComplexityMonitor(Callback):
     Backends that keep eager arithmetic (`eager`, `aot_eager`) still train bit for bit the same; inductor fuses, and
     so rounds, and draws its dropout differently from an eager step, and that much differs on sampled steps.
 
+    Several processes sample at the same steps and put together what they saw: norms, noise scale and tails are those of
+    the whole batch, spectra those of the first process's share, and all processes know the same numbers. A sampled
+    backward holds one more copy of the gradients then, and adds it up over the processes. With several optimizers each
+    has a series of its own: the first has the plain tags, the others `<tag>/optimizer_1` and so on.
+
     Args:
         instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum` and `SpectralBias`.
         every_n_steps: Measure at every n-th batch, whatever it costs; None measures as often as the budget allows.

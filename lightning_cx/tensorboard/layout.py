@@ -121,10 +121,14 @@ def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
     for title, tag_of in _PER_BAND.items():
         bands = [tag_of(number) for number in range(MAX_BANDS)]
         charts["What is being learned"][title] = ("Multiline", bands)
+    series = sorted({tag.rpartition("/")[2] for tag in logged if "/optimizer_" in tag})
     for of_category in charts.values():
-        for title, (kind, wanted) in of_category.items():
-            if kind == "Multiline":  # the control belongs beside what it controls
-                of_category[title] = (kind, [*wanted, *map(tags.shuffled, wanted)])
+        for title, (kind, wanted) in list(of_category.items()):
+            if kind == "Multiline":  # the control belongs beside what it controls, one optimizer beside the other
+                beside = [*map(tags.shuffled, wanted), *(f"{tag}/{name}" for name in series for tag in wanted)]
+                of_category[title] = (kind, [*wanted, *beside])
+            else:
+                of_category |= {f"{title}, {name}": (kind, [f"{tag}/{name}" for tag in wanted]) for name in series}
     layout: dict[str, dict[str, list]] = {}
     for category, of_category in charts.items():
         for title, (kind, wanted) in of_category.items():

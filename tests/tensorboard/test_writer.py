@@ -100,6 +100,17 @@ def test_a_control_stands_in_the_chart_of_what_it_controls() -> None:
     assert fitted == ["Multiline", [tags.fitted_fraction(3), tags.shuffled(tags.fitted_fraction(3))]]
 
 
+def test_curves_of_a_second_optimizer_stand_beside_those_of_the_first() -> None:
+    second = tags.Series(1)
+    interval = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH)
+    both = [name for tag in (*interval, tags.GRADIENT_NORM) for name in (tag, second.of(tag))]
+    charts = custom_scalars_layout(both)["How the examples agree"]
+    assert charts["gradient norm of the batch"][1] == [tags.GRADIENT_NORM, "gradient/norm/optimizer_1"]
+    first, other = (chart for chart in charts.values() if chart[0] == "Margin")
+    assert first[1] == list(interval)
+    assert other[1] == [second.of(tag) for tag in interval]
+
+
 def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path) -> None:
     with serve(run) as get:
         assert tags.NOISE_SCALE in get("data/plugin/scalars/tags")["run"]
