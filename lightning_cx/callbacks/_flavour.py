@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch.torch_version import TorchVersion
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import TensorBoardLogger
 
 NAMES = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
 OLDEST = "2.4"  # pip holds `pytorch-lightning` to it, and nobody `lightning`: see pyproject.toml
@@ -19,7 +22,7 @@ def imported() -> list[ModuleType]:
     return [sys.modules[name] for name in NAMES if hasattr(sys.modules.get(name), "Trainer")]
 
 
-def is_tensorboard(logger: Any) -> bool:
+def is_tensorboard(logger: Any) -> TypeGuard[TensorBoardLogger]:
     """Whether a logger of either flavour writes for TensorBoard."""
     return any(isinstance(logger, flavour.loggers.TensorBoardLogger) for flavour in imported())
 
