@@ -43,10 +43,8 @@ def main(case: str, folder: str) -> dict[str, Any]:
     sys.meta_path.insert(0, NotInstalled(*MISSING.get(case, [])))
     for name in IMPORTED.get(case, []):
         importlib.import_module(name)
-    try:
-        from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, SpectralRisk
-    except ImportError as error:
-        return {"refusal": str(error)}
+    from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, SpectralRisk
+
     pl = importlib.import_module("pytorch_lightning")
     from lightning_cx.metrics import MedianComplexity
 
@@ -110,4 +108,8 @@ def main(case: str, folder: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2], "result.json").write_text(json.dumps(main(sys.argv[1], sys.argv[2])))
+    try:
+        result = main(sys.argv[1], sys.argv[2])
+    except (ImportError, ValueError) as error:
+        result = {"refusal": str(error)}
+    Path(sys.argv[2], "result.json").write_text(json.dumps(result))

@@ -6,21 +6,23 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from lightning.pytorch.cli import LightningCLI
 from test_examples import EXAMPLES, main_of
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import GradientNoise, SpectralBias
 from lightning_cx.tensorboard import tags
 
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
+
 YAML = EXAMPLES / "command_line.yaml"
 
 
-# Lightning 2.6 calls what jsonargparse 4.53 deprecates.
+# Lightning's command line calls what jsonargparse deprecates, some of it already when it is imported.
 pytestmark = pytest.mark.filterwarnings(r"ignore:(?s)\s.*deprecat")
 
 
@@ -32,6 +34,8 @@ def _no_command_line(monkeypatch) -> None:
 
 def parsed(*arguments: str) -> LightningCLI:
     """What the command line of the example makes of these, without a run."""
+    from lightning.pytorch.cli import LightningCLI
+
     example = sys.modules[main_of("command_line").__module__]
     return LightningCLI(example.Classifier, example.Digits, args=list(arguments), run=False)
 

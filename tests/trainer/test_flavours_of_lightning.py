@@ -10,18 +10,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning
 import pytest
 from _tensorboard import read_events
+from torch.torch_version import TorchVersion
 
 from lightning_cx.callbacks import _flavour
 from lightning_cx.tensorboard import tags
 
 SCRIPT = Path(__file__).with_name("_flavour_run.py")
+OTHERS = ["lightning_fabric", "lightning_utilities"]
 CASES = {
     "pytorch_lightning alone": {"pytorch_lightning", "lightning_fabric"},
     "both, pytorch_lightning imported": {"pytorch_lightning", "lightning_fabric"},
     "both imported": {"lightning", "pytorch_lightning", "lightning_fabric"},
-    "both, lightning_cx imported first": {"lightning", "pytorch_lightning", "lightning_fabric"},
 }
 
 
@@ -54,9 +56,19 @@ def test_its_tensorboard_logger_gets_curves_pictures_and_histogram(case: str, ru
     assert events["histograms"] == [tags.EXAMPLE_NORMS]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "first" not in case])
+@pytest.mark.parametrize("case", CASES)
 def test_one_callback_that_stands_alone_is_one_of_the_flavour_that_was_imported(case: str, run) -> None:
     assert run(case)[0]["one callback"]  # a Trainer asks whether it is a Callback of its own
+
+
+def test_where_lightning_cx_was_imported_first_the_other_flavour_takes_a_list_of_callbacks_since_2_6(run) -> None:
+    found, folder = run("both, lightning_cx imported first")
+    if TorchVersion(lightning.__version__) < "2.6":
+        assert found["refusal"] == "Expected a parent"  # Lightning asks whose Callback it is, and it is of the first
+    else:
+        assert found["loaded"] == ["lightning", "lightning_cx", *OTHERS, "pytorch_lightning"]
+        assert found["undisturbed"]
+        assert tags.STOPPING_CURVE in read_events(folder / "run").Tags()["images"]
 
 
 def test_without_lightning_the_callbacks_say_what_to_install(run) -> None:
