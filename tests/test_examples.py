@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _tensorboard import read_events
 from PIL import Image
 
 from lightning_cx.instruments.tail_card import CODES
@@ -125,3 +126,25 @@ def test_wrong_labels_are_stopped_before_they_are_learned_and_true_ones_go_on(tm
     assert "more noise than it takes away of the target" in printed
     assert "not certainly above its lowest" in printed
     assert str(tmp_path) in printed
+
+
+@pytest.mark.parametrize("name", ["plain_pytorch", "fabric"])
+def test_a_loop_of_ones_own_is_stopped_and_leaves_curves_and_a_picture(
+    name: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)  # as for a script that lies there
+    found = main_of(name)(str(tmp_path), epochs=120, seed=0)
+    assert found["best_step"] < found["steps"] < 120 * 18
+    assert found["error of the best weights"] < found["error of the last weights"] - 0.02
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
+    events = read_events(folder)
+    steps = [event.step for event in events.Scalars(tags.GRADIENT_NORM)]
+    assert steps == list(range(0, found["steps"], 10))
+    assert [event.step for event in events.Scalars(tags.RESIDUAL_MEDIAN)] == [*steps, found["steps"]]
+    assert {tags.STOPPING_RISK, tags.NOISE_SCALE, "custom_scalars__config__"} <= {
+        *events.Tags()["scalars"],
+        *events.Tags()["tensors"],
+    }
+    assert events.Tags()["images"] == [tags.STOPPING_CURVE]
+    assert events.Tags()["histograms"] == [tags.EXAMPLE_NORMS]
+    assert f"{found['best_step']}" in capsys.readouterr().out

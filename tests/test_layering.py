@@ -34,6 +34,7 @@ OUTSIDE = {
 }
 MATPLOTLIB_FOR_TYPES = {"matplotlib.axes.Axes", "matplotlib.figure.Figure"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
+KNOW_LIGHTNING = ("_trainer.py", "_flavour.py")  # what is inside a Trainer, and which Lightning it comes from
 STANDARD = sys.stdlib_module_names
 
 FILES = [path for room in ALLOWED for path in sorted((PACKAGE / room).rglob("*.py"))]
@@ -59,7 +60,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
             inside = name.removeprefix("lightning_cx.")
             assert any(inside == a or inside.startswith(a + ".") for a in ALLOWED[room]), f"{room} imports {name}"
         elif top in LIGHTNING - OUTSIDE[room]:
-            assert path.name == "_trainer.py", f"{path.name} imports {name}: only callbacks/_trainer.py knows Lightning"
+            assert path.name in KNOW_LIGHTNING, f"{path.name} imports {name}: only {KNOW_LIGHTNING} know Lightning"
         else:
             assert top in OUTSIDE[room] or top in STANDARD or top == "__future__", f"{room} imports {name}"
 

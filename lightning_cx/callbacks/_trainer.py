@@ -12,28 +12,20 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  #
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, SubsetRandomSampler
 
+from lightning_cx.callbacks._flavour import (
+    Callback,
+    DummyLogger,
+    LightningModule,
+    Trainer,
+    is_param_in_hook_signature,
+    is_tensorboard,
+    move_data_to_device,
+)
 from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.probe.batches import leaves
 
 if TYPE_CHECKING:
-    from lightning.fabric.utilities.apply_func import move_data_to_device
-    from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.loggers import Logger, TensorBoardLogger
-    from lightning.pytorch.loggers.logger import DummyLogger
-    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-else:
-    try:
-        from lightning.fabric.utilities.apply_func import move_data_to_device
-        from lightning.pytorch import Callback, LightningModule, Trainer
-        from lightning.pytorch.loggers import Logger, TensorBoardLogger
-        from lightning.pytorch.loggers.logger import DummyLogger
-        from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-    except ImportError:  # the other flavour of the same package, installed alone
-        from lightning_fabric.utilities.apply_func import move_data_to_device
-        from pytorch_lightning import Callback, LightningModule, Trainer
-        from pytorch_lightning.loggers import Logger, TensorBoardLogger
-        from pytorch_lightning.loggers.logger import DummyLogger
-        from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
+    from lightning.pytorch.loggers import Logger
 
 __all__ = [
     "Callback",
@@ -253,11 +245,11 @@ def announce(trainer: Trainer, scalars: Mapping[str, float]) -> None:
 
 def has_tensorboard(trainer: Trainer) -> bool:
     """Whether pictures have somewhere to go."""
-    return any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    return any(map(is_tensorboard, trainer.loggers))
 
 
 def tensorboard_experiments(trainer: Trainer) -> list[Any]:
     """The SummaryWriters of the trainer's TensorBoard loggers; none on ranks that do not log."""
     if not trainer.is_global_zero:
         return []
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in trainer.loggers if is_tensorboard(logger)]

@@ -64,8 +64,13 @@ def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReadi
     """Run one chunk and return the model output and minus the slope of the loss there.
 
     Raises:
-        ValueError: If the loss has no graph, or no module output carries all of it.
+        ValueError: If the loss has no graph, no module output carries all of it, or the module is one in a wrapper.
     """
+    if isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_forward_module"):
+        raise ValueError(
+            f"the probe got a {type(module).__name__}, which waits for other processes or wants a backward of its own: "
+            "pass the model inside (`model.module`); under a precision of Fabric's, with `fabric.autocast()` in loss_fn"
+        )
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     with torch.enable_grad(), eagerly(), recorded_outputs(module) as records:
         loss = loss_of(chunk.batch)

@@ -197,7 +197,7 @@ class ProbeSet:
     def read(
         self,
         module: nn.Module,
-        replay: LossOf | None,
+        replay: LossOf | None = None,
         place: Callable[[Any], Any] = lambda b: b,
         share: tuple[int, int] = (0, 1),
     ) -> ProbeReading:
@@ -242,7 +242,7 @@ class ProbeSet:
     def gradients(
         self,
         module: nn.Module,
-        replay: LossOf | None,
+        replay: LossOf | None = None,
         place: Callable[[Any], Any] = lambda b: b,
         examples: int = 256,
         per_layer: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
@@ -9,12 +10,32 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from lightning_cx.instruments.base import Picture
+from lightning_cx.instruments.base import Picture, Reading
 from lightning_cx.tensorboard.figures import draw
 from lightning_cx.tensorboard.layout import custom_scalars_layout
 from lightning_cx.tensorboard.sheet import pixels
 
 _LAID_OUT: WeakKeyDictionary[SummaryWriter, set[str]] = WeakKeyDictionary()
+
+
+def write_reading(experiment: SummaryWriter, reading: Reading, step: int, pictures: bool = False) -> None:
+    """Write all of a reading, in a loop of one's own; values that are nan are left out, `reading.refusals` says why.
+
+    Args:
+        experiment: The writer of a TensorBoard run.
+        reading: What an instrument measured, or a `ResidualWatch` saw.
+        step: Step number.
+        pictures: Whether to draw the pictures as well: each takes a tenth of a second, so not at every step.
+    """
+    for tag, value in reading.scalars.items():
+        if math.isfinite(value):
+            experiment.add_scalar(tag, value, global_step=step)
+    write_histograms(experiment, reading.histograms, step)
+    write_texts(experiment, reading.texts, step)
+    if not _LAID_OUT.setdefault(experiment, set()).issuperset(reading.scalars):
+        write_layout(experiment, reading.scalars)
+    if pictures:
+        write_pictures(experiment, reading.pictures, step)
 
 
 def write_pictures(experiment: SummaryWriter, pictures: Mapping[str, Picture], step: int) -> None:

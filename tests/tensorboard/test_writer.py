@@ -14,9 +14,16 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from test_figures import scatter, spectrogram
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from lightning_cx.instruments import Reading
 from lightning_cx.tensorboard import tags
 from lightning_cx.tensorboard.layout import custom_scalars_layout
-from lightning_cx.tensorboard.writer import write_histograms, write_layout, write_pictures, write_texts
+from lightning_cx.tensorboard.writer import (
+    write_histograms,
+    write_layout,
+    write_pictures,
+    write_reading,
+    write_texts,
+)
 
 ALL_TAGS = [value for name, value in vars(tags).items() if name.isupper() and isinstance(value, str)] + [
     tags.residual_band(i) for i in range(10)
@@ -124,3 +131,21 @@ def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path
         "When to stop",
         "What it costs",
     ]
+
+
+def test_a_whole_reading_is_written_without_what_is_nan_and_with_pictures_on_request(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    scalars = {tags.GRADIENT_NORM: 2.0, tags.NOISE_SCALE: float("nan"), tags.GRADIENT_SNR: float("inf")}
+    histograms = {tags.EXAMPLE_NORMS: torch.arange(5.0)}
+    reading = Reading(scalars, histograms, {tags.GRADIENT_SPECTRUM: scatter()}, texts={tags.TAIL_VERDICT: "heavy"})
+    write_reading(writer, reading, step=3)
+    write_reading(writer, reading, step=4, pictures=True)
+    writer.close()
+    events = read_events(tmp_path)
+    assert events.Tags()["scalars"] == [tags.GRADIENT_NORM]
+    assert [(event.step, event.value) for event in events.Scalars(tags.GRADIENT_NORM)] == [(3, 2.0), (4, 2.0)]
+    assert [event.step for event in events.Histograms(tags.EXAMPLE_NORMS)] == [3, 4]
+    assert [event.step for event in events.Images(tags.GRADIENT_SPECTRUM)] == [4]
+    assert f"{tags.TAIL_VERDICT}/text_summary" in events.Tags()["tensors"]
+    (layout,) = events.Tensors("custom_scalars__config__")
+    assert tags.GRADIENT_NORM in str(Layout.FromString(layout.tensor_proto.string_val[0]))

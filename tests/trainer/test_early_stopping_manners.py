@@ -66,14 +66,14 @@ def test_an_interrupted_and_resumed_run_stops_at_the_same_step_with_the_same_wei
     where: str, tmp_path: Path
 ) -> None:
     def loader() -> DataLoader:
-        return batches(regression(), shuffle=False)
+        # One batch: where Lightning 2.4 resumes at the end of an epoch, it passes a batch more than it would have.
+        return batches(regression(), batch_size=256, shuffle=False)
 
     whole, module = ComplexityEarlyStopping(strict=True), Fit()
     trainer([whole], tmp_path).fit(module, loader())
     assert whole.stopped_step is not None
     assert whole.best_step is not None
     cut = whole.best_step // 2 if where == "before the best step" else (whole.best_step + whole.stopped_step) // 2
-    cut -= cut % 4  # whole epochs, since a plain loader cannot go on in the middle of one
     saving = ModelCheckpoint(tmp_path / where, every_n_train_steps=cut, save_top_k=1)
     trainer([ComplexityEarlyStopping(strict=True), saving], tmp_path, enable_checkpointing=True, max_steps=cut).fit(
         Fit(), loader()
