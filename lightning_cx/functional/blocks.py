@@ -43,8 +43,8 @@ def noise_scale_of_blocks(
         >>> grams = [half @ half.T for half in (rows[:2], rows[2:])]
         >>> norms = [gram.diagonal() for gram in grams]
         >>> whole = noise_scale_of_blocks([noise_scale(gram) for gram in grams], norms, rows.sum(0).square().sum())
-        >>> float(whole.value), float(noise_scale(rows @ rows.T).value)
-        (0.6875, 0.6875)
+        >>> f"{whole.value:.6f} {noise_scale(rows @ rows.T).value:.6f}"
+        '0.687500 0.687500'
     """
     if not scales or len(scales) != len(squared_norms):
         raise ValueError(f"needs norms for each of at least one block, got {len(squared_norms)} for {len(scales)}.")

@@ -53,7 +53,7 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
         UnsupportedGradientError: If the tap cannot read this model.
     """
     company = min(COMPANY, examples)
-    tapped = tapped_company(named_parameters, loss_of, company)
+    tapped, _ = tapped_company(named_parameters, loss_of, company)
     return compare(tapped, lambda: alone(named_parameters, loss_of, company), company)
 
 
@@ -62,19 +62,24 @@ def alone(named_parameters: Mapping[str, Tensor], loss_of: LossOf, company: int)
     return replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, company))
 
 
-def tapped_company(named_parameters: Mapping[str, Tensor], loss_of: LossOf, company: int) -> GradientSample:
+def tapped_company(
+    named_parameters: Mapping[str, Tensor], loss_of: LossOf, company: int
+) -> tuple[GradientSample, bool | None]:
     """A tap on the first examples, with its readings parameter by parameter, after its sum check.
 
     A hook that changes the gradient of a parameter would look like examples that act on each other.
+
+    Returns:
+        The sample, and whether the examples lead in what the loss averages over, where that had to be found out.
 
     Raises:
         UnsupportedGradientError: If the tap cannot read this model.
     """
     try:
-        return _tapped(named_parameters, loss_of(0, company), company)
+        return tapped(named_parameters, loss_of(0, company), company), None
     except AmbiguousLayoutError:
         first = _layout(named_parameters, loss_of, company)
-        return _tapped(named_parameters, loss_of(0, company), company, first)
+        return tapped(named_parameters, loss_of(0, company), company, first), first
 
 
 def compare(tapped: GradientSample, replay: Callable[[], GradientSample], company: int) -> Calibration:
@@ -154,7 +159,7 @@ def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, example
     truth = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, examples)).squared_norms
     errors: dict[bool, float] = {}
     for first in (True, False):
-        norms = _tapped(named_parameters, loss_of(0, examples), examples, batch_first=first).squared_norms
+        norms = tapped(named_parameters, loss_of(0, examples), examples, batch_first=first).squared_norms
         if truth is not None and norms is not None:
             errors[first] = min(float((norms[: len(truth)] / scale - truth).norm()) for scale in (1, examples**2))
     first = errors[True] <= errors[False]
@@ -163,11 +168,12 @@ def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, example
     return first
 
 
-def _tapped(
+def tapped(
     parameters: Mapping[str, Tensor],
     loss: Tensor,
     examples: int,
     batch_first: bool | None = None,
 ) -> GradientSample:
+    """A tap on a few examples, with its readings parameter by parameter, after its sum check."""
     tap = GradientTap(parameters.items(), examples, per_layer=True, batch_first=batch_first)
     return ride(tap, loss, parameters)

@@ -22,6 +22,7 @@ from lightning_cx.gradients.calibration import (
     calibrate,
     compare,
     first_rows,
+    tapped,
     tapped_company,
 )
 from lightning_cx.gradients.errors import InseparableError, UnsupportedGradientError
@@ -60,14 +61,14 @@ def calibrate_in_training(
     """
     company = min(COMPANY, examples)
     try:
-        tapped, drawn = _in_company(named_parameters, loss_of, company, mode)
+        seen, drawn = _in_company(named_parameters, loss_of, company, mode)
     except InseparableError:
         raise
     except UnsupportedGradientError:  # perhaps only since as many classes or channels lie beside the examples
         company = min(COMPANY + 1, examples)
-        tapped, drawn = _in_company(named_parameters, loss_of, company, mode)
-    if tapped.status == EXACT and not drawn:
-        return compare(tapped, lambda: _each_alone(named_parameters, loss_of, company, mode), company)
+        seen, drawn = _in_company(named_parameters, loss_of, company, mode)
+    if seen.status == EXACT and not drawn:
+        return compare(seen, lambda: _each_alone(named_parameters, loss_of, company, mode), company)
     drawn_in_eval: list[str] = []
     try:
         with mode(False, 0) as drawn_in_eval:
@@ -76,7 +77,7 @@ def calibrate_in_training(
         raise
     except Exception as error:  # torchvision's detectors have no loss in eval mode
         found = Calibration(note=f"not calibrated (in eval mode, {error}): the loss is taken for a mean")
-    if tapped.status == CONTRIBUTION or not found.conclusive or (found.status == CONTRIBUTION and not drawn_in_eval):
+    if seen.status == CONTRIBUTION or not found.conclusive or (found.status == CONTRIBUTION and not drawn_in_eval):
         return found
     if not _stays(named_parameters, loss_of, exchanged, examples, mode):
         return Calibration(CONTRIBUTION, found.sums, note=f"{COUPLED}: rows are contributions")
@@ -87,8 +88,8 @@ def _in_company(
     parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode
 ) -> tuple[GradientSample, list[str]]:
     with mode(True, 0) as drawn:
-        tapped = tapped_company(parameters, _separable(loss_of), company)
-    return tapped, drawn
+        sample, _ = tapped_company(parameters, _separable(loss_of), company)
+    return sample, drawn
 
 
 def _separable(loss_of: LossOf) -> LossOf:
@@ -127,9 +128,9 @@ def _stays(
         return True
     for seed in range(SEEDS):
         with mode(True, seed):
-            before = tapped_company(parameters, loss_of, total)
+            before, first = tapped_company(parameters, loss_of, total)
         with mode(True, seed):
-            after = tapped_company(parameters, lambda _, stop: exchanged(stay, stop), total)
+            after = tapped(parameters, exchanged(stay, total), total, first)
         if not agree(after, first_rows(before, stay), UNCHANGED):
             return False
     return True
@@ -138,7 +139,7 @@ def _stays(
 def _mean_or_sum(parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode) -> Calibration:
     """Other draws make other gradients, but not four times as large ones."""
     with mode(True, 0):
-        together = tapped_company(parameters, loss_of, company)
+        together, _ = tapped_company(parameters, loss_of, company)
         single = replay_gradients(lambda i: loss_of(i, i + 1), parameters.items(), company)
     assert together.squared_norms is not None
     assert single.squared_norms is not None

@@ -84,7 +84,7 @@ def test_examples_without_an_axis_for_examples_are_told_of(name: str, tmp_path: 
     trainer, words = told(lambda: assert_undisturbed(run, ours(name)))
     assert trainer.global_step == 160
     if name == "ComplexityMonitor":
-        assert any("gradients failed, training goes on: RuntimeError: mat1 and mat2 shapes" in text for text in words)
-        assert any("gradients is switched off after 3 failures in a row" in text for text in words)
+        refused = "per-example gradients are off: unsupported: the batch cannot be taken apart (4 of its examples have"
+        assert any(refused in text for text in words)
     assert any("residuals cannot be found" in text for text in words)
     assert not {tag for tag in trainer.callback_metrics if "/" in tag} - {"complexity/overhead"}
