@@ -95,7 +95,8 @@ class Session:
         self._cadence.begin_batch(trainer)
         due = self.full_batches.owed or self._cadence.due(GRADIENTS, trainer)
         # At most one sample for each optimizer step, however many batches it accumulates.
-        if (due or self.backwards.owing) and log_step(trainer) != self._last_step:
+        due_again = bool(self.backwards.owed) and not self.failures.off(GRADIENTS)
+        if (due or due_again) and log_step(trainer) != self._last_step:
             with self.failures.guard(GRADIENTS, last=False):
                 self._begin_sample(trainer, module, batch, batch_idx, due)
         self._step_cost = perf_counter() - self._step_started
