@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, optimizer_parameters
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.gradient_sampler import GradientSampler
-from lightning_cx.callbacks.sharded import is_sharded
+from lightning_cx.callbacks.sharded import held_parameters, is_sharded
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import Needs
 from lightning_cx.probe.eager import anything_compiled, eagerly
@@ -168,5 +168,5 @@ class Backwards:
 def _cleared(trainer: Trainer, module: LightningModule, number: int | None) -> bool:
     """Whether nothing has come together for an optimizer: its gradients were zeroed after the last backward."""
     own = optimizer_parameters(trainer, number)
-    gradients = [p.grad for p in module.parameters() if own is None or id(p) in own]
+    gradients = [p.grad for p in held_parameters(module).values() if own is None or id(p) in own]
     return not any(bool(gradient.count_nonzero()) for gradient in gradients if gradient is not None)

@@ -20,7 +20,7 @@ from lightning_cx.callbacks._trainer import (
 )
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.rerun import NOT_THEIR_MEAN, Rerun
-from lightning_cx.callbacks.sharded import whole_parameters
+from lightning_cx.callbacks.sharded import held_parameters, whole_parameters
 from lightning_cx.callbacks.status import in_words
 from lightning_cx.gradients import (
     AmbiguousLayoutError,
@@ -125,7 +125,7 @@ class GradientSampler:
 
     def _parameters(self, trainer: Trainer, module: LightningModule) -> dict[str, Parameter]:
         own = optimizer_parameters(trainer, self._optimizer)
-        return {name: p for name, p in module.named_parameters() if own is None or id(p) in own}
+        return {name: p for name, p in held_parameters(module).items() if own is None or id(p) in own}
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor, eager: bool) -> None:
         """Ride on the backward that is about to start.
