@@ -82,6 +82,25 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
 
 
+class Pair(Net):
+    """An optimizer for each layer; the second steps at every other batch only."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        optimizers = self.optimizers()[: 1 + batch_idx % 2]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(F.mse_loss(self.net(batch[0]), batch[1]))
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(self.net[number].parameters(), lr=self.lr) for number in (0, 3)]
+
+
 class Books(pl.Callback):
     """Notes what every process has in the end, and after every batch."""
 
@@ -164,7 +183,7 @@ def run(options: dict[str, Any], folder: str, stack: ExitStack) -> dict[str, Any
     loader = DataLoader(data(), batch_sampler=batches)
     if options.get("stream"):
         loader = DataLoader(Stream(batches), batch_size=None)
-    module = Net(**options.get("module", {}))
+    module = (Pair if options.get("pair") else Net)(**options.get("module", {}))
     module.together = options.get("together", False)
     trainer = pl.Trainer(
         accelerator="cpu",
