@@ -84,6 +84,18 @@ def test_static_graphs_and_unused_parameters_change_nothing(ddp: dict[str, bool]
         assert two["metrics"][-1][f"gradient/{name}"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.01])
+@pytest.mark.parametrize("ddp", [{"static_graph": True}, {"find_unused_parameters": True}])
+def test_what_ddp_puts_before_a_loss_is_seen_through(ddp: dict[str, bool], penalty: float) -> None:
+    """A node of DDP's own, which was taken for examples that meet, and for an end of the penalty."""
+    options: dict[str, Any] = {"module": {"penalty": penalty}}
+    plain, wrapped = both(**options)[0], both(ddp=ddp, **options)[0]
+    assert wrapped["told"] == plain["told"]
+    assert len(told(plain, "penalty on parameters alone, left out")) == (penalty > 0)
+    for ours, theirs in zip(wrapped["metrics"], plain["metrics"], strict=True):
+        assert ours["gradient/norm"] == pytest.approx(theirs["gradient/norm"], rel=1e-6)
+
+
 def test_with_accumulation_the_batch_of_the_sample_is_merged_not_the_accumulated_gradient() -> None:
     one, two = alone(accumulate=3), both(accumulate=3)[0]
     for of_one, of_two in zip(one["metrics"], two["metrics"], strict=True):
