@@ -63,10 +63,9 @@ class Backwards:
         """Whether nothing of this model can be read; the reasons were told."""
         return bool(self.samplers) and all(sampler.off for sampler in self.samplers)
 
-    @property
-    def calibrates(self) -> bool:
-        """Whether the next sampled step begins with a comparison of a few examples alone."""
-        return any(sampler.calibrates for sampler in self.samplers)
+    def calibrates(self, examples: int) -> bool:
+        """Whether a sampled step on so many examples begins with a comparison of a few of them alone."""
+        return any(sampler.calibrates(examples) for sampler in self.samplers)
 
     @property
     def hook_seconds(self) -> float:

@@ -114,7 +114,7 @@ class Session:
         self._examples = together(trainer, lambda: batch_size_of(trainer, batch))
         if self.shared is None:
             return self._examples, self._examples
-        sizes = numbers_of_all(trainer, [self._examples, self.backwards.calibrates])
+        sizes = numbers_of_all(trainer, [self._examples, self.backwards.calibrates(self._examples)])
         if bool(sizes[:, 1].any()):  # user code may wait for the other processes: all run it, or none
             self.backwards.forget_calibration()
         return int(sizes[:, 0].min()), int(sizes[:, 0].max())
