@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, optimizer_parameters
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.gradient_sampler import GradientSampler
-from lightning_cx.callbacks.sharded import is_sharded
+from lightning_cx.callbacks.sharded import held_parameters, is_sharded
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import Needs
 from lightning_cx.probe.eager import anything_compiled, eagerly
@@ -32,6 +32,9 @@ class Backwards:
     Args:
         failures: Where refusals are told.
         needs: What the instruments want.
+
+    Attributes:
+        owed: Numbers of the optimizers that have not stepped since they were due; alike in all processes of a fit.
     """
 
     def __init__(self, failures: Failures, needs: Sequence[Needs]) -> None:
@@ -43,7 +46,7 @@ class Backwards:
         self._pending: dict[int, list[GradientSample]] = {}
         self._taken: dict[int, list[GradientSample]] = {}
         self._active: list[int] = []
-        self._owing: set[int] = set()
+        self.owed: set[int] = set()
         self._owing_since = 0
         self._once = self._done = False
 
@@ -60,15 +63,9 @@ class Backwards:
         """Whether nothing of this model can be read; the reasons were told."""
         return bool(self.samplers) and all(sampler.off for sampler in self.samplers)
 
-    @property
-    def owing(self) -> bool:
-        """Whether an optimizer has not stepped since it was due."""
-        return bool(self._owing)
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether the next sampled step begins with a comparison of a few examples alone."""
-        return any(sampler.calibrates for sampler in self.samplers)
+    def calibrates(self, examples: int) -> bool:
+        """Whether a sampled step on so many examples begins with a comparison of a few of them alone."""
+        return any(sampler.calibrates(examples) for sampler in self.samplers)
 
     @property
     def hook_seconds(self) -> float:
@@ -91,7 +88,7 @@ class Backwards:
         """Prepare for the step that is about to run; one that is not due is for optimizers that did not step since."""
         self.drop()
         self._once, self._done = module.automatic_optimization, False
-        self._active = list(range(len(self.samplers))) if due else sorted(self._owing)
+        self._active = list(range(len(self.samplers))) if due else sorted(self.owed)
         self._owing_since += 1
         for number in self._active:
             self.samplers[number].begin(trainer, module, batch, batch_idx, examples)
@@ -146,7 +143,7 @@ class Backwards:
         """An optimizer that does not step in every batch is sampled when it does."""
         if len(self.samplers) == 1:
             return
-        before, after = self._owing, {n for n in self._active if n not in found and not self.samplers[n].off}
+        before, after = self.owed, {n for n in self._active if n not in found and not self.samplers[n].off}
         if not before:
             self._owing_since = 0
         elif self._owing_since >= PATIENCE:
@@ -156,7 +153,7 @@ class Backwards:
                 "not measured there; step optimizers through self.optimizers(), since others cannot be followed"
             )
             after = set()
-        self._owing = after
+        self.owed = after
 
     def drop(self) -> None:
         """Forget an unfinished step, remove its hooks and let compiled parts be compiled again."""
@@ -170,5 +167,5 @@ class Backwards:
 def _cleared(trainer: Trainer, module: LightningModule, number: int | None) -> bool:
     """Whether nothing has come together for an optimizer: its gradients were zeroed after the last backward."""
     own = optimizer_parameters(trainer, number)
-    gradients = [p.grad for p in module.parameters() if own is None or id(p) in own]
+    gradients = [p.grad for p in held_parameters(module).values() if own is None or id(p) in own]
     return not any(bool(gradient.count_nonzero()) for gradient in gradients if gradient is not None)

@@ -20,7 +20,7 @@ from lightning_cx.callbacks._trainer import (
 )
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.rerun import NOT_THEIR_MEAN, Rerun
-from lightning_cx.callbacks.sharded import whole_parameters
+from lightning_cx.callbacks.sharded import held_parameters, whole_parameters
 from lightning_cx.callbacks.status import in_words
 from lightning_cx.gradients import (
     AmbiguousLayoutError,
@@ -75,7 +75,7 @@ class GradientSampler:
         self._replay = False
         self._off = False
         self.refusal = ""
-        self._examples = 0
+        self._examples = self._compared = 0
 
     @property
     def off(self) -> bool:
@@ -87,10 +87,9 @@ class GradientSampler:
         """Whether the next backward will be read as it runs."""
         return self._wanted and not (self._replay or self._off)
 
-    @property
-    def calibrates(self) -> bool:
-        """Whether the next step begins with a comparison of a few examples alone."""
-        return self.taps and self._calibration is None
+    def calibrates(self, examples: int) -> bool:
+        """Whether a step on so many examples begins with a comparison of a few of them alone."""
+        return self.taps and (self._calibration is None or self._compared < 2 <= examples)
 
     def begin(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, examples: int) -> None:
         """Prepare for the step that is about to run: calibrate once, or replay where the tap is refused."""
@@ -114,8 +113,8 @@ class GradientSampler:
             if NOT_THEIR_MEAN in self.sample.notes:
                 self.failures.tell(f"per-example gradients: {NOT_THEIR_MEAN}")
             self._tell_status(module, self.sample)
-        elif self._calibration is None:
-            self.compiled = compiled_parts(module)
+        elif self.calibrates(examples):
+            self._compared, self.compiled = examples, compiled_parts(module)
             self._calibrate(trainer, module, step)
             self.one_off_seconds = perf_counter() - start
 
@@ -125,7 +124,7 @@ class GradientSampler:
 
     def _parameters(self, trainer: Trainer, module: LightningModule) -> dict[str, Parameter]:
         own = optimizer_parameters(trainer, self._optimizer)
-        return {name: p for name, p in module.named_parameters() if own is None or id(p) in own}
+        return {name: p for name, p in held_parameters(module).items() if own is None or id(p) in own}
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor, eager: bool) -> None:
         """Ride on the backward that is about to start.
@@ -180,8 +179,9 @@ class GradientSampler:
         except UnsupportedGradientError as refusal:
             self._fall_back(module, refusal)
             return
-        self.sample = self._as_calibrated(sample)
-        self._tell_status(module, self.sample)
+        if self._has_known_scale(sample):
+            self.sample = self._as_calibrated(sample)
+            self._tell_status(module, self.sample)
         for note in sample.notes:
             self.failures.tell(f"per-example gradients{self._whose}: {note}")
         nodes = frozenset(layer.node for layer in sample.layers.values())
@@ -190,6 +190,18 @@ class GradientSampler:
         self._nodes = nodes
         if another_graph or (self._calibration is not None and not self._calibration.conclusive):
             self._calibration = None  # look again at the next sampled step
+
+    def _has_known_scale(self, sample: GradientSample) -> bool:
+        """Whether it is known by what to divide; where calibration showed nothing, it matters for numbers but 0."""
+        norms = sample.squared_norms
+        if self._calibration is None or self._calibration.conclusive or norms is None:
+            return True
+        if not bool(norms.any() & norms.isfinite().all()):
+            return True
+        self.failures.tell(
+            f"per-example gradients{self._whose}: {self._calibration.note}; such batches are passed over"
+        )
+        return False
 
     def _tell_status(self, module: LightningModule, sample: GradientSample) -> None:
         """Say once what the rows of this fit mean; a batch that told nothing leaves that to the next."""

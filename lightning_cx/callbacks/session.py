@@ -95,7 +95,8 @@ class Session:
         self._cadence.begin_batch(trainer)
         due = self.full_batches.owed or self._cadence.due(GRADIENTS, trainer)
         # At most one sample for each optimizer step, however many batches it accumulates.
-        if (due or self.backwards.owing) and log_step(trainer) != self._last_step:
+        due_again = bool(self.backwards.owed) and not self.failures.off(GRADIENTS)
+        if (due or due_again) and log_step(trainer) != self._last_step:
             with self.failures.guard(GRADIENTS, last=False):
                 self._begin_sample(trainer, module, batch, batch_idx, due)
         self._step_cost = perf_counter() - self._step_started
@@ -113,7 +114,7 @@ class Session:
         self._examples = together(trainer, lambda: batch_size_of(trainer, batch))
         if self.shared is None:
             return self._examples, self._examples
-        sizes = numbers_of_all(trainer, [self._examples, self.backwards.calibrates])
+        sizes = numbers_of_all(trainer, [self._examples, self.backwards.calibrates(self._examples)])
         if bool(sizes[:, 1].any()):  # user code may wait for the other processes: all run it, or none
             self.backwards.forget_calibration()
         return int(sizes[:, 0].min()), int(sizes[:, 0].max())

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether `fully_shard` has cut parameters of the module in pieces."""
     return any(_pieces(part) for part in module.modules())
+
+
+def held_parameters(module: nn.Module) -> dict[str, Parameter]:
+    """The parameters of a module by name, as optimizers hold them, at any time.
+
+    From a forward to its backward a module may show the whole parameters in place of the pieces: the outermost one
+    does, and all with `reshard_after_forward=False`.
+    """
+    held = dict(module.named_parameters())
+    return held | {name: piece.sharded_param for name, piece in _named_pieces(module) if name in held}
 
 
 def whole_parameters(module: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -23,16 +34,17 @@ def whole_parameters(module: nn.Module, parameters: Mapping[str, Tensor]) -> dic
         module: After a forward pass.
         parameters: Those to look for, as `module.named_parameters()` names them.
     """
-    whole = dict(parameters)
+    whole = {name: piece._unsharded_param for name, piece in _named_pieces(module) if name in parameters}
+    return {**parameters, **whole}
+
+
+def _named_pieces(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for prefix, part in module.named_modules():
         for piece in _pieces(part):
             # The group of a module holds what its children left to it.
             of = {id(child): name for name, child in part.named_modules(prefix=prefix)}
             path = of.get(id(piece._module_info.module), "")
-            name = f"{path}.{piece._module_info.param_name}".lstrip(".")
-            if name in whole:
-                whole[name] = piece._unsharded_param
-    return whole
+            yield f"{path}.{piece._module_info.param_name}".lstrip("."), piece
 
 
 def _pieces(part: nn.Module) -> list[Any]:

@@ -55,23 +55,28 @@ class Shared:
             if error is not None:
                 raise error
 
+        owed, backwards.owed = backwards.owed, set()  # where anything failed nobody owes: who did not see it would
         together(trainer, raised)
-        self._agree_on_refusals(trainer, backwards)
+        self._agree(trainer, backwards, owed)
         names = [number for series, _ in found for number in series]
         everybody = numbers_of_all(trainer, [len(names), sum(n * 31**i for i, n in enumerate(names))])
         if not bool((everybody == everybody[0]).all()):
             return []  # a process that saw nothing, or another backward: the next step may be whole
         return [(series, merged(trainer, module, sample)) for series, sample in found]
 
-    def _agree_on_refusals(self, trainer: Trainer, backwards: Backwards) -> None:
-        """What cannot be read in one process is read in none."""
-        off = numbers_of_all(trainer, [float(sampler.off) for sampler in backwards.samplers]).bool()
-        for sampler, somewhere, everywhere in zip(backwards.samplers, off.any(0), off.all(0), strict=True):
+    def _agree(self, trainer: Trainer, backwards: Backwards, owed: set[int]) -> None:
+        """What cannot be read in one process is read in none, and what one of them still owes is owed by all."""
+        samplers = backwards.samplers
+        off = [float(sampler.off) for sampler in samplers]
+        everybody = numbers_of_all(trainer, [*off, *(float(n in owed) for n in range(len(samplers)))]).bool()
+        refused, owing = everybody.split(len(samplers), 1)
+        for sampler, somewhere, everywhere in zip(samplers, refused.any(0), refused.all(0), strict=True):
             if bool(somewhere) and not bool(everywhere):
                 source = first_process(trainer, sampler.off)
                 words = from_process(trainer, sampler.refusal, source)
                 if not sampler.off:
                     sampler.refuse(f"process {source}: {words}")
+        backwards.owed = {n for n, sampler in enumerate(samplers) if bool(owing[:, n].any()) and not sampler.off}
 
     def tell_all(self, trainer: Trainer, publisher: Publisher) -> None:
         """Let all processes know what the first one read, and what it has given up; every process has to call.

@@ -27,7 +27,7 @@ class Calibration:
 
     Attributes:
         status: `"exact"` where a row is the derivative of the example's own loss, else `"contribution"`.
-        sums: Whether the loss is a sum over examples instead of a mean.
+        sums: Whether the loss is a sum over examples instead of a mean; False where one example is its own batch.
         note: What was seen, in words; empty where nothing is remarkable.
         conclusive: Whether the examples showed anything at all; another batch may.
     """
@@ -96,6 +96,10 @@ def compare(tapped: GradientSample, replay: Callable[[], GradientSample], compan
         return Calibration(CONTRIBUTION, note=note, conclusive=False)
     if not truth.gram.isfinite().all():  # in company they were: a variance over the batch, for one
         return Calibration(CONTRIBUTION, note="one example alone has no finite gradient: rows are contributions")
+    if company > 1 and not (truth.gram.any() or seen.any()):
+        return Calibration(
+            note="the first examples have no gradient: a sum over examples cannot be told from a mean", conclusive=False
+        )
     for sums, scale in ((False, 1), (True, company**2)):
         if agree(tapped, truth, AGREEMENT, scale):
             note = "the loss is a sum over examples; it was divided out" if sums and company > 1 else ""

@@ -33,7 +33,9 @@ __all__ = [
     "is_checkpointed",
     "is_penalty",
     "output_shape",
+    "passed_on",
     "read_graph",
+    "root_of",
 ]
 
 VIEWS = frozenset({"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"})
@@ -68,6 +70,25 @@ class Graph:
     made: dict[Node, frozenset[str]] = field(default_factory=dict)
 
 
+_SINK = "_DDPSinkBackward"
+
+
+def root_of(loss: Tensor) -> Node | None:
+    """The node that a loss came from; None for one without a graph."""
+    return passed_on(loss.grad_fn, loss.output_nr)[0]
+
+
+def passed_on(node: Node | None, output: int) -> tuple[Node | None, int]:
+    """The node and output that DDP hands on under another name, where it looks for parameters that are not used.
+
+    All tensors that a training step returns pass through that one node; each is as it was.
+    """
+    if node is None or node.name() != _SINK:
+        return node, output
+    wanted = node.needs_input_grad[1:]  # the first argument is DDP itself, and some of the others may be no tensors
+    return [edge for edge in node.next_functions if edge[0] is not None][sum(wanted[:output])]
+
+
 def read_graph(loss: Tensor, parameters: Mapping[str, Tensor], shared: Callable[[Node], bool]) -> Graph:
     """Walk the graph of `loss` and list where each of `parameters` is consumed.
 
@@ -79,13 +100,14 @@ def read_graph(loss: Tensor, parameters: Mapping[str, Tensor], shared: Callable[
     """
     graph = Graph()
     names = {id(parameter): name for name, parameter in parameters.items()}
-    root = loss.grad_fn
+    root = root_of(loss)
     waiting: list[Node] = [] if root is None else [root]
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
         graph.by_name.setdefault(node.name(), []).append(node)
-        for index, (child, output) in enumerate(node.next_functions):
+        for index, edge in enumerate(node.next_functions):
+            child, output = passed_on(*edge)
             if child is None:
                 continue
             graph.parents.setdefault(child, []).append((node, index, output))

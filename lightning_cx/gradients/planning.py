@@ -11,7 +11,16 @@ from torch import Tensor
 from lightning_cx.gradients.accumulate import Request
 from lightning_cx.gradients.affine import as_affine
 from lightning_cx.gradients.errors import UnreachedError, UnsupportedGradientError
-from lightning_cx.gradients.graph import Graph, Node, Operand, hides_parameters, is_checkpointed, is_penalty, read_graph
+from lightning_cx.gradients.graph import (
+    Graph,
+    Node,
+    Operand,
+    hides_parameters,
+    is_checkpointed,
+    is_penalty,
+    read_graph,
+    root_of,
+)
 from lightning_cx.gradients.layout import Layout
 from lightning_cx.gradients.rules import COUPLING, Capture, Joint, Site, plan
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT
@@ -62,7 +71,7 @@ def make_plan(
     Raises:
         UnsupportedGradientError: If a parameter is consumed in a way that no rule reads.
     """
-    layout = Layout(loss.grad_fn, batch_size, batch_first)
+    layout = Layout(root_of(loss), batch_size, batch_first)
     graph = read_graph(loss, parameters, layout.flow.shared)
     _refuse_what_cannot_be_seen(graph, parameters)
     made = Plan(leaves=graph.leaves)
@@ -87,7 +96,7 @@ def make_plan(
             made.expected += [(operand.name, node.name(), ()) for operand in operands]
         made.work[node] = work
     made.penalised = frozenset(penalised)
-    counted = batch_size > 1 and divides_by_a_count(loss.grad_fn, batch_size)
+    counted = batch_size > 1 and divides_by_a_count(root_of(loss), batch_size)
     _say_what_rows_mean(made, graph, parameters, contrasted, counted, batch_size)
     return made
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from lightning_cx.gradients.graph import REARRANGING, Node, output_shape
+from lightning_cx.gradients.graph import REARRANGING, Node, output_shape, passed_on
 from lightning_cx.gradients.places import Shape
 
 # Nodes through which a sum over examples stays one; products and quotients if the other side is a number.
@@ -45,7 +45,8 @@ def tails_of(root: Node) -> Iterator[Tail]:
     while waiting:
         node, added = waiting.pop()
         added = added and _adds(node)
-        for child, output in node.next_functions:
+        for edge in node.next_functions:
+            child, output = passed_on(*edge)
             if child is None or hasattr(child, "variable"):
                 continue
             if prod(output_shape(child, output)) > 1 and not _of_numbers(child):

@@ -60,7 +60,9 @@ class Stream(IterableDataset):
 class Net(pl.LightningModule):
     """Two layers, and where asked for one that is never used."""
 
-    def __init__(self, dropout: float = 0.0, norm: bool = False, unused: bool = False, lr: float = 0.05) -> None:
+    def __init__(
+        self, dropout: float = 0.0, norm: bool = False, unused: bool = False, lr: float = 0.05, penalty: float = 0.0
+    ) -> None:
         super().__init__()
         torch.manual_seed(1)
         parts = [nn.Linear(6, 16), nn.BatchNorm1d(16) if norm else nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 1)]
@@ -69,17 +71,39 @@ class Net(pl.LightningModule):
             values = np.random.default_rng(number).normal(size=tuple(parameter.shape)) / 3
             parameter.data.copy_(torch.tensor(values))
         self.unused = nn.Linear(3, 3) if unused else None
-        self.together, self.lr = False, lr
+        self.together, self.lr, self.penalty = False, lr, penalty
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         if self.together:  # waits for the other process
             self.all_gather(torch.ones(3))
-        error = F.mse_loss(self.net(batch[0]), batch[1])
-        self.log("loss", error)
-        return error
+        outputs = self.net(batch[0])
+        loss = F.mse_loss(outputs, batch[1])
+        if self.penalty:
+            loss = loss + self.penalty * sum(parameter.square().sum() for parameter in self.net.parameters())
+        self.log("loss", loss)
+        return {"examples": len(outputs), "outputs": outputs, "loss": loss}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+
+
+class Pair(Net):
+    """An optimizer for each layer; the second steps at every other batch only."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        optimizers = self.optimizers()[: 1 + batch_idx % 2]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(F.mse_loss(self.net(batch[0]), batch[1]))
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(self.net[number].parameters(), lr=self.lr) for number in (0, 3)]
 
 
 class Books(pl.Callback):
@@ -164,7 +188,7 @@ def run(options: dict[str, Any], folder: str, stack: ExitStack) -> dict[str, Any
     loader = DataLoader(data(), batch_sampler=batches)
     if options.get("stream"):
         loader = DataLoader(Stream(batches), batch_size=None)
-    module = Net(**options.get("module", {}))
+    module = (Pair if options.get("pair") else Net)(**options.get("module", {}))
     module.together = options.get("together", False)
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -13,6 +13,7 @@ import torch
 from _noisy import Fit, batches, regression
 from _workers import serve
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -31,6 +32,29 @@ class Sharded(Fit):
         fully_shard(self.net[0], mesh=mesh)
         fully_shard(self.net[3], mesh=mesh)
         fully_shard(self.net, mesh=mesh)
+
+
+class Pair(Fit):
+    """An optimizer for the first layer, and one for the others, of which one lies in the outermost group of pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        first, *others = (part for part in self.net if list(part.parameters()))
+        return [torch.optim.Adam(nn.ModuleList(parts).parameters(), lr=5e-3) for parts in ([first], others)]
+
+
+class ShardedPair(Pair, Sharded):
+    """The same, sharded."""
 
 
 class Spread(Fit):
@@ -82,7 +106,8 @@ def callbacks_of(options: dict[str, Any]) -> list[pl.Callback]:
 
 def work(options: dict[str, Any]) -> dict[str, Any]:
     pl.seed_everything(5)
-    kind = {"ddp": Fit, "sharded": Sharded, "tensor parallel": Spread}[options["strategy"]]
+    kinds = {"ddp": Pair, "sharded": ShardedPair} if options.get("pair") else {"ddp": Fit, "sharded": Sharded}
+    kind = {**kinds, "tensor parallel": Spread}[options["strategy"]]
     module, steps, told, failure = kind(), Steps(), [], ""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -84,6 +84,18 @@ def test_static_graphs_and_unused_parameters_change_nothing(ddp: dict[str, bool]
         assert two["metrics"][-1][f"gradient/{name}"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.01])
+@pytest.mark.parametrize("ddp", [{"static_graph": True}, {"find_unused_parameters": True}])
+def test_what_ddp_puts_before_a_loss_is_seen_through(ddp: dict[str, bool], penalty: float) -> None:
+    """A node of DDP's own, which was taken for examples that meet, and for an end of the penalty."""
+    options: dict[str, Any] = {"module": {"penalty": penalty}}
+    plain, wrapped = both(**options)[0], both(ddp=ddp, **options)[0]
+    assert wrapped["told"] == plain["told"]
+    assert len(told(plain, "penalty on parameters alone, left out")) == (penalty > 0)
+    for ours, theirs in zip(wrapped["metrics"], plain["metrics"], strict=True):
+        assert ours["gradient/norm"] == pytest.approx(theirs["gradient/norm"], rel=1e-6)
+
+
 def test_with_accumulation_the_batch_of_the_sample_is_merged_not_the_accumulated_gradient() -> None:
     one, two = alone(accumulate=3), both(accumulate=3)[0]
     for of_one, of_two in zip(one["metrics"], two["metrics"], strict=True):
@@ -183,3 +195,24 @@ def test_the_wall_time_budget_decides_alike_in_both() -> None:
 def test_a_period_is_kept_in_both() -> None:
     first, second = both(every=5)
     assert first["counts"] == second["counts"] == {"gradients": 3, "the probe": 3}
+
+
+def test_each_of_two_optimizers_has_the_numbers_of_one_process() -> None:
+    one, two = alone(pair=True), both(pair=True)[0]
+    for of_one, of_two in zip(one["metrics"], two["metrics"], strict=True):
+        for name in EXACT:
+            for tag in (f"gradient/{name}", f"gradient/{name}/optimizer_1"):
+                expected = of_one.get(tag, math.nan)  # the second has not stepped after the first batch
+                assert of_two.get(tag, math.nan) == pytest.approx(expected, rel=1e-5, nan_ok=True), tag
+    assert math.isfinite(two["metrics"][-1]["gradient/noise_scale/optimizer_1"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("times", [1, 99])
+def test_what_one_process_missed_of_two_optimizers_keeps_nobody_waiting(times: int, rank: int) -> None:
+    """Each would else look again, at another batch than the rest, for the optimizer whose sample it lacks."""
+    first, second = both(pair=True, every=4, fails=["attach", times], rank=rank)
+    assert first["steps"] == second["steps"] == 18
+    assert first["after"] == second["after"] == both(pair=True, without=True)[0]["after"]
+    assert ("gradient/norm/optimizer_1" in first["metrics"][-1]) is (times == 1)
+    assert len(told(first, "out of order in attach")) == 1

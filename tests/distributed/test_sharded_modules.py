@@ -50,6 +50,16 @@ def test_gram_matrix_and_norms_are_those_of_the_unsharded_module() -> None:
     )
 
 
+def test_each_of_two_optimizers_of_a_sharded_module_is_read_whole() -> None:
+    """The outermost module shows whole parameters until its backward is over, which no optimizer holds."""
+    sharded, whole = (both(strategy, pair=True, monitor=True, strict=False)[0] for strategy in ("sharded", "ddp"))
+    for ours, theirs in zip(sharded["metrics"], whole["metrics"], strict=True):
+        for name in ("example_norm_p50", "participation_ratio"):
+            for tag in (f"gradient/{name}", f"gradient/{name}/optimizer_1"):
+                assert ours[tag] == pytest.approx(theirs[tag], rel=1e-4), tag
+    assert sharded["after"] == both("sharded", pair=True)[0]["after"]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_of_a_sharded_module_is_bitwise_identical(accumulate: int) -> None:
     with_us = both("sharded", monitor=True, accumulate=accumulate)

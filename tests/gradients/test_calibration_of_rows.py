@@ -46,6 +46,14 @@ def test_the_loss_is_found_out(case: str) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_examples_without_a_gradient_tell_nothing(reduction: str) -> None:
+    """Zero agrees with whatever it is multiplied by, as of hinge losses that are met or labels that are ignored."""
+    found = calibrate(PARAMETERS, lambda i, j: getattr(F.relu(LAYER(X[i:j]) - 100), reduction)(), N)
+    assert not found.conclusive  # another batch may tell
+    assert "a sum over examples cannot be told from a mean" in found.note
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_one_example_is_its_own_batch(reduction: str) -> None:
     found = calibrate(PARAMETERS, lambda i, j: F.cross_entropy(LAYER(X[i:j]), Y[i:j], reduction=reduction), 1)
     assert (found.status, found.sums) == ("exact", False)
