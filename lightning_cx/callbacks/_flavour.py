@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import TensorBoardLogger
 
 NAMES = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
-OLDEST = "2.4"  # pip holds `pytorch-lightning` to it, and nobody `lightning`: see pyproject.toml
+OLDEST = "2.5"  # pip holds `pytorch-lightning` to it, and nobody `lightning`: see pyproject.toml
 
 
 def imported() -> list[ModuleType]:

@@ -66,7 +66,7 @@ def test_an_interrupted_and_resumed_run_stops_at_the_same_step_with_the_same_wei
     where: str, tmp_path: Path
 ) -> None:
     def loader() -> DataLoader:
-        # One batch: where Lightning 2.4 resumes at the end of an epoch, it passes a batch more than it would have.
+        # One batch: where older Lightning resumes at the end of an epoch, it passes a batch more than it would have.
         return batches(regression(), batch_size=256, shuffle=False)
 
     whole, module = ComplexityEarlyStopping(strict=True), Fit()

@@ -73,19 +73,19 @@ def test_where_lightning_cx_was_imported_first_the_other_flavour_takes_a_list_of
 
 def test_without_lightning_the_callbacks_say_what_to_install(run) -> None:
     refusal = run("neither")[0]["refusal"]
-    assert refusal == "lightning_cx needs Lightning 2.4 or later for its callbacks: pip install lightning"
+    assert refusal == "lightning_cx needs Lightning 2.5 or later for its callbacks: pip install lightning"
 
 
 @pytest.mark.parametrize(("name", "package"), [("lightning.pytorch", "lightning"), ("pytorch_lightning",) * 2])
 def test_a_flavour_that_is_too_old_is_refused_by_name(name: str, package: str, monkeypatch) -> None:
     for other in _flavour.NAMES:
         monkeypatch.setitem(sys.modules, other, SimpleNamespace())
-    monkeypatch.setitem(sys.modules, name, SimpleNamespace(__name__=name, __version__="2.3.3", Trainer=object))
-    with pytest.raises(ImportError, match=rf"needs {package} 2\.4 or later, found 2\.3\.3: pip install -U {package}$"):
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(__name__=name, __version__="2.4.0", Trainer=object))
+    with pytest.raises(ImportError, match=rf"needs {package} 2\.5 or later, found 2\.4\.0: pip install -U {package}$"):
         _flavour._chosen()
 
 
-@pytest.mark.parametrize("version", ["2.4.0", "2.6.6", "2.10.0rc1", "3.0.0.dev20270101"])
+@pytest.mark.parametrize("version", ["2.5.0", "2.6.6", "2.10.0rc1", "3.0.0.dev20270101"])
 def test_a_flavour_that_is_new_enough_is_taken(version: str, monkeypatch) -> None:
     flavour = SimpleNamespace(__name__="lightning.pytorch", __version__=version, Trainer=object)
     monkeypatch.setitem(sys.modules, "lightning.pytorch", flavour)
