@@ -15,6 +15,12 @@ from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.gradients import GradientSample
 from lightning_cx.tensorboard.tags import Series
 
+NO_PAIRS = (
+    "what the examples of all processes want together is not known (the module is sharded, the loss has a penalty on "
+    "parameters alone, or one process replays its examples): noise scale and signal come from pairs of examples within "
+    "a process, and gradient/norm is what both make likely"
+)
+
 Found = Sequence[tuple[Series, GradientSample]]
 
 
@@ -62,7 +68,10 @@ class Shared:
         everybody = numbers_of_all(trainer, [len(names), sum(n * 31**i for i, n in enumerate(names))])
         if not bool((everybody == everybody[0]).all()):
             return []  # a process that saw nothing, or another backward: the next step may be whole
-        return [(series, merged(trainer, module, sample)) for series, sample in found]
+        whole = [(series, merged(trainer, module, sample)) for series, sample in found]
+        if any(sample.squared_sum is None for _, sample in whole):
+            self._failures.tell(NO_PAIRS)
+        return whole
 
     def _agree(self, trainer: Trainer, backwards: Backwards, owed: set[int]) -> None:
         """What cannot be read in one process is read in none, and what one of them still owes is owed by all."""
