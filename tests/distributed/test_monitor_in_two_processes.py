@@ -96,6 +96,14 @@ def test_what_ddp_puts_before_a_loss_is_seen_through(ddp: dict[str, bool], penal
         assert ours["gradient/norm"] == pytest.approx(theirs["gradient/norm"], rel=1e-6)
 
 
+def test_where_pairs_across_processes_are_left_out_this_is_told_once() -> None:
+    """The gradient of a penalty is mixed into what examples want together."""
+    options: dict[str, Any] = {"module": {"penalty": 0.01}}
+    assert len(told(both(**options)[0], "gradient/norm is what both make likely")) == 1
+    assert not told(alone(**options), "gradient/norm is what both make likely")
+    assert not told(both()[0], "gradient/norm is what both make likely")
+
+
 def test_with_accumulation_the_batch_of_the_sample_is_merged_not_the_accumulated_gradient() -> None:
     one, two = alone(accumulate=3), both(accumulate=3)[0]
     for of_one, of_two in zip(one["metrics"], two["metrics"], strict=True):
