@@ -37,7 +37,7 @@ class Shared:
 
     @contextmanager
     def holding_back(self) -> Iterator[None]:
-        """Keep the first exception for `merge`: raised in the middle of a step, it would leave the others waiting."""
+        """Keep the first exception until all can hear of it: raised at once, it would leave the others waiting."""
         try:
             yield
         except Exception as error:
@@ -55,14 +55,8 @@ class Shared:
         Raises:
             Exception: In all of them, if anything failed in one.
         """
-        error, self._held_back = self._held_back, None
-
-        def raised() -> None:
-            if error is not None:
-                raise error
-
         owed, backwards.owed = backwards.owed, set()  # where anything failed nobody owes: who did not see it would
-        together(trainer, raised)
+        self._raise_in_all(trainer)
         self._agree(trainer, backwards, owed)
         names = [number for series, _ in found for number in series]
         everybody = numbers_of_all(trainer, [len(names), sum(n * 31**i for i, n in enumerate(names))])
@@ -72,6 +66,16 @@ class Shared:
         if any(sample.squared_sum is None for _, sample in whole):
             self._failures.tell(NO_PAIRS)
         return whole
+
+    def _raise_in_all(self, trainer: Trainer) -> None:
+        """What was held back in one process."""
+        error, self._held_back = self._held_back, None
+
+        def raised() -> None:
+            if error is not None:
+                raise error
+
+        together(trainer, raised)
 
     def _agree(self, trainer: Trainer, backwards: Backwards, owed: set[int]) -> None:
         """What cannot be read in one process is read in none, and what one of them still owes is owed by all."""
@@ -91,7 +95,12 @@ class Shared:
         """Let all processes know what the first one read, and what it has given up; every process has to call.
 
         Callbacks that look at these numbers in each process, as those that keep checkpoints do, decide alike.
+
+        Raises:
+            Exception: Under `strict` in all of them, if measuring failed in the first.
         """
+        if self._failures.strict:
+            self._raise_in_all(trainer)
         scalars, state = from_process(trainer, (publisher.take_untold(), self._failures.state_dict()))
         publisher.hear(trainer, scalars)
         self._failures.load_state_dict(state)
