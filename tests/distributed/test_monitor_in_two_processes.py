@@ -183,12 +183,12 @@ def test_a_part_that_fails_in_one_process_for_good_is_switched_off_in_both(part:
     assert math.isfinite(first["metrics"][-1][kept])
 
 
-@pytest.mark.parametrize("part", ["attach", "probe"])
-def test_under_strict_a_failure_in_one_process_ends_both(part: str) -> None:
-    first, second = both(fails=[part, 1], strict=True)
-    assert "process 1" in first["failure"]
-    assert second["failure"] == f"out of order in {part}"
-    assert first["steps"] == second["steps"] == 1
+@pytest.mark.parametrize(("part", "rank"), [("attach", 1), ("probe", 1), ("instrument", 0)])
+def test_under_strict_a_failure_in_one_process_ends_both(part: str, rank: int) -> None:
+    results = both(fails=[part, 1], rank=rank, strict=True)
+    assert results[rank]["failure"] == f"out of order in {part}"
+    assert f"process {rank}" in results[1 - rank]["failure"]
+    assert results[0]["steps"] == results[1]["steps"] == 1
 
 
 def test_the_wall_time_budget_decides_alike_in_both() -> None:
