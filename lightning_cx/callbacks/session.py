@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -142,12 +142,13 @@ class Session:
         self._step = log_step(trainer)
         self._cadence.end_batch(None if sampled else ended - self._step_started - self._step_cost)
         if self.follower.waiting:
-            self._follow(trainer, module)
+            with self._alone():
+                self._follow(trainer, module)
         if sampled:
             self._settle(trainer, module, batch, ended - self._step_started)
         probe_is_due = self._cadence.due(PROBE, trainer)
         if self._readings or probe_is_due:
-            with self.ledger.timed():
+            with self.ledger.timed(), self._alone():
                 self._read_and_publish(trainer, module, probe_is_due)
         else:
             self._step_cost += perf_counter() - ended
@@ -172,8 +173,9 @@ class Session:
             found = self.backwards.samples()
             if self.shared is not None:
                 found = self.shared.merge(trainer, module, self.backwards, found)
-            for series, sample in found:
-                self._measure_gradients(trainer, batch, series, sample)
+            with self._alone():
+                for series, sample in found:
+                    self._measure_gradients(trainer, batch, series, sample)
         self.ledger.book(GRADIENTS, self._step_cost, one_off=self.backwards.one_off_seconds)
         self._step_cost = 0.0
         self.backwards.drop()
@@ -235,6 +237,10 @@ class Session:
             yield
         finally:
             self._step_cost += perf_counter() - start
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Around what the first process does without the others, who would wait for it."""
+        return nullcontext() if self.shared is None else self.shared.holding_back()
 
     def _do(self, work: Callable[[], None], last: bool = False) -> None:
         """Do a part of sampling a step; if it fails the step is not sampled, and what follows forgives nothing.

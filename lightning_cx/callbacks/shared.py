@@ -15,6 +15,12 @@ from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.gradients import GradientSample
 from lightning_cx.tensorboard.tags import Series
 
+NO_PAIRS = (
+    "what the examples of all processes want together is not known (the module is sharded, the loss has a penalty on "
+    "parameters alone, or one process replays its examples): noise scale and signal come from pairs of examples within "
+    "a process, and gradient/norm is what both make likely"
+)
+
 Found = Sequence[tuple[Series, GradientSample]]
 
 
@@ -31,7 +37,7 @@ class Shared:
 
     @contextmanager
     def holding_back(self) -> Iterator[None]:
-        """Keep the first exception for `merge`: raised in the middle of a step, it would leave the others waiting."""
+        """Keep the first exception until all can hear of it: raised at once, it would leave the others waiting."""
         try:
             yield
         except Exception as error:
@@ -49,20 +55,27 @@ class Shared:
         Raises:
             Exception: In all of them, if anything failed in one.
         """
+        owed, backwards.owed = backwards.owed, set()  # where anything failed nobody owes: who did not see it would
+        self._raise_in_all(trainer)
+        self._agree(trainer, backwards, owed)
+        names = [number for series, _ in found for number in series]
+        everybody = numbers_of_all(trainer, [len(names), sum(n * 31**i for i, n in enumerate(names))])
+        if not bool((everybody == everybody[0]).all()):
+            return []  # a process that saw nothing, or another backward: the next step may be whole
+        whole = [(series, merged(trainer, module, sample)) for series, sample in found]
+        if any(sample.squared_sum is None for _, sample in whole):
+            self._failures.tell(NO_PAIRS)
+        return whole
+
+    def _raise_in_all(self, trainer: Trainer) -> None:
+        """What was held back in one process."""
         error, self._held_back = self._held_back, None
 
         def raised() -> None:
             if error is not None:
                 raise error
 
-        owed, backwards.owed = backwards.owed, set()  # where anything failed nobody owes: who did not see it would
         together(trainer, raised)
-        self._agree(trainer, backwards, owed)
-        names = [number for series, _ in found for number in series]
-        everybody = numbers_of_all(trainer, [len(names), sum(n * 31**i for i, n in enumerate(names))])
-        if not bool((everybody == everybody[0]).all()):
-            return []  # a process that saw nothing, or another backward: the next step may be whole
-        return [(series, merged(trainer, module, sample)) for series, sample in found]
 
     def _agree(self, trainer: Trainer, backwards: Backwards, owed: set[int]) -> None:
         """What cannot be read in one process is read in none, and what one of them still owes is owed by all."""
@@ -82,7 +95,12 @@ class Shared:
         """Let all processes know what the first one read, and what it has given up; every process has to call.
 
         Callbacks that look at these numbers in each process, as those that keep checkpoints do, decide alike.
+
+        Raises:
+            Exception: Under `strict` in all of them, if measuring failed in the first.
         """
+        if self._failures.strict:
+            self._raise_in_all(trainer)
         scalars, state = from_process(trainer, (publisher.take_untold(), self._failures.state_dict()))
         publisher.hear(trainer, scalars)
         self._failures.load_state_dict(state)

@@ -96,6 +96,14 @@ def test_what_ddp_puts_before_a_loss_is_seen_through(ddp: dict[str, bool], penal
         assert ours["gradient/norm"] == pytest.approx(theirs["gradient/norm"], rel=1e-6)
 
 
+def test_where_pairs_across_processes_are_left_out_this_is_told_once() -> None:
+    """The gradient of a penalty is mixed into what examples want together."""
+    options: dict[str, Any] = {"module": {"penalty": 0.01}}
+    assert len(told(both(**options)[0], "gradient/norm is what both make likely")) == 1
+    assert not told(alone(**options), "gradient/norm is what both make likely")
+    assert not told(both()[0], "gradient/norm is what both make likely")
+
+
 def test_with_accumulation_the_batch_of_the_sample_is_merged_not_the_accumulated_gradient() -> None:
     one, two = alone(accumulate=3), both(accumulate=3)[0]
     for of_one, of_two in zip(one["metrics"], two["metrics"], strict=True):
@@ -175,12 +183,12 @@ def test_a_part_that_fails_in_one_process_for_good_is_switched_off_in_both(part:
     assert math.isfinite(first["metrics"][-1][kept])
 
 
-@pytest.mark.parametrize("part", ["attach", "probe"])
-def test_under_strict_a_failure_in_one_process_ends_both(part: str) -> None:
-    first, second = both(fails=[part, 1], strict=True)
-    assert "process 1" in first["failure"]
-    assert second["failure"] == f"out of order in {part}"
-    assert first["steps"] == second["steps"] == 1
+@pytest.mark.parametrize(("part", "rank"), [("attach", 1), ("probe", 1), ("instrument", 0)])
+def test_under_strict_a_failure_in_one_process_ends_both(part: str, rank: int) -> None:
+    results = both(fails=[part, 1], rank=rank, strict=True)
+    assert results[rank]["failure"] == f"out of order in {part}"
+    assert f"process {rank}" in results[1 - rank]["failure"]
+    assert results[0]["steps"] == results[1]["steps"] == 1
 
 
 def test_the_wall_time_budget_decides_alike_in_both() -> None:
