@@ -16,19 +16,15 @@ class FullBatches:
         self.owed = False
         self._largest = 0
 
-    def take(self, examples: int, most: int = 0) -> bool:
+    def take(self, examples: int) -> bool:
         """Whether a batch of so many examples is full; if not, one is owed.
-
-        Args:
-            examples: Of the batch; where processes share it, of the smallest share.
-            most: Of the largest share.
 
         Example:
             >>> batches = FullBatches()
             >>> [batches.take(32), batches.take(3), batches.owed, batches.take(32), batches.owed]
             [True, False, True, True, False]
         """
-        self._largest = max(self._largest, examples, most)
+        self._largest = max(self._largest, examples)
         self.owed = examples < SHORT_BATCH * self._largest
         return not self.owed
 

@@ -140,7 +140,8 @@ class ComplexityMonitor(Callback):
         # A smoke test should run what the real run will.
         schedule = EveryNSteps(1) if trainer.fast_dev_run else self._schedule  # type: ignore[attr-defined]
         self._session = Session(self._panel, self.probe, schedule, self.strict)
-        self._session.full_batches.load_state_dict(self._full_batches)
+        if trainer.is_global_zero:  # a checkpoint knows the batches of the first process
+            self._session.full_batches.load_state_dict(self._full_batches)
         self._full_batches = FullBatches().state_dict()  # of a checkpoint, for the fit that resumes it
         self._session.start(trainer)
 

@@ -102,22 +102,24 @@ class Session:
         self._step_cost = perf_counter() - self._step_started
 
     def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, due: bool) -> None:
-        if self.full_batches.take(*self._sizes(trainer, batch)):
+        if self._is_full(trainer, batch):
             self._last_step = log_step(trainer)
             self._do(lambda: self.backwards.begin(trainer, module, batch, batch_idx, self._examples, due))
             if not self.failures.off(TRAJECTORY):
                 with self.failures.guard(TRAJECTORY, last=False):
                     self.follower.begin(trainer, module)
 
-    def _sizes(self, trainer: Trainer, batch: Any) -> tuple[int, int]:
-        """Examples of the batch in the process that has fewest, and in the one that has most."""
+    def _is_full(self, trainer: Trainer, batch: Any) -> bool:
+        """Whether the batch is as large as those before, in every process by what it is used to."""
         self._examples = together(trainer, lambda: batch_size_of(trainer, batch))
+        full = self.full_batches.take(self._examples)
         if self.shared is None:
-            return self._examples, self._examples
-        sizes = numbers_of_all(trainer, [self._examples, self.backwards.calibrates(self._examples)])
-        if bool(sizes[:, 1].any()):  # user code may wait for the other processes: all run it, or none
+            return full
+        short, calibrates = numbers_of_all(trainer, [not full, self.backwards.calibrates(self._examples)]).any(0)
+        if bool(calibrates):  # user code may wait for the other processes: all run it, or none
             self.backwards.forget_calibration()
-        return int(sizes[:, 0].min()), int(sizes[:, 0].max())
+        self.full_batches.owed = bool(short)
+        return not bool(short)
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         """Before a backward of a sampled step."""

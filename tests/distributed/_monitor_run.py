@@ -185,6 +185,8 @@ def run(options: dict[str, Any], folder: str, stack: ExitStack) -> dict[str, Any
         break_in(stack, options.get("rank", 1), *options["fails"])
     rows = counted_rows(stack)
     batches = rows_of(trainer_rank() if devices > 1 else None, tuple(options.get("sizes", (32, 32))))
+    if options.get("short") == trainer_rank():
+        batches[-1] = batches[-1][:5]
     loader = DataLoader(data(), batch_sampler=batches)
     if options.get("stream"):
         loader = DataLoader(Stream(batches), batch_size=None)
