@@ -1,4 +1,4 @@
-"""Short fits of the networks of `_networks`, and everything that was seen and said of them."""
+"""Short fits of the networks of `_architectures`, and everything that was seen and said of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from _architectures import BATCH, COUNT, Network, Training, drawn, images, texts, vectors
 from _lightning import fit
-from _networks import BATCH, COUNT, Network, Training, drawn, images, texts, vectors
 from _networks_more import (
     RING,
     Adapted,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _networks import CLASSES, Network, drawn
+from _architectures import CLASSES, Network, drawn
 from _transformers import CausalLm
 from torch import Tensor, nn
 from torch.nn import functional as F

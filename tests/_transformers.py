@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _networks import CLASSES, Draws, Network, drawn
+from _architectures import CLASSES, Draws, Network, drawn
 from torch import Tensor, nn
 from torch.nn import functional as F
 

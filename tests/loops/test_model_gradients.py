@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from _architectures import BATCH, Training, flat, one_by_one
 from _model_runs import BIG, MODELS, Run, batches, module_of
 from _models import relative_error
-from _networks import BATCH, Training, flat, one_by_one
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from _architectures import BATCH, CLASSES, COUNT, Network, Training, vectors
 from _model_runs import Run
 from _models import relative_error
-from _networks import BATCH, CLASSES, COUNT, Network, Training, vectors
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset

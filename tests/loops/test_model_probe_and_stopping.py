@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from _architectures import Training
 from _lightning import _bytes
 from _model_runs import BIG, MODELS, Run, batches, module_of
-from _networks import Training
 from torch.nn import functional as F
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
