@@ -59,6 +59,7 @@ def main(logdir: str = "runs/fabric", epochs: int = 120, seed: int = 0, accumula
             write(bias.measure(Observation(step, probe=reading)))
             write(watch.reading())
         if stop:
+            watch.mark_stop(step)
             break
         with fabric.no_backward_sync(model, enabled=not last):
             loss = losses(model, batch).mean() / accumulate

@@ -48,7 +48,7 @@ class Backwards:
         self._active: list[int] = []
         self.owed: set[int] = set()
         self._owing_since = 0
-        self._once = self._done = False
+        self._automatic = self._done = False
 
     def start(self, trainer: Trainer) -> None:
         """Begin the fit: one sampler for each optimizer."""
@@ -87,7 +87,7 @@ class Backwards:
     ) -> None:
         """Prepare for the step that is about to run; one that is not due is for optimizers that did not step since."""
         self.drop()
-        self._once, self._done = module.automatic_optimization, False
+        self._automatic, self._done = module.automatic_optimization, False
         self._active = list(range(len(self.samplers))) if due else sorted(self.owed)
         self._owing_since += 1
         for number in self._active:
@@ -101,10 +101,10 @@ class Backwards:
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         """Ride on the backward that is about to start."""
-        if self._once and self._done:
+        if self._automatic and self._done:
             return
         for number in self._active:
-            if not self._once and self._pending.get(number) and _cleared(trainer, module, self._numbers[number]):
+            if not self._automatic and self._pending.get(number) and _cleared(trainer, module, self._numbers[number]):
                 del self._pending[number]
             self.samplers[number].attach(trainer, module, loss, self.eager)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer
 from lightning_cx.callbacks.backwards import Backwards
-from lightning_cx.callbacks.collectives import first_process, from_process, numbers_of_all
+from lightning_cx.callbacks.collectives import any_process, first_process, from_process, numbers_of_all
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.merging import merged
 from lightning_cx.callbacks.processes import together
@@ -58,9 +58,8 @@ class Shared:
         owed, backwards.owed = backwards.owed, set()  # where anything failed nobody owes: who did not see it would
         self._raise_in_all(trainer)
         self._agree(trainer, backwards, owed)
-        names = [number for series, _ in found for number in series]
-        everybody = numbers_of_all(trainer, [len(names), sum(n * 31**i for i, n in enumerate(names))])
-        if not bool((everybody == everybody[0]).all()):
+        names = [series for series, _ in found]
+        if any_process(trainer, names != from_process(trainer, names)):
             return []  # a process that saw nothing, or another backward: the next step may be whole
         whole = [(series, merged(trainer, module, sample)) for series, sample in found]
         if any(sample.squared_sum is None for _, sample in whole):

@@ -40,6 +40,18 @@ class NoiseScale:
     covariance: Tensor
     degrees_of_freedom: int
 
+    @property
+    def snr(self) -> Tensor:
+        """``[]`` signal / noise of one example; negative where the signal cannot be told from zero."""
+        return self.signal / self.noise
+
+    def squared_mean(self, examples: int) -> Tensor:
+        """``[]`` expected squared norm of the mean gradient of so many examples: signal + noise / examples.
+
+        For the batch that the estimate was made of it is exactly that batch's own.
+        """
+        return self.signal + self.noise / examples
+
     def __str__(self) -> str:
         if not bool(self.noise.isfinite()):
             return "noise scale unknown: it takes at least 2 finite gradients"
@@ -169,9 +181,7 @@ def gradient_snr(gram: Tensor) -> Tensor:
         >>> float(gradient_snr(torch.tensor([[2., 1.], [1., 2.]])))
         1.0
     """
-    gram = _square(gram)
-    signal, noise = _signal_and_noise(gram.diagonal().sum(), gram.sum(), gram.shape[0])
-    return signal / noise
+    return noise_scale(gram).snr
 
 
 def gradient_diversity(gram: Tensor) -> Tensor:

@@ -63,9 +63,10 @@ class GradientNoise(Instrument):
             single = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH, tags.GRADIENT_SNR)
             refusals = dict.fromkeys(single, "a batch of one example shows no spread: use batches of two or more")
         quantiles = torch.quantile(norms, norms.new_tensor([0.05, 0.5, 0.95])).tolist()
+        squared = noise.squared_mean(len(norms)) if len(norms) > 1 else sample.gram.mean()
         scalars = {
-            tags.GRADIENT_NORM: float(_mean_gradient(sample, noise, len(norms)).clamp_min(0).sqrt()),
-            tags.GRADIENT_SNR: float(noise.signal / noise.noise),
+            tags.GRADIENT_NORM: float(squared.clamp_min(0).sqrt()),
+            tags.GRADIENT_SNR: float(noise.snr),
             **dict(zip(TAGS[5:], quantiles, strict=True)),
         }
         if self._recent:
@@ -95,13 +96,3 @@ def _whole(sample: GradientSample) -> tuple[NoiseScale, Tensor]:
     squares = [block.squared_norms for block in sample.blocks if block.squared_norms is not None]
     scales = [block.noise for block in sample.blocks if block.noise is not None]
     return noise_scale_of_blocks(scales, squares, sample.squared_sum), torch.cat(squares).clamp_min(0).sqrt()
-
-
-def _mean_gradient(sample: GradientSample, noise: NoiseScale, examples: int) -> Tensor:
-    """|mean_i g_i|^2; where only blocks of it are known, what signal and noise make of it on average."""
-    assert sample.gram is not None
-    if not sample.blocks:
-        return sample.gram.mean()
-    if sample.squared_sum is not None:
-        return sample.squared_sum / examples**2
-    return noise.signal + noise.noise / examples
