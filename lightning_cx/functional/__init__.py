@@ -52,7 +52,15 @@ from lightning_cx.functional.kernel import (
     participation_ratio,
 )
 from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
+from lightning_cx.functional.loss_tail import LossTail, loss_tail
+from lightning_cx.functional.matching import (
+    Alignment,
+    NeuronMatch,
+    permutation_sign_distance,
+    teacher_alignment,
+)
 from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
+from lightning_cx.functional.neurons import NeuronReport, chance_of_duplicates, neuron_report
 from lightning_cx.functional.noise import (
     NoiseScale,
     gradient_diversity,
@@ -63,6 +71,7 @@ from lightning_cx.functional.noise import (
 )
 from lightning_cx.functional.profile import InterferenceProfile
 from lightning_cx.functional.rates import DecayRates, decay_rates
+from lightning_cx.functional.recovery import LocalModel, jacobian_rank, local_model, local_rate
 from lightning_cx.functional.residuals import median_position, octave_energies
 from lightning_cx.functional.spectral_bias import (
     energies_at_half,
@@ -92,6 +101,7 @@ from lightning_cx.functional.tail_index import (
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
+    "Alignment",
     "Basis",
     "Coherence",
     "CoordinateTail",
@@ -101,6 +111,10 @@ __all__ = [
     "EigenvalueDecay",
     "GradientSpectrum",
     "InterferenceProfile",
+    "LocalModel",
+    "LossTail",
+    "NeuronMatch",
+    "NeuronReport",
     "NoiseScale",
     "RiskCurve",
     "RiskTracker",
@@ -112,6 +126,7 @@ __all__ = [
     "alpha_ecf",
     "anderson_darling",
     "band_energies",
+    "chance_of_duplicates",
     "coordinate_tail",
     "cosine_basis",
     "cumulative_power",
@@ -134,26 +149,33 @@ __all__ = [
     "hill",
     "independent_outputs",
     "interference_profile",
+    "jacobian_rank",
     "kernel_basis",
     "kernel_target_alignment",
     "laplacian_basis",
+    "local_model",
+    "local_rate",
+    "loss_tail",
     "low_weights",
     "median_complexity",
     "median_index",
     "median_position",
     "merge_levels",
+    "neuron_report",
     "noise_scale",
     "noise_scale_from_sums",
     "noise_scale_of_blocks",
     "octave_bands",
     "octave_energies",
     "participation_ratio",
+    "permutation_sign_distance",
     "pool_noise_scales",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
     "symmetric_stable",
     "tail_report",
+    "teacher_alignment",
     "whiteness",
     "without_drift",
     "xi_dedh",

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.loss_laws import FITS, LAWS, ROUNDING, Array, Fit
+from lightning_cx.functional.loss_laws import FITS, LAWS, RESOLUTION, Array, Fit
 from lightning_cx.functional.rates import CONFIDENCE, MAX_CORRELATION
 
 MIN_READINGS = 16
@@ -116,7 +116,7 @@ def loss_tail(steps: Any, losses: Any) -> LossTail:
 
     Neighbouring readings of one run deviate together. Their correlation rho, of the law that fits best, makes n
     readings worth ``m = n (1 - rho) / (1 + rho)``: the criterion is ``m log(RSS / n) + k log m``, and standard errors
-    grow by ``sqrt(n / m)``.
+    grow by ``sqrt(n / m)``. Deviations of less than a thousandth count as one: no law holds better.
 
     Args:
         steps: ``[S]`` ascending; give the tail alone, the early fall is another law.
@@ -180,7 +180,7 @@ def _inflation(fit: Fit) -> float:
     """By how much correlation widens the variance of what is fitted: ``(1 + rho) / (1 - rho)``."""
     n, k = len(fit.deviations), len(fit.parameters)
     total = float(fit.deviations @ fit.deviations)
-    if total <= n * ROUNDING**2:
+    if total <= n * RESOLUTION**2:
         return 1.0
     seen = float(fit.deviations[1:] @ fit.deviations[:-1]) / total
     rho = min(max((n * seen + k) / (n - 2 * k), 0.0), MAX_CORRELATION)  # the fit takes about (k + 2 k rho) / n away
