@@ -31,6 +31,8 @@ from lightning_cx.instruments.base import (
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
+from lightning_cx.instruments.neurons import Neurons
+from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.tail_index import TailIndex
 
@@ -40,8 +42,10 @@ __all__ = [
     "GradientSpectrum",
     "Instrument",
     "Interference",
+    "LocalRecovery",
     "ModeScatter",
     "Needs",
+    "Neurons",
     "Observation",
     "ParameterStep",
     "QuantilePlot",

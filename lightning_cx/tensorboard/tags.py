@@ -62,6 +62,25 @@ STOPPING_DOMINANCE = "stopping/high_dominance"
 STOPPING_WHITE_P = "stopping/white_p"
 STOPPING_CURVE = "stopping/curve"
 
+RECOVERY_LAW = "recovery/law"
+RECOVERY_RATE = "recovery/loss_rate"
+RECOVERY_RATE_LOW = "recovery/loss_rate_low"
+RECOVERY_RATE_HIGH = "recovery/loss_rate_high"
+RECOVERY_PREDICTED_RATE = "recovery/predicted_rate"
+RECOVERY_RANK_SHARE = "recovery/rank_share"
+RECOVERY_REMOVABLE = "recovery/removable_share"
+RECOVERY_VERDICT = "recovery/verdict"
+
+NEURONS_DUPLICATES = "neurons/duplicates"
+NEURONS_DEAD = "neurons/dead"
+NEURONS_SILENT = "neurons/silent"
+NEURONS_RANK = "neurons/rank_share"
+NEURONS_EFFECTIVE_RANK = "neurons/effective_rank_share"
+NEURONS_ALIGNMENT = "neurons/alignment"
+NEURONS_ALIGNMENT_CHANCE = "neurons/alignment_chance"
+NEURONS_TEACHER_DISTANCE = "neurons/teacher_distance"
+NEURONS_CARD = "neurons/layers"
+
 
 def residual_band(number: int) -> str:
     """Tag of the residual energy in octave band `number`; band 0 is the mean."""
