@@ -188,22 +188,21 @@ def _inflation(fit: Fit) -> float:
 
 
 def _described(law: str, fit: Fit, bic: dict[str, float], t: Array, worth: float) -> LossTail:
-    n, k, span = len(t), len(fit.parameters), t[-1] - t[0]
-    last = fit.parameters
-    level = math.exp(LAWS[law](last, np.ones(1))[0])
+    n, k, span = len(t), len(fit.parameters), float(t[-1] - t[0])
+    size, second, third = (*fit.parameters.tolist(), 0.0, 0.0)[:3]
+    level = math.exp(float(LAWS[law](fit.parameters, np.ones(1))[0]))
     if law == "flat":
         return LossTail(law, 0.0, math.nan, math.nan, math.nan, level, 0.0, level, bic, n)
     # Parameter 1 is the logarithm of the rate, or the rate itself for an exponential.
-    spread = np.linalg.pinv(fit.jacobian.T @ fit.jacobian)[1, 1] * fit.squares / (n - k) * n / worth
-    margin = float(stdtrit(max(worth - k, 1), (1 + CONFIDENCE) / 2)) * math.sqrt(spread)
+    variance = float(np.linalg.pinv(fit.jacobian.T @ fit.jacobian)[1, 1]) * fit.squares / (n - k) * n / worth
+    spread = math.sqrt(variance)
+    margin = float(stdtrit(max(worth - k, 1), (1 + CONFIDENCE) / 2)) * spread
     if law == "exponential":
-        rate, error = last[1] / span, math.sqrt(spread) / span
-        law = law if rate > 0 else "rising"
-        floor = 0.0 if rate > 0 else math.nan
-        return LossTail(law, rate, error, rate - margin / span, rate + margin / span, floor, rate, level, bic, n)
-    unit = 1.0 if law == "power" else 1 / span
-    rate = math.exp(last[1]) * unit
+        rate, floor = second / span, 0.0 if second > 0 else math.nan
+        ends = (rate - margin / span, rate + margin / span)
+        return LossTail(law if rate > 0 else "rising", rate, spread / span, *ends, floor, rate, level, bic, n)
+    rate = math.exp(second) / (1.0 if law == "power" else span)
     ends = (rate * math.exp(-margin), rate * math.exp(min(margin, 500.0)))  # of a logarithm, so never below 0
-    floor = 0.0 if law == "power" else math.exp(last[0] + last[2])
-    now = rate / (1 + math.exp(last[2])) / span if law == "power" else rate
-    return LossTail(law, rate, rate * math.sqrt(spread), *ends, floor, now, level, bic, n)
+    floor = 0.0 if law == "power" else math.exp(size + third)
+    now = rate / (1 + math.exp(third)) / span if law == "power" else rate
+    return LossTail(law, rate, rate * spread, *ends, floor, now, level, bic, n)
