@@ -34,7 +34,7 @@ class LossTail:
             where nothing can be said.
         rate: Rate of the law. Exponentials: relative fall per step, negative where the loss rises. Power: the exponent
             p of ``(t + offset)^-p``. Flat: 0. nan if unknown.
-        error: Its standard error, in the same unit; nan if unknown, and for a flat loss.
+        error: Its standard error, in the same unit; that of an exponential for a flat loss; nan if unknown.
         low: Lower end of its 95% interval.
         high: Upper end.
         floor: Loss that the law ends at: 0 for exponential and power, the mean for flat; nan if unknown or rising.
@@ -77,7 +77,7 @@ class LossTail:
         certain = "" if self.lead >= SURE else f"; another law fits nearly as well (BIC {self.lead:.1f} apart)"
         interval = f" (95%: {short(self.low)} to {short(self.high)})"
         if self.law == "flat":
-            return f"flat at {short(self.floor)}{certain}"
+            return f"flat at {short(self.floor)}{interval.replace(':', ' of its rate:')}{certain}"
         if self.law == "rising":
             return f"the loss is rising at {short(-self.rate)} per step{certain}"
         if self.law == "power":
@@ -169,7 +169,7 @@ def _fitted(t: Array, y: Array) -> LossTail:
     worth = max(MIN_WORTH, n / _inflation(min(fits.values(), key=lambda fit: fit.squares)))
     bic = {law: _criterion(fit, n, worth) for law, fit in fits.items()}
     law = min(bic, key=bic.__getitem__)
-    return _described(law, fits[law], bic, t, worth)
+    return _described(law, fits, bic, t, worth)
 
 
 def _criterion(fit: Fit, n: int, worth: float) -> float:
@@ -187,22 +187,30 @@ def _inflation(fit: Fit) -> float:
     return (1 + rho) / (1 - rho)
 
 
-def _described(law: str, fit: Fit, bic: dict[str, float], t: Array, worth: float) -> LossTail:
-    n, k, span = len(t), len(fit.parameters), float(t[-1] - t[0])
+def _described(law: str, fits: Mapping[str, Fit], bic: dict[str, float], t: Array, worth: float) -> LossTail:
+    fit = fits[law]
+    n, span = len(t), float(t[-1] - t[0])
     size, second, third = (*fit.parameters.tolist(), 0.0, 0.0)[:3]
     level = math.exp(float(LAWS[law](fit.parameters, np.ones(1))[0]))
-    if law == "flat":
-        return LossTail(law, 0.0, math.nan, math.nan, math.nan, level, 0.0, level, bic, n)
-    # Parameter 1 is the logarithm of the rate, or the rate itself for an exponential.
-    variance = float(np.linalg.pinv(fit.jacobian.T @ fit.jacobian)[1, 1]) * fit.squares / (n - k) * n / worth
-    spread = math.sqrt(variance)
-    margin = float(stdtrit(max(worth - k, 1), (1 + CONFIDENCE) / 2)) * spread
-    if law == "exponential":
+    # Parameter 1 is the logarithm of the rate, or the rate itself for an exponential, which bounds that of a flat loss.
+    slope = fits["exponential"] if law == "flat" else fit
+    spread, margin = _spread(slope, worth)
+    if law in ("flat", "exponential"):
+        fitted = float(slope.parameters[1])
+        ends, error = ((fitted - margin) / span, (fitted + margin) / span), spread / span
+        if law == "flat":
+            return LossTail(law, 0.0, error, *ends, level, 0.0, level, bic, n)
         rate, floor = second / span, 0.0 if second > 0 else math.nan
-        ends = (rate - margin / span, rate + margin / span)
-        return LossTail(law if rate > 0 else "rising", rate, spread / span, *ends, floor, rate, level, bic, n)
+        return LossTail(law if rate > 0 else "rising", rate, error, *ends, floor, rate, level, bic, n)
     rate = math.exp(second) / (1.0 if law == "power" else span)
     ends = (rate * math.exp(-margin), rate * math.exp(min(margin, 500.0)))  # of a logarithm, so never below 0
     floor = 0.0 if law == "power" else math.exp(size + third)
     now = rate / (1 + math.exp(third)) / span if law == "power" else rate
     return LossTail(law, rate, rate * spread, *ends, floor, now, level, bic, n)
+
+
+def _spread(fit: Fit, worth: float) -> tuple[float, float]:
+    """Standard error of parameter 1, and half the width of its interval."""
+    n, k = fit.jacobian.shape
+    variance = float(np.linalg.pinv(fit.jacobian.T @ fit.jacobian)[1, 1]) * fit.squares / (n - k) * n / worth
+    return math.sqrt(variance), float(stdtrit(max(worth - k, 1), (1 + CONFIDENCE) / 2)) * math.sqrt(variance)

@@ -96,10 +96,9 @@ class LocalRecovery(Instrument):
         if law.law == "unknown":
             why = f"{law.reason} in the latest {self.tail:.0%} of the steps"
             return Reading(dict.fromkeys(LAW, torch.nan), refusals=dict.fromkeys(LAW, why), texts=self._card())
-        scale = law.rate_now / law.rate if law.rate else 0.0
+        scale = law.rate_now / law.rate if law.rate else 1.0
         values = (float(CODES[law.law]), law.rate_now, law.low * scale, law.high * scale)
-        flat = dict.fromkeys(LAW[2:], "the loss is flat") if law.law == "flat" else {}
-        return Reading(dict(zip(LAW, values, strict=True)), refusals=flat, texts=self._card())
+        return Reading(dict(zip(LAW, values, strict=True)), texts=self._card())
 
     def _measure_local(self, view: ModelView) -> Reading:
         try:

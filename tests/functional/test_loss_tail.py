@@ -67,7 +67,7 @@ def test_the_law_is_found_in_most_runs_even_if_readings_hang_together() -> None:
 
 @pytest.mark.parametrize("correlation", [0.0, 0.6])
 def test_the_interval_holds_the_rate_about_as_often_as_it_says(correlation: float) -> None:
-    for name in ("power of 1", "rate of .01", "floor, rate of .02"):
+    for name in ("power of 1", "rate of .01", "floor, rate of .02", "flat"):
         _, law, rate, _ = CURVES[name]
         tails = [tail_of(name, 0.05, seed, correlation) for seed in range(40)]
         held = [tail.low <= rate <= tail.high for tail in tails if tail.law == law]
