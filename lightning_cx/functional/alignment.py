@@ -12,8 +12,8 @@ from lightning_cx.functional.levels import level_index, mean_by_level
 from lightning_cx.functional.principal import MIN_EIGENVALUE, centred, principal_modes
 
 CHANCE_DEVIATIONS = 1.96
-"""Standard deviations above the mean that 4 to 5% of random pairings exceed (2000 of each, 30 to 100 examples, regression
-and classes): the law leans to the right, and the normal one would say 2.5%."""
+"""Standard deviations above the mean that 4 to 5% of random pairings exceed (2000 of each, 30 to 100 examples, numbers
+and classes): the law leans to the right, and a normal one would say 2.5%."""
 
 HALF = 0.5 - 1e-12
 """A cumulative share this close to one half counts as one half: rounding cannot choose the mode."""
