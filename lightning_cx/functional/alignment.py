@@ -12,8 +12,8 @@ from lightning_cx.functional.levels import level_index, mean_by_level
 from lightning_cx.functional.principal import MIN_EIGENVALUE, centred, principal_modes
 
 CHANCE_DEVIATIONS = 1.96
-"""Standard deviations above the mean that 4 to 5% of random pairings exceed (2000 of each, 30 to 100 examples, numbers
-and classes): the law leans to the right, and a normal one would say 2.5%."""
+"""Standard deviations above the mean that 2 to 5% of random pairings exceed (1000 or more of each, 30 to 100
+examples, numbers and classes): the law leans to the right where a target has one output."""
 
 HALF = 0.5 - 1e-12
 """A cumulative share this close to one half counts as one half: rounding cannot choose the mode."""
@@ -34,6 +34,11 @@ class CumulativePower:
     power: Tensor
     area: Tensor
     null_sd: Tensor
+
+    @property
+    def chance_high(self) -> Tensor:
+        """``[]`` area that about 95% of targets which know nothing of the kernel stay below; never above 1."""
+        return (0.5 + CHANCE_DEVIATIONS * self.null_sd).clamp_max(1.0)
 
     def __str__(self) -> str:
         if not bool(self.area.isfinite()):
@@ -60,7 +65,7 @@ class ChanceAlignment:
 
     @property
     def high(self) -> Tensor:
-        """``[]`` what 95% of such targets stay below; never above 1."""
+        """``[]`` what about 95% of such targets stay below; never above 1."""
         return (self.mean + CHANCE_DEVIATIONS * self.sd).clamp_max(1.0)
 
     def __str__(self) -> str:
