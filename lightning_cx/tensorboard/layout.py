@@ -17,6 +17,8 @@ _PER_BAND = {
 }
 MAX_BANDS = 64  # octaves: more levels than atoms
 
+_EVERYWHERE = (str, tags.on_probe)  # on the batch, and the same on the probe
+
 # Category -> chart -> its kind and tags; a margin chart takes a value with its lower and upper end.
 _CHARTS: dict[str, dict[str, Chart]] = {
     "What is being learned": {
@@ -96,6 +98,32 @@ _CHARTS: dict[str, dict[str, Chart]] = {
         "p-value of 'only noise is left to learn' (under .05: there is more)": (
             "Multiline",
             [tags.STOPPING_WHITE_P],
+        ),
+    },
+    "What the kernel prefers": {
+        "decay exponent of its eigenvalues (a trend) and its spread": (
+            "Multiline",
+            [tag for on in _EVERYWHERE for tag in map(on, (tags.KERNEL_DECAY, tags.KERNEL_DECAY_SPREAD))],
+        ),
+        "directions that the examples pull in": (
+            "Multiline",
+            [
+                tag
+                for on in _EVERYWHERE
+                for tag in map(on, (tags.KERNEL_PARTICIPATION_RATIO, tags.KERNEL_EFFECTIVE_RANK))
+            ],
+        ),
+        "alignment with the target (below the chance line: none)": (
+            "Multiline",
+            [tag for on in _EVERYWHERE for tag in map(on, (tags.KERNEL_ALIGNMENT, tags.KERNEL_ALIGNMENT_CHANCE_HIGH))],
+        ),
+        "how early the kernel's modes hold the target (.5: not at all)": (
+            "Multiline",
+            [
+                tag
+                for on in _EVERYWHERE
+                for tag in map(on, (tags.KERNEL_POWER_AREA, tags.KERNEL_POWER_AREA_CHANCE_HIGH))
+            ],
         ),
     },
     "What it costs": {"share of the wall time": ("Multiline", [tags.OVERHEAD])},
