@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.kernel import effective_rank, participation_ratio
-from lightning_cx.functional.principal import principal_modes
+from lightning_cx.functional.principal import principal_eigenvalues
 
 GROUPS = 10
 """Tenths of the examples that are left out in turn. Over 40 draws each, counts from 5 of 127 to 29 of 31, the
@@ -82,7 +82,7 @@ def kernel_dimension(gram: Tensor, center: bool = True) -> KernelDimension:
 
 
 def _counts(gram: Tensor, center: bool) -> Tensor:
-    eigenvalues = principal_modes(gram, gram.shape[0], center)[0]
+    eigenvalues = principal_eigenvalues(gram, gram.shape[0], center)
     return torch.stack([participation_ratio(eigenvalues), effective_rank(eigenvalues)])
 
 

@@ -16,7 +16,7 @@ from lightning_cx.functional import (
     kernel_dimension,
     kernel_target_alignment,
 )
-from lightning_cx.functional.principal import principal_modes
+from lightning_cx.functional.principal import principal_eigenvalues
 from lightning_cx.instruments.base import Reading
 from lightning_cx.tensorboard import tags
 
@@ -56,7 +56,7 @@ def of_kernel(gram: Tensor, targets: Tensor | None, called: str, whole: Tensor |
         refusals |= dict.fromkeys(SPECTRUM[:2], why)
     elif scalars[tags.KERNEL_DECAY_SPREAD] != scalars[tags.KERNEL_DECAY_SPREAD]:
         refusals[tags.KERNEL_DECAY_SPREAD] = "a half of the examples leaves too few eigenvalues"
-    eigenvalues = principal_modes(gram if whole is None else whole, n)[0]
+    eigenvalues = principal_eigenvalues(gram if whole is None else whole, n)
     histograms = {tags.KERNEL_SPECTRUM: (eigenvalues / eigenvalues[:1]).log10()} if len(eigenvalues) else {}
     reading = Reading(scalars, histograms=histograms, refusals=refusals)
     return joined(reading, _of_target(gram, targets, called))
