@@ -49,7 +49,8 @@ def parameter_blocks(names: Iterable[str], blocks: Blocks = "auto") -> dict[str,
             parts of each name; a mapping says how the names of each block's parameters begin.
 
     Returns:
-        Names of the parameters of each block in their order, and of the others as ``"rest"``, last, if there are any.
+        Names of the parameters of each block, blocks and names in alphabetical order with numbers as numbers (a mapping
+        keeps its own order), and of the others as ``"rest"``, last, if there are any.
 
     Raises:
         ValueError: If there are fewer than two blocks, or one of those that were given has no parameters.
@@ -59,7 +60,7 @@ def parameter_blocks(names: Iterable[str], blocks: Blocks = "auto") -> dict[str,
         >>> {block: len(members) for block, members in parameter_blocks(names).items()}
         {'blocks.0': 2, 'blocks.1': 2, 'rest': 1}
     """
-    names = list(names)
+    names = sorted(names, key=_in_order)  # a tap meets them from the loss backwards
     found: dict[str, list[str]] = {}
     block_of = _finder(names, blocks)
     for name in names:
@@ -73,6 +74,10 @@ def parameter_blocks(names: Iterable[str], blocks: Blocks = "auto") -> dict[str,
     if len(found) < 2:
         raise ValueError(NO_BLOCKS if blocks == "auto" else f"blocks={blocks!r} makes fewer than two blocks")
     return {block: tuple(members) for block, members in found.items()} | ({REST: tuple(rest)} if rest else {})
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _finder(names: list[str], blocks: Blocks) -> Callable[[str], str | None]:

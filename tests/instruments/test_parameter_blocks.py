@@ -106,11 +106,16 @@ def test_a_model_without_repeated_blocks_is_refused_with_what_to_do(module: nn.M
         parameter_blocks(names_of(module))
 
 
+def test_blocks_stand_in_the_order_of_their_numbers_however_they_are_met() -> None:
+    names = names_of(pre_activation(12))
+    assert list(parameter_blocks(reversed(names))) == [str(i) for i in range(12)]
+
+
 def test_a_depth_takes_so_many_parts_of_each_name() -> None:
     mlp = nn.ModuleDict({"net": nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))})
     assert parameter_blocks(names_of(mlp), 2) == {
-        "net.0": ("net.0.weight", "net.0.bias"),
-        "net.2": ("net.2.weight", "net.2.bias"),
+        "net.0": ("net.0.bias", "net.0.weight"),
+        "net.2": ("net.2.bias", "net.2.weight"),
     }
     with pytest.raises(ValueError, match="blocks=1 makes fewer than two blocks"):
         parameter_blocks(names_of(mlp), 1)
@@ -120,7 +125,7 @@ def test_a_mapping_names_blocks_by_whole_parts_in_its_own_order() -> None:
     names = ["net.1.weight", "net.10.weight", "net.2.weight", "head.weight"]
     found = parameter_blocks(names, {"late": ["net.2", "net.10"], "early": "net.1"})
     assert found == {
-        "late": ("net.10.weight", "net.2.weight"),
+        "late": ("net.2.weight", "net.10.weight"),
         "early": ("net.1.weight",),
         "rest": ("head.weight",),
     }
