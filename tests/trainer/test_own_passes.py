@@ -217,3 +217,23 @@ def test_targets_that_cannot_be_told_are_named_once(tmp_path: Path) -> None:
         fit(Alone(), [ComplexityMonitor([labels], every_n_steps=1)], tmp_path, data=data)
     assert sum("targets of a batch" in str(warning.message) for warning in told) == 1
     assert labels.seen == [None] * 10
+
+
+class Alarmed(Instrument):
+    """Warns at every step."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(norms=True)
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def measure(self, observation: Observation) -> Reading:
+        return Reading(warnings={"own/alarm": f"step {observation.step} is too large"})
+
+
+def test_what_an_instrument_warns_of_is_told_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="is too large") as told:
+        fit(classifier(), [ComplexityMonitor([Alarmed()], every_n_steps=1)], tmp_path)
+    assert [str(w.message) for w in told if "too large" in str(w.message)] == ["lightning_cx: step 0 is too large"]
