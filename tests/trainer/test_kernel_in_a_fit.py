@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.functional import block_shares, eigenvalue_decay, kernel_dimension, kernel_target_alignment
+from lightning_cx.functional import (
+    block_shares,
+    chance_alignment,
+    cumulative_power,
+    eigenvalue_decay,
+    kernel_dimension,
+    kernel_target_alignment,
+)
 from lightning_cx.gradients import per_example_gradients
 from lightning_cx.instruments import Kernel, Reading
 from lightning_cx.instruments.base import Observation
@@ -29,7 +36,6 @@ from lightning_cx.tensorboard import tags
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lightning_cx.*kernel/.*cannot be told from noise",
     "ignore:lightning_cx.*decay.*56 examples",
-    "ignore:lightning_cx.*kernel/.*no targets were found",
 )
 BLOCKS = ("net.2.1", "net.2.2", "net.2.3")
 
@@ -82,6 +88,7 @@ class Recording(pl.Callback):
 
     def __init__(self) -> None:
         self.grams: list[dict[str, Tensor]] = []
+        self.labels = torch.empty(0)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, idx: int) -> None:
         with torch.enable_grad():
@@ -89,6 +96,7 @@ class Recording(pl.Callback):
             found = per_example_gradients(pl_module, losses)
         rows = {name: own.flatten(1).double() for name, own in found.items()}
         self.grams.append({name: own @ own.T for name, own in rows.items()})
+        self.labels = batch[1]
 
 
 def test_the_batch_shows_its_own_gram_matrix_and_the_descent_by_block(tmp_path: Path) -> None:
@@ -101,6 +109,11 @@ def test_the_batch_shows_its_own_gram_matrix_and_the_descent_by_block(tmp_path: 
     expected = (decay.exponent, decay.spread, size.participation_ratio, size.participation_error)
     values = (*expected, size.effective_rank, size.effective_error)
     assert logged == pytest.approx(dict(zip(SPECTRUM, map(float, values), strict=True)), rel=1e-3)
+    targets = F.one_hot(recording.labels, CLASSES)
+    values = (kernel_target_alignment(gram, targets), chance_alignment(gram, targets).high)
+    power = cumulative_power(gram, targets)
+    logged = [float(trainer.callback_metrics[tag]) for tag in TARGET]
+    assert logged == pytest.approx([float(x) for x in (*values, power.area, power.chance_high)], rel=1e-3)
     signal = dict.fromkeys((*BLOCKS, "rest"), 0.0)
     for grams in recording.grams:
         by_block = {block: torch.zeros(64, 64).double() for block in signal}
@@ -166,7 +179,7 @@ def test_curves_card_and_spectrum_reach_the_board(tmp_path: Path) -> None:
     fit(classifier(), [callback], tmp_path, data=data, logger=logger, max_epochs=1)
     events = read_events(logger.log_dir)
     found = events.Tags()
-    assert {*SPECTRUM, *(tags.on_probe(tag) for tag in (*SPECTRUM, *TARGET))} <= set(found["scalars"])
+    assert {*SPECTRUM, *TARGET, *(tags.on_probe(tag) for tag in (*SPECTRUM, *TARGET))} <= set(found["scalars"])
     shares = [f"{tags.KERNEL_BLOCK_SHARE}/{block}" for block in (*BLOCKS, "rest")]
     assert set(shares) <= set(found["scalars"])
     assert {tags.KERNEL_SPECTRUM, tags.on_probe(tags.KERNEL_SPECTRUM)} <= set(found["histograms"])
