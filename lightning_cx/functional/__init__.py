@@ -37,11 +37,19 @@ Do the gradients of a network prefer simple functions, and could that be chance?
 ('holds', True, True, True)
 """
 
-from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
+from lightning_cx.functional.alignment import (
+    ChanceAlignment,
+    CumulativePower,
+    chance_alignment,
+    cumulative_power,
+    kernel_target_alignment,
+)
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
+from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_block_shares
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
+from lightning_cx.functional.dimension import KernelDimension, kernel_dimension
 from lightning_cx.functional.features import default_features
 from lightning_cx.functional.interference import interference_profile
 from lightning_cx.functional.kernel import (
@@ -103,6 +111,8 @@ from lightning_cx.functional.whiteness import Whiteness, independent_outputs, wh
 __all__ = [
     "Alignment",
     "Basis",
+    "BlockShares",
+    "ChanceAlignment",
     "Coherence",
     "CoordinateTail",
     "CumulativePower",
@@ -111,6 +121,7 @@ __all__ = [
     "EigenvalueDecay",
     "GradientSpectrum",
     "InterferenceProfile",
+    "KernelDimension",
     "LocalModel",
     "LossTail",
     "NeuronMatch",
@@ -126,6 +137,8 @@ __all__ = [
     "alpha_ecf",
     "anderson_darling",
     "band_energies",
+    "block_shares",
+    "chance_alignment",
     "chance_of_duplicates",
     "coordinate_tail",
     "cosine_basis",
@@ -151,6 +164,7 @@ __all__ = [
     "interference_profile",
     "jacobian_rank",
     "kernel_basis",
+    "kernel_dimension",
     "kernel_target_alignment",
     "laplacian_basis",
     "local_model",
@@ -169,6 +183,7 @@ __all__ = [
     "octave_energies",
     "participation_ratio",
     "permutation_sign_distance",
+    "pool_block_shares",
     "pool_noise_scales",
     "spectral_bias_index",
     "spectral_risk",

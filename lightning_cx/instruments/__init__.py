@@ -31,6 +31,7 @@ from lightning_cx.instruments.base import (
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
+from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.neurons import Neurons
 from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
@@ -42,6 +43,7 @@ __all__ = [
     "GradientSpectrum",
     "Instrument",
     "Interference",
+    "Kernel",
     "LocalRecovery",
     "ModeScatter",
     "Needs",
