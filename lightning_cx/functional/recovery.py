@@ -149,6 +149,7 @@ class LocalModel:
         removable: Share of the mean loss that the best step of the linear model takes away: near 1, a zero of the
             loss is near; near 0, the model sits at a minimum above zero; nan where the loss is not known.
         quadratic: Whether the loss is a square of the outputs, with the same curvature for every example.
+        tolerance: Share of the largest eigenvalue below which a direction is not determined.
     """
 
     eigenvalues: Tensor
@@ -157,6 +158,7 @@ class LocalModel:
     examples: int
     removable: float
     quadratic: bool
+    tolerance: float = RANK_TOLERANCE
 
     @property
     def is_determined(self) -> bool:
@@ -174,7 +176,7 @@ class LocalModel:
         """Relative fall of the loss per step that `local_rate` predicts; nan without a minimum or without modes."""
         if not self.has_minimum:
             return math.nan
-        options = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+        options = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov, "tolerance": self.tolerance}
         return local_rate(self.eigenvalues, learning_rate, self.examples, parameters=self.parameters, **options)
 
     def __str__(self) -> str:
@@ -239,7 +241,7 @@ def local_model(
     weighted = torch.einsum("iab,ib->ia", inverse, residuals).reshape(-1)
     taken = float((modes[:, :rank].T @ weighted).square().sum()) / (2 * n)
     removable = taken / loss if loss > 0 else math.nan
-    return LocalModel(spectrum, rank, parameters, n, removable, _is_one_curvature(hessian))
+    return LocalModel(spectrum, rank, parameters, n, removable, _is_one_curvature(hessian), tolerance)
 
 
 def _roots(hessian: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from lightning_cx.functional import LocalModel, LossTail, local_model, loss_tail
+from lightning_cx.functional.recovery import RANK_TOLERANCE
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.gradients.errors import AmbiguousLayoutError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
@@ -128,7 +129,10 @@ class LocalRecovery(Instrument):
             raise ValueError(short)
         jacobian = _jacobian(view, wanted)
         loss = view.loss(len(jacobian.outputs))
-        return local_model(jacobian.gram, jacobian.hessian, jacobian.residuals, jacobian.parameters, loss)
+        # Rounding of a Jacobian in float32 leaves eigenvalues of 4e-9 of the largest at 200 rows where there are none.
+        tolerance = max(RANK_TOLERANCE, *(torch.finfo(p.dtype).eps for p in view.parameters().values()))
+        parts = jacobian.gram, jacobian.hessian, jacobian.residuals
+        return local_model(*parts, jacobian.parameters, loss, tolerance)
 
     def _card(self) -> dict[str, str]:
         return {tags.RECOVERY_VERDICT: card(self._law, self._local, self._predicted, self._why)}

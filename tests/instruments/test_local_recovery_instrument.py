@@ -163,6 +163,15 @@ def test_few_examples_determine_only_some_parameters() -> None:
     assert math.isfinite(reading.scalars[tags.RECOVERY_PREDICTED_RATE])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scales_that_relu_neurons_are_free_to_choose_are_not_counted_in_any_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1)).to(dtype)
+    x, y = draw(201, 5).to(dtype), draw(201, 1, seed=1).to(dtype)
+    reading = looked_at(net, x, y, optimizer=sgd(net), training_examples=201)
+    assert reading.scalars[tags.RECOVERY_RANK_SHARE] == pytest.approx((43 - 6) / 43)
+
+
 def test_momentum_is_in_the_prediction() -> None:
     net, x, y = linear(6, 40)
     options = {"momentum": 0.9, "nesterov": True}

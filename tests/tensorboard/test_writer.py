@@ -73,6 +73,7 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
         (tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH),
         (tags.TAIL_TRAJECTORY_XI, tags.TAIL_TRAJECTORY_XI_LOW, tags.TAIL_TRAJECTORY_XI_HIGH),
         (tags.STOPPING_RISK, tags.STOPPING_RISK_LOW, tags.STOPPING_RISK_HIGH),
+        (tags.RECOVERY_RATE, tags.RECOVERY_RATE_LOW, tags.RECOVERY_RATE_HIGH),
     }
     listed = [tag for chart in charts.values() for tag in chart.multiline.tag]
     assert len(listed) == len(set(listed))
