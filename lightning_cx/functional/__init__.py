@@ -38,6 +38,13 @@ Do the gradients of a network prefer simple functions, and could that be chance?
 """
 
 from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
+from lightning_cx.functional.averaging import (
+    AveragingGain,
+    QuadraticLosses,
+    TailAverage,
+    averaging_gain,
+    quadratic_losses,
+)
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
 from lightning_cx.functional.coherence import Coherence
@@ -89,10 +96,13 @@ from lightning_cx.functional.tail_index import (
     without_drift,
     xi_dedh,
 )
+from lightning_cx.functional.variance_reduction import BatchAdvice, SvrgGain, batch_size_advice, svrg_gain
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
+    "AveragingGain",
     "Basis",
+    "BatchAdvice",
     "Coherence",
     "CoordinateTail",
     "CumulativePower",
@@ -102,8 +112,11 @@ __all__ = [
     "GradientSpectrum",
     "InterferenceProfile",
     "NoiseScale",
+    "QuadraticLosses",
     "RiskCurve",
     "RiskTracker",
+    "SvrgGain",
+    "TailAverage",
     "TailFit",
     "TailReport",
     "TailTest",
@@ -111,7 +124,9 @@ __all__ = [
     "aggregation_test",
     "alpha_ecf",
     "anderson_darling",
+    "averaging_gain",
     "band_energies",
+    "batch_size_advice",
     "coordinate_tail",
     "cosine_basis",
     "cumulative_power",
@@ -149,9 +164,11 @@ __all__ = [
     "octave_energies",
     "participation_ratio",
     "pool_noise_scales",
+    "quadratic_losses",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
+    "svrg_gain",
     "symmetric_stable",
     "tail_report",
     "whiteness",
