@@ -61,7 +61,7 @@ class TailAverage:
                 a new run.
         """
         shapes = {name: values.shape for name, values in parameters.items()}
-        if self._count and (shapes != {name: held.shape for name, held in self._sum.items()} or step < self._last):
+        if self._count and (shapes != self.shapes or step < self._last):
             self.reset()
         if self._count and step == self._last:
             return
@@ -95,6 +95,11 @@ class TailAverage:
     def count(self) -> int:
         """Number of weights in the average."""
         return self._mean_count + self._count
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes of what is averaged, by name."""
+        return {name: held.shape for name, held in self._sum.items()}
 
     @property
     def first_step(self) -> int:

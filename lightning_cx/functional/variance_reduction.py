@@ -89,7 +89,7 @@ def svrg_gain(now: Tensor, snapshot: Tensor, directions: bool = True) -> SvrgGai
     now, snapshot = (as_tensor(rows).detach().double() for rows in (now, snapshot))
     if now.ndim != 2 or now.shape != snapshot.shape:
         raise ValueError(f"gradients are two matrices [n, k], got {list(now.shape)} and {list(snapshot.shape)}.")
-    n, k = now.shape
+    n = len(now)
     reason = _why_not(now, snapshot, directions)
     unknown = now.new_full((), torch.nan)
     if reason:
@@ -151,7 +151,7 @@ class BatchAdvice:
 
     Attributes:
         speedup: How many times fewer steps twice the batch needs, 1 (nothing) to 2 (half the steps); nan where the
-            noise scale has no value.
+            noise scale has no upper end.
         low: Lower end of the 95% interval; 1 where nothing is known.
         high: Upper end; 2 where the signal cannot be told from zero.
         batch_size: The present batch size.
@@ -183,7 +183,8 @@ def batch_size_advice(noise: NoiseScale, batch_size: int) -> BatchAdvice:
         batch_size: Examples that one optimizer step takes its mean over, accumulated batches and processes included.
 
     Returns:
-        BatchAdvice; without a noise scale nan and the interval [1, 2].
+        BatchAdvice; nan with the interval [low, 2] where the signal cannot be told from zero, [1, 2] where nothing is
+        known.
 
     Raises:
         ValueError: If `batch_size` is not positive.
@@ -201,6 +202,8 @@ def batch_size_advice(noise: NoiseScale, batch_size: int) -> BatchAdvice:
         raise ValueError(f"a batch holds at least one example, got batch_size={batch_size}.")
     value, low, high = (_speedup(float(scale), batch_size) for scale in (noise.value, noise.low, noise.high))
     low, high = 1.0 if low != low else low, 2.0 if high != high else high
+    if not bool(noise.high.isfinite()):  # a value without an upper end may be anything
+        value = torch.nan
     return BatchAdvice(value, low, high, batch_size, _sentence(noise, batch_size, value, low, high))
 
 
@@ -215,8 +218,8 @@ def _sentence(noise: NoiseScale, batch_size: int, value: float, low: float, high
         return "nothing is known of the noise: it takes at least 2 finite gradients"
     if value != value:
         return (
-            f"noise hides the gradient: the batch at which more buys little is above {float(noise.low):.3g} examples; "
-            f"twice your {batch_size} would need at least {low:.2f} times fewer steps"
+            f"noise hides the gradient: batches buy little only beyond more than {float(noise.low):.3g} examples; twice "
+            f"your {batch_size} would need at least {low:.2f} times fewer steps"
         )
     fewer = f"twice your {batch_size} would need {value:.2f} times fewer steps (95% {low:.2f} to {high:.2f})"
     if low >= NEARLY_LINEAR:

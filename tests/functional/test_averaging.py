@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_cx.functional import TailAverage, averaging_gain, quadratic_losses
 
 CURVATURES, STEP_SIZE, TAIL = np.geomspace(0.05, 1, 10), 0.1, 20_000
-"""THEORY 8 gives .2544 and .00170 without saying of which quadratic. Unit noise on these ten axes, averaged over so many
-steps, has both to every digit given; it was found by searching plain spectra, step sizes and lengths."""
+"""THEORY 8 gives .2544 and .00170 without saying of which quadratic. Unit noise on these ten axes, averaged over so
+many steps, has both to every digit given; it was found by searching plain spectra, step sizes and lengths."""
 
 
 def weights(values: np.ndarray) -> list[dict[str, Tensor]]:
