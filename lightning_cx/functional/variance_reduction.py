@@ -218,8 +218,8 @@ def _sentence(noise: NoiseScale, batch_size: int, value: float, low: float, high
         return "nothing is known of the noise: it takes at least 2 finite gradients"
     if value != value:
         return (
-            f"noise hides the gradient: batches buy little only beyond more than {float(noise.low):.3g} examples; twice "
-            f"your {batch_size} would need at least {low:.2f} times fewer steps"
+            f"noise hides the gradient: batches buy little only beyond more than {float(noise.low):.3g} examples; "
+            f"twice your {batch_size} would need at least {low:.2f} times fewer steps"
         )
     fewer = f"twice your {batch_size} would need {value:.2f} times fewer steps (95% {low:.2f} to {high:.2f})"
     if low >= NEARLY_LINEAR:

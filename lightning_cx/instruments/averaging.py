@@ -69,6 +69,10 @@ class Averaging(Instrument):
     def reset(self) -> None:
         self._average.reset()
 
+    def average(self) -> dict[str, Tensor]:
+        """The averaged weights by name, in float64, for `module.load_state_dict(..., strict=False)`; none at first."""
+        return self._average.value()
+
     @property
     def needs(self) -> Needs:
         return Needs(parameters=True, passes=PASSES, every_n_steps=self.every_n_steps)

@@ -19,8 +19,9 @@ from lightning_cx.probe.batch_statistics import running_norms
 from lightning_cx.probe.view import ModelView
 from lightning_cx.tensorboard import tags
 
-PROJECTIONS = 32
-"""Random directions; 16 leave a third of the interval to their number, 64 double what is kept for little."""
+PROJECTIONS = 64
+"""Random directions. Half the width of the interval, in logarithms, for an MLP on digits after 3, 6 and 12 epochs: .38,
+.47 and .67 with 16, .25, .33 and .71 with 64, .24, .33 and .71 with all entries of the gradients."""
 
 PASSES = 4.0
 """256 examples whose batches meet two by two."""
@@ -38,7 +39,7 @@ class VarianceReduction(Instrument):
 
     The first is free: the noise scale of the last 16 sampled batches, as in `GradientNoise`, turned into how many times
     fewer steps twice the batch would need. The second compares gradients of the same probe examples at this measurement
-    and at the one before, projected on 32 fixed directions, as if SVRG had taken its snapshot there; no weights are
+    and at the one before, projected on 64 fixed directions, as if SVRG had taken its snapshot there; no weights are
     kept. The noise left grows with the age of the snapshot: set `every_n_steps` to the steps after which you would take
     a new one, usually an epoch.
 
