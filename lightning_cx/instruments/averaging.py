@@ -94,7 +94,7 @@ class Averaging(Instrument):
     def _compare(self, model: ModelView) -> tuple[AveragingGain | None, str, list[str]]:
         """The gain, or why there is none; and what a reader should know."""
         if self._average.count < MIN_WEIGHTS:
-            return None, f"{self._average.count} weights so far are too few to average: {MIN_WEIGHTS} are needed", []
+            return None, f"an average takes {MIN_WEIGHTS} weights at least, so far there are {self._average.count}", []
         live = model.parameters()
         average = self._average.value(like=live) if self._fits(live) else None
         if average is None:

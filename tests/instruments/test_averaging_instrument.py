@@ -166,7 +166,7 @@ def test_too_few_weights_are_refused_with_their_number(steps):
     reading = instrument.measure(Observation(steps, model=view_of(net)))
     assert reading.scalars[tags.AVERAGING_WINDOW] == count
     if count < MIN_WEIGHTS:
-        refused(reading, AVERAGING, f"{count} weights so far are too few to average: 16 are needed")
+        refused(reading, AVERAGING, f"takes 16 weights at least, so far there are {count}")
     else:
         assert not reading.refusals
 
@@ -229,7 +229,7 @@ def test_the_average_survives_a_checkpoint_and_a_reset_forgets_it():
     readings = [one.measure(Observation(59, model=view_of(net))) for one in (instrument, resumed)]
     assert readings[0] == readings[1]
     instrument.reset()
-    refused(instrument.measure(Observation(60, model=view_of(net))), AVERAGING, "0 weights so far")
+    refused(instrument.measure(Observation(60, model=view_of(net))), AVERAGING, "so far there are 0")
 
 
 def test_fewer_examples_may_be_compared():
