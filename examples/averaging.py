@@ -82,7 +82,7 @@ def show(name: str, found: Found) -> None:
 
 def main(logdir: str = "runs/averaging", epochs: int = 20, seed: int = 0) -> dict[str, tuple[Found, float, float]]:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers|.*LeafSpec|lightning_cx: .* is nan")
+    warnings.filterwarnings("ignore", message=".*does not have many workers|.*LeafSpec|lightning_cx: averaging/.*: nan")
     runs = {name: fit(lr, Path(logdir, name.replace(" ", "_")), epochs, seed) for name, lr in STEP_SIZES.items()}
     for name, (found, last, average) in runs.items():
         show(name, found)
