@@ -145,8 +145,8 @@ def _card(gain: SvrgGain, age: int) -> str:
     head = f"**{gain}**, with a snapshot {age} steps old"
     if bool(gain.high < BREAK_EVEN):
         return (
-            f"{head}\n\nSVRG would pay where noise is what slows training down: it takes two gradients of each example and "
-            "leaves less than half of the noise."
+            f"{head}\n\nSVRG would pay where noise is what slows training down: it takes two gradients of each example "
+            "and leaves less than half of the noise."
         )
     if bool(gain.low > 1):
         return f"{head}\n\nSVRG would add noise: the gradients have changed too much since the snapshot."
