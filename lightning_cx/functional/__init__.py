@@ -37,7 +37,13 @@ Do the gradients of a network prefer simple functions, and could that be chance?
 ('holds', True, True, True)
 """
 
-from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
+from lightning_cx.functional.alignment import (
+    ChanceAlignment,
+    CumulativePower,
+    chance_alignment,
+    cumulative_power,
+    kernel_target_alignment,
+)
 from lightning_cx.functional.averaging import (
     AveragingGain,
     QuadraticLosses,
@@ -47,8 +53,10 @@ from lightning_cx.functional.averaging import (
 )
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
+from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_block_shares
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
+from lightning_cx.functional.dimension import KernelDimension, kernel_dimension
 from lightning_cx.functional.features import default_features
 from lightning_cx.functional.interference import interference_profile
 from lightning_cx.functional.kernel import (
@@ -103,6 +111,8 @@ __all__ = [
     "AveragingGain",
     "Basis",
     "BatchAdvice",
+    "BlockShares",
+    "ChanceAlignment",
     "Coherence",
     "CoordinateTail",
     "CumulativePower",
@@ -111,6 +121,7 @@ __all__ = [
     "EigenvalueDecay",
     "GradientSpectrum",
     "InterferenceProfile",
+    "KernelDimension",
     "NoiseScale",
     "QuadraticLosses",
     "RiskCurve",
@@ -127,6 +138,8 @@ __all__ = [
     "averaging_gain",
     "band_energies",
     "batch_size_advice",
+    "block_shares",
+    "chance_alignment",
     "coordinate_tail",
     "cosine_basis",
     "cumulative_power",
@@ -150,6 +163,7 @@ __all__ = [
     "independent_outputs",
     "interference_profile",
     "kernel_basis",
+    "kernel_dimension",
     "kernel_target_alignment",
     "laplacian_basis",
     "low_weights",
@@ -163,6 +177,7 @@ __all__ = [
     "octave_bands",
     "octave_energies",
     "participation_ratio",
+    "pool_block_shares",
     "pool_noise_scales",
     "quadratic_losses",
     "spectral_bias_index",
