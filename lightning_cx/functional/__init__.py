@@ -44,6 +44,13 @@ from lightning_cx.functional.alignment import (
     cumulative_power,
     kernel_target_alignment,
 )
+from lightning_cx.functional.averaging import (
+    AveragingGain,
+    QuadraticLosses,
+    TailAverage,
+    averaging_gain,
+    quadratic_losses,
+)
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
 from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_block_shares
@@ -97,10 +104,13 @@ from lightning_cx.functional.tail_index import (
     without_drift,
     xi_dedh,
 )
+from lightning_cx.functional.variance_reduction import BatchAdvice, SvrgGain, batch_size_advice, svrg_gain
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
+    "AveragingGain",
     "Basis",
+    "BatchAdvice",
     "BlockShares",
     "ChanceAlignment",
     "Coherence",
@@ -113,8 +123,11 @@ __all__ = [
     "InterferenceProfile",
     "KernelDimension",
     "NoiseScale",
+    "QuadraticLosses",
     "RiskCurve",
     "RiskTracker",
+    "SvrgGain",
+    "TailAverage",
     "TailFit",
     "TailReport",
     "TailTest",
@@ -122,7 +135,9 @@ __all__ = [
     "aggregation_test",
     "alpha_ecf",
     "anderson_darling",
+    "averaging_gain",
     "band_energies",
+    "batch_size_advice",
     "block_shares",
     "chance_alignment",
     "coordinate_tail",
@@ -164,9 +179,11 @@ __all__ = [
     "participation_ratio",
     "pool_block_shares",
     "pool_noise_scales",
+    "quadratic_losses",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
+    "svrg_gain",
     "symmetric_stable",
     "tail_report",
     "whiteness",
