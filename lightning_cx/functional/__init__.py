@@ -44,6 +44,13 @@ from lightning_cx.functional.alignment import (
     cumulative_power,
     kernel_target_alignment,
 )
+from lightning_cx.functional.averaging import (
+    AveragingGain,
+    QuadraticLosses,
+    TailAverage,
+    averaging_gain,
+    quadratic_losses,
+)
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
 from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_block_shares
@@ -106,11 +113,14 @@ from lightning_cx.functional.tail_index import (
     without_drift,
     xi_dedh,
 )
+from lightning_cx.functional.variance_reduction import BatchAdvice, SvrgGain, batch_size_advice, svrg_gain
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
     "Alignment",
+    "AveragingGain",
     "Basis",
+    "BatchAdvice",
     "BlockShares",
     "ChanceAlignment",
     "Coherence",
@@ -127,8 +137,11 @@ __all__ = [
     "NeuronMatch",
     "NeuronReport",
     "NoiseScale",
+    "QuadraticLosses",
     "RiskCurve",
     "RiskTracker",
+    "SvrgGain",
+    "TailAverage",
     "TailFit",
     "TailReport",
     "TailTest",
@@ -136,7 +149,9 @@ __all__ = [
     "aggregation_test",
     "alpha_ecf",
     "anderson_darling",
+    "averaging_gain",
     "band_energies",
+    "batch_size_advice",
     "block_shares",
     "chance_alignment",
     "chance_of_duplicates",
@@ -185,9 +200,11 @@ __all__ = [
     "permutation_sign_distance",
     "pool_block_shares",
     "pool_noise_scales",
+    "quadratic_losses",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
+    "svrg_gain",
     "symmetric_stable",
     "tail_report",
     "teacher_alignment",
