@@ -51,6 +51,7 @@ from lightning_cx.functional.kernel import (
     gram_participation_ratio,
     participation_ratio,
 )
+from lightning_cx.functional.lanczos import LeadingEigenvalue, largest_eigenvalue
 from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
 from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
 from lightning_cx.functional.noise import (
@@ -71,6 +72,8 @@ from lightning_cx.functional.spectral_bias import (
     spectral_bias_index,
 )
 from lightning_cx.functional.spectrum import energy_spectrum, low_weights, median_complexity, median_index
+from lightning_cx.functional.step_gains import StepGains, UnsupportedOptimizerError, step_gains
+from lightning_cx.functional.step_size import edge_of_stability, step_gain
 from lightning_cx.functional.stopping import Decision, RiskCurve, RiskTracker, spectral_risk
 from lightning_cx.functional.tail_index import (
     CoordinateTail,
@@ -101,12 +104,15 @@ __all__ = [
     "EigenvalueDecay",
     "GradientSpectrum",
     "InterferenceProfile",
+    "LeadingEigenvalue",
     "NoiseScale",
     "RiskCurve",
     "RiskTracker",
+    "StepGains",
     "TailFit",
     "TailReport",
     "TailTest",
+    "UnsupportedOptimizerError",
     "Whiteness",
     "aggregation_test",
     "alpha_ecf",
@@ -119,6 +125,7 @@ __all__ = [
     "decay_rates",
     "decay_similarity",
     "default_features",
+    "edge_of_stability",
     "effective_rank",
     "eigenvalue_decay",
     "elliptical_stable",
@@ -137,6 +144,7 @@ __all__ = [
     "kernel_basis",
     "kernel_target_alignment",
     "laplacian_basis",
+    "largest_eigenvalue",
     "low_weights",
     "median_complexity",
     "median_index",
@@ -152,6 +160,8 @@ __all__ = [
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
+    "step_gain",
+    "step_gains",
     "symmetric_stable",
     "tail_report",
     "whiteness",
