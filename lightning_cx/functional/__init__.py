@@ -43,6 +43,13 @@ from lightning_cx.functional.blocks import noise_scale_of_blocks
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.features import default_features
+from lightning_cx.functional.gauss_newton import (
+    GaussNewton,
+    ResidualLaw,
+    gauss_newton,
+    gauss_newton_from_gradients,
+    residual_law,
+)
 from lightning_cx.functional.interference import interference_profile
 from lightning_cx.functional.kernel import (
     EigenvalueDecay,
@@ -54,6 +61,7 @@ from lightning_cx.functional.kernel import (
 from lightning_cx.functional.lanczos import LeadingEigenvalue, largest_eigenvalue
 from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
 from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
+from lightning_cx.functional.nested_means import half_width, nested_mean_error
 from lightning_cx.functional.noise import (
     NoiseScale,
     gradient_diversity,
@@ -102,10 +110,12 @@ __all__ = [
     "DecayRates",
     "Decision",
     "EigenvalueDecay",
+    "GaussNewton",
     "GradientSpectrum",
     "InterferenceProfile",
     "LeadingEigenvalue",
     "NoiseScale",
+    "ResidualLaw",
     "RiskCurve",
     "RiskTracker",
     "StepGains",
@@ -133,10 +143,13 @@ __all__ = [
     "energy_spectrum",
     "fitted_fraction",
     "fourier_basis",
+    "gauss_newton",
+    "gauss_newton_from_gradients",
     "gradient_diversity",
     "gradient_snr",
     "gradient_spectrum",
     "gram_participation_ratio",
+    "half_width",
     "high_complexity_dominance",
     "hill",
     "independent_outputs",
@@ -150,6 +163,7 @@ __all__ = [
     "median_index",
     "median_position",
     "merge_levels",
+    "nested_mean_error",
     "noise_scale",
     "noise_scale_from_sums",
     "noise_scale_of_blocks",
@@ -157,6 +171,7 @@ __all__ = [
     "octave_energies",
     "participation_ratio",
     "pool_noise_scales",
+    "residual_law",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",

@@ -32,6 +32,7 @@ from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.spectral_bias import SpectralBias
+from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Reading",
     "SpectralBias",
     "Spectrogram",
+    "StepSize",
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",

@@ -62,6 +62,20 @@ STOPPING_DOMINANCE = "stopping/high_dominance"
 STOPPING_WHITE_P = "stopping/white_p"
 STOPPING_CURVE = "stopping/curve"
 
+SHARPNESS = "step_size/sharpness"
+SHARPNESS_LOW = "step_size/sharpness_low"
+SHARPNESS_HIGH = "step_size/sharpness_high"
+EDGE = "step_size/edge"
+EDGE_LOW = "step_size/edge_low"
+EDGE_HIGH = "step_size/edge_high"
+GAUSS_NEWTON = "step_size/gauss_newton"
+GAUSS_NEWTON_LOW = "step_size/gauss_newton_low"
+GAUSS_NEWTON_HIGH = "step_size/gauss_newton_high"
+GAUSS_NEWTON_EDGE = "step_size/gauss_newton_edge"
+BATCH_GAUSS_NEWTON = "step_size/batch_gauss_newton"
+BATCH_GAUSS_NEWTON_LOW = "step_size/batch_gauss_newton_low"
+BATCH_GAUSS_NEWTON_HIGH = "step_size/batch_gauss_newton_high"
+
 
 def residual_band(number: int) -> str:
     """Tag of the residual energy in octave band `number`; band 0 is the mean."""
