@@ -17,13 +17,17 @@ from lightning_cx.functional import (
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.batch_gauss_newton import BatchReader, batch_reader
-from lightning_cx.instruments.sharpness import PARTS, Interval, Sharpness
+from lightning_cx.instruments.sharpness import PARTS, UNKNOWN, Interval, Sharpness
 from lightning_cx.instruments.step_size_card import card, warning
 from lightning_cx.probe.view import ModelView
 from lightning_cx.tensorboard import tags
 
-PASSES_PER_PRODUCT = 1.5
-"""A product with the Hessian takes as long as 1.0 to 1.9 passes forward and backward over the same examples."""
+PASSES_PER_PRODUCT = 2.5
+"""Passes forward and backward that a Hessian-vector product takes as long as; 1.2 to 3.5 were measured (an MLP, a small
+convnet, an attention layer)."""
+
+PASSES_OF_JACOBIAN = 6.0
+"""The same for 256 rows of a Jacobian: 0.7 to 8."""
 
 SHARPNESS: tuple[str, ...] = (tags.SHARPNESS, tags.SHARPNESS_LOW, tags.SHARPNESS_HIGH)
 EDGE: tuple[str, ...] = (tags.EDGE, tags.EDGE_LOW, tags.EDGE_HIGH)
@@ -40,7 +44,7 @@ class StepSize(Instrument):
     stands, for groups of different learning rates all of them together. Others are refused by name. lambda_max is that
     of the Hessian of the mean loss over probe examples, in eval mode, by Lanczos on Hessian-vector products. Its
     interval (95%) holds what Lanczos may still miss and, where the probe is a part of the training set, how much
-    examples differ. Reaching 1 is told once as a warning; a card on the text tab explains the rest.
+    examples differ. A run that comes within a tenth of 1 is warned once; a card on the text tab explains the rest.
 
     The Gauss-Newton curvature is the part of it that stays when residuals are gone. It comes from the Jacobian of a few
     probe examples; for one output with a bias, under squared error or logistic loss, also from the gradients of each
@@ -96,8 +100,8 @@ class StepSize(Instrument):
 
     @property
     def needs(self) -> Needs:
-        products = 2 * self.iterations + PARTS / 2
-        passes = PASSES_PER_PRODUCT * products * self.examples / 256 + self.rows / 256
+        products = 2 * self.iterations + PARTS
+        passes = (PASSES_PER_PRODUCT * products * self.examples + PASSES_OF_JACOBIAN * self.rows) / 256
         return Needs(gram=self.batches, per_layer=self.batches, passes=passes, every_n_steps=self.every_n_steps)
 
     def measure(self, observation: Observation) -> Reading:
@@ -122,7 +126,7 @@ class StepSize(Instrument):
             for names, interval in zip((SHARPNESS, EDGE), found, strict=True):
                 scalars |= dict(zip(names, interval, strict=True))
             refusals |= _why_nan(scalars, refusals, min(self.examples, view.examples))
-            details.append("sharpness {:.4g} (95% {:.4g} to {:.4g})".format(*found[0]))
+            details.append("sharpness {:.4g} ({:.4g} to {:.4g})".format(*found[0]))
         if self.rows:
             of_outputs = self._measure_outputs(view, gains, scalars, refusals)
             details += [str(of_outputs)] if of_outputs else []
@@ -186,7 +190,8 @@ class StepSize(Instrument):
         found, why = self._reader.read(sample)
         if found is None or why:
             return Reading(dict.fromkeys(BATCH, math.nan), refusals=dict.fromkeys(BATCH, why))
-        return Reading(dict(zip(BATCH, _of_sample(found, None), strict=True)))
+        alone = dict.fromkeys(BATCH[1:], "a batch of one example shows no spread") if found.examples == 1 else {}
+        return Reading(dict(zip(BATCH, _of_sample(found, None), strict=True)), refusals=alone)
 
     def _warn(self, words: str | None) -> None:
         if words and not self._warned:
@@ -213,8 +218,10 @@ def _gains(view: ModelView) -> tuple[StepGains | None, str]:
 
 def _of_sample(found: GaussNewton, of: int | None) -> Interval:
     value, error = float(found.value), float(found.standard_error)
+    if math.isnan(value):
+        return UNKNOWN
     width = half_width(error, found.examples - 1, found.examples / of if of else 0.0)
-    return value, max(0.0, value - width), value + width
+    return value, value - width if value - width > 0 or math.isnan(width) else 0.0, value + width
 
 
 def _why_nan(scalars: dict[str, float], known: dict[str, str], examples: int) -> dict[str, str]:

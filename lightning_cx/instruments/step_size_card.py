@@ -6,9 +6,16 @@ import math
 
 from lightning_cx.functional import StepGains
 
-AT_EDGE_FROM = 0.9
-"""Ratio from which an interval that reaches 1 counts as the edge: full-batch runs hover within a tenth of 1 there
-(Cohen et al. 2021, figure 1), and a wide interval around a small ratio is no alarm."""
+AT_EDGE = (0.9, 1.1)
+"""Ratios that count as the edge. Full-batch runs that had come to it stayed within .95 and 1.08 with SGD, momentum,
+Nesterov and RMSprop (docs/step_size.md)."""
+
+OF = {
+    "unknown": "distance to the edge of stability",
+    "below": "the edge of stability",
+    "at the edge": "of stability",
+    "beyond": "the edge of stability",
+}
 
 MEANING = {
     "unknown": "The reason is in the log.",
@@ -23,14 +30,18 @@ MEANING = {
 }
 
 
-def verdict(value: float, low: float, high: float) -> str:
-    """Word for a ratio and its 95% interval; one without an interval counts for itself."""
-    low, high = (value if math.isnan(end) else end for end in (low, high))
+def verdict(value: float, low: float) -> str:
+    """Word for a ratio and the lower end of its interval, if it has one.
+
+    Example:
+        >>> [verdict(*ratio) for ratio in ((0.3, 0.2), (0.97, 0.9), (1.4, 1.0), (1.4, 1.3), (1.4, math.nan))]
+        ['below', 'at the edge', 'at the edge', 'beyond', 'beyond']
+    """
     if math.isnan(value):
         return "unknown"
-    if low > 1:
-        return "beyond"
-    return "at the edge" if high >= 1 and value >= AT_EDGE_FROM else "below"
+    if value < AT_EDGE[0]:
+        return "below"
+    return "beyond" if (value if math.isnan(low) else low) > AT_EDGE[1] else "at the edge"
 
 
 def card(ratio: tuple[float, float, float], gains: StepGains | None, details: list[str]) -> str:
@@ -43,31 +54,37 @@ def card(ratio: tuple[float, float, float], gains: StepGains | None, details: li
 
     Example:
         >>> print(card((0.25, 0.2, 0.3), None, []).splitlines()[0])
-        **below** the edge of stability: ratio 0.25 (95% 0.2 to 0.3)
+        **below** the edge of stability: ratio 0.25 (95% 0.2 to 0.3), 1 is the edge
+        >>> print(card((0.25, -0.5, 1.0), None, []).splitlines()[0])
+        **below** the edge of stability: ratio 0.25 (95% -0.5 to 1), 1 is the edge and not ruled out
     """
-    word = verdict(*ratio)
     value, low, high = ratio
-    interval = "" if math.isnan(low) else f" (95% {low:.3g} to {high:.3g})"
-    heading = {"below": "**below** the edge of stability", "beyond": "**beyond** the edge of stability"}
-    heading |= {
-        "at the edge": "**at the edge** of stability",
-        "unknown": "**unknown** distance to the edge of stability",
-    }
-    number = "" if math.isnan(value) else f": ratio {value:.3g}{interval}"
+    word = verdict(value, low)
+    number = "" if word == "unknown" else f": {_words(ratio)}, 1 is the edge"
+    doubt = " and not ruled out" if word == "below" and high >= 1 else ""
     room = 1 / value if value > 0 else math.inf
-    lines = [heading[word] + number, "", MEANING[word].format(room=room, excess=value)]
+    lines = [f"**{word}** {OF[word]}{number}{doubt}", "", MEANING[word].format(room=room, excess=value)]
     if gains is not None:
         details = [str(gains), *details]
     return "\n".join([*lines, "", *(f"    {line}" for line in details)])
 
 
 def warning(ratio: tuple[float, float, float], step: int) -> str | None:
-    """What to tell the user once, or None where there is nothing to tell."""
-    if verdict(*ratio) not in ("at the edge", "beyond"):
+    """What to tell the user once, or None where there is nothing to tell.
+
+    Args:
+        ratio: Value, lower and upper end; nan where unknown.
+        step: Of the reading.
+    """
+    word = verdict(*ratio[:2])
+    if word not in ("at the edge", "beyond"):
         return None
-    value, low, high = ratio
-    interval = "" if math.isnan(low) else f" (95% {low:.3g} to {high:.3g})"
     return (
-        f"step {step}: training runs at the edge of stability, ratio {value:.3g}{interval} of 1. A larger learning "
-        "rate will not settle; if the loss rises or swings without falling, lower it, let it decay or warm it up."
+        f"step {step}: training runs {word} {OF[word]}, {_words(ratio)}, 1 is the edge. A larger learning rate will "
+        "not settle; if the loss rises, or swings without falling, lower it, let it decay or warm it up."
     )
+
+
+def _words(ratio: tuple[float, float, float]) -> str:
+    value, low, high = ratio
+    return f"ratio {value:.3g}" + ("" if math.isnan(low) else f" (95% {low:.3g} to {high:.3g})")
