@@ -32,7 +32,7 @@ class OwnPasses:
     def __init__(self, panel: Panel, probe: MonitoredProbe, failures: Failures) -> None:
         self._panel, self._probe, self._failures = panel, probe, failures
         self._sharded = False
-        self._steps: int | None = None
+        self._steps = 0
         asking = {type(i).__name__: i.needs for i in panel.instruments if i.needs.passes > 0}
         self.works: Sequence[PassesOf] = [self._work(name, needs) for name, needs in asking.items()]
         self._parameters = [type(i).__name__ for i in panel.instruments if i.needs.parameters]
@@ -43,7 +43,7 @@ class OwnPasses:
     def start(self, trainer: Trainer) -> None:
         """At the start of a fit: say so where the model cannot be offered."""
         names = [work.name for work in self.works] or self._parameters
-        self._sharded, self._steps = is_sharded(trainer.lightning_module), None
+        self._sharded, self._steps = is_sharded(trainer.lightning_module), trainer.global_step
         if names and self._sharded:
             self._failures.tell(
                 f"{', '.join(names)}: off, since no process of a sharded module has all parameters: leave them out"
