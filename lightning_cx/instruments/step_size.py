@@ -16,7 +16,7 @@ from lightning_cx.functional import (
 )
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
-from lightning_cx.instruments.batch_gauss_newton import BatchReader, batch_reader
+from lightning_cx.instruments.batch_gauss_newton import BatchReader, batch_reader, one_fewer_if_need_be
 from lightning_cx.instruments.sharpness import PARTS, UNKNOWN, Interval, Sharpness
 from lightning_cx.instruments.step_size_card import card, warning
 from lightning_cx.probe.view import ModelView
@@ -75,7 +75,7 @@ class StepSize(Instrument):
         every_n_steps: int | None = None,
         examples: int = 256,
         iterations: int = 20,
-        rows: int = 256,
+        rows: int = 250,
         batches: bool = False,
         seed: int = 0,
     ) -> None:
@@ -163,22 +163,26 @@ class StepSize(Instrument):
         return found
 
     def _gauss_newton(self, view: ModelView) -> GaussNewton:
-        if self._outputs is None:
-            self._outputs = view.jacobian(2).outputs.shape[1]
-        examples = min(self.rows // self._outputs, view.examples)
+        outputs = self._count_outputs(view)
+        examples = min(self.rows // outputs, view.examples)
         if examples < 2:
             raise ValueError(
-                f"the Gauss-Newton curvature of {self._outputs} outputs takes as many rows an example, for two "
-                f"examples at least: StepSize(rows={2 * self._outputs})"
+                f"the Gauss-Newton curvature of {outputs} outputs takes as many rows an example, for two examples at "
+                f"least: StepSize(rows={2 * outputs})"
             )
-        jacobian = view.jacobian(examples)
+        jacobian = one_fewer_if_need_be(view.jacobian, examples)
         return gauss_newton(jacobian.gram, jacobian.hessian)
+
+    def _count_outputs(self, view: ModelView) -> int:
+        if self._outputs is None:
+            self._outputs = one_fewer_if_need_be(view.jacobian, 3).outputs.shape[1]
+        return self._outputs
 
     def _find_reader(self, view: ModelView) -> None:
         if not self.batches:
             return
         try:
-            outputs = self._outputs or view.jacobian(2).outputs.shape[1]
+            outputs = self._count_outputs(view)
         except (UnsupportedGradientError, ValueError) as error:
             self._reader = BatchReader(None, None, str(error))
         else:
@@ -211,9 +215,10 @@ def _gains(view: ModelView) -> tuple[StepGains | None, str]:
         return None, "which optimizer trains the model is not known"
     own = {name: p for name, p in view.module.named_parameters() if p.requires_grad}
     try:
-        return step_gains(view.optimizer, own), ""
+        gains = step_gains(view.optimizer, own)
     except UnsupportedOptimizerError as error:
         return None, str(error)
+    return (None, gains.forming) if gains.forming else (gains, "")
 
 
 def _of_sample(found: GaussNewton, of: int | None) -> Interval:

@@ -211,6 +211,20 @@ def test_at_the_edge_a_root_of_the_recurrence_is_minus_one(mu: float, rate: floa
     assert np.max(np.abs(np.linalg.eigvals(step))) < 1 + 1e-6
 
 
+@pytest.mark.parametrize(("make", "needed"), [(Adam, 100), (lambda ps: RMSprop(ps, momentum=0.5), 20), (RMSprop, 10)])
+def test_a_young_preconditioner_says_that_it_still_moves(make: Any, needed: int) -> None:
+    own = {"p": nn.Parameter(torch.zeros(2))}
+    optimizer = make(own.values())
+    for made in range(1, needed + 1):
+        own["p"].grad = torch.ones(2)
+        optimizer.step()
+        forming = step_gains(optimizer, own).forming
+        assert forming.endswith(f"has made {made} of {needed} steps after which its preconditioner changes slowly") or (
+            made == needed and not forming
+        )
+    assert not step_gains(SGD(own.values(), lr=0.1), own).forming
+
+
 def test_what_no_optimizer_moves_has_no_gain() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     own = dict(net.named_parameters())

@@ -29,11 +29,12 @@ def measured(instrument: StepSize, view: Any, step: int = 5) -> Reading:
     return instrument.measure(Observation(step, model=view))
 
 
-def after_a_step(make: Any, net: nn.Module, x: Tensor, y: Tensor) -> Optimizer:
+def trained(make: Any, net: nn.Module, x: Tensor, y: Tensor, steps: int = 100) -> Optimizer:
     optimizer = make(net.parameters())
-    F.mse_loss(net(x), y).backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    for _ in range(steps):
+        F.mse_loss(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     return optimizer
 
 
@@ -66,7 +67,7 @@ def test_sgd_has_the_ratio_of_the_formed_hessian(options: dict[str, Any], gain: 
 )
 def test_a_preconditioned_ratio_is_that_of_the_formed_matrix(make: Any) -> None:
     net, (x, y) = tanh_net(), data(48)
-    optimizer = after_a_step(make, net, x, y)
+    optimizer = trained(make, net, x, y)
     reading = measured(StepSize(iterations=30), view_of(net, x, y, optimizer, 48))
     own = dict(net.named_parameters())
     gain, decay = (part.double() for part in step_gains(optimizer, own).flat(own))
@@ -213,6 +214,11 @@ def test_what_is_not_known_is_refused_with_a_reason() -> None:
     assert "has made no step yet" in reading.refusals[tags.EDGE]
     check_that_each_nan_has_a_reason(reading)
 
+    own = copy.deepcopy(net)
+    reading = measured(StepSize(), view_of(own, x, y, trained(Adam, own, x, y, 99), 48))
+    assert "Adam has made 99 of 100 steps" in reading.refusals[tags.EDGE]
+    check_that_each_nan_has_a_reason(reading)
+
     few = measured(StepSize(), view_of(net, x[:8], y[:8], SGD(net.parameters(), lr=0.1), 48))
     assert math.isfinite(few.scalars[tags.EDGE])
     assert "16 are needed" in few.refusals[tags.EDGE_LOW]
@@ -296,6 +302,16 @@ def test_gradients_that_do_not_show_the_curvature_are_refused() -> None:
     scaled = nn.Sequential(tanh_net(), nn.Linear(1, 1, bias=False).double())
     assert "no output bias" in refused(scaled, *data(48))
     assert "not recognised" in refused(tanh_net(), *data(48), loss=F.huber_loss)
+
+
+@pytest.mark.parametrize("width", [48, 31, 3])
+def test_a_layer_as_wide_as_there_are_examples_hides_nothing(width: int) -> None:
+    net, (x, y) = tanh_net(width=width), data(48)
+    instrument = StepSize(batches=True)
+    reading = measured(instrument, view_of(net, x, y, SGD(net.parameters(), lr=0.02)))
+    assert math.isfinite(reading.scalars[tags.GAUSS_NEWTON])
+    assert instrument._reader is not None
+    assert instrument._reader.bias == "2.bias"
 
 
 def test_coupled_and_shared_batches_are_refused() -> None:
