@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.linalg import eigh
 
-CONCAVE = 1e-6
+CONCAVE = 1e-2
 """Negative second derivatives of a loss below this share of its largest are the rounding of a float32 backward."""
 
 ALIKE = 1e-3

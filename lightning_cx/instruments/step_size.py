@@ -75,7 +75,7 @@ class StepSize(Instrument):
         every_n_steps: int | None = None,
         examples: int = 256,
         iterations: int = 20,
-        rows: int = 250,
+        rows: int = 500,
         batches: bool = False,
         seed: int = 0,
     ) -> None:
