@@ -240,7 +240,9 @@ def test_a_resumed_run_is_not_warned_again(tmp_path: Path) -> None:
 
 
 def test_under_a_budget_it_is_measured_within_it(tmp_path: Path) -> None:
-    watch = ComplexityMonitor([StepSize(examples=64, iterations=3, rows=50)], overhead_budget=0.5, probe=ProbeSet(size=128), strict=True)
+    watch = ComplexityMonitor(
+        [StepSize(examples=64, iterations=3, rows=50)], overhead_budget=0.5, probe=ProbeSet(size=128), strict=True
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = fit(Classifier(), [watch], tmp_path, max_epochs=40)
