@@ -13,7 +13,7 @@ from lightning_cx.tensorboard.tags import Series
 
 FIRST = Series()
 Concerned: TypeAlias = Callable[[Needs, str], bool]
-KINDS = ("scalars", "histograms", "pictures", "refusals", "texts")  # of what a reading holds by tag
+KINDS = ("scalars", "histograms", "pictures", "refusals", "texts", "warnings")  # of what a reading holds by tag
 
 
 class Panel:

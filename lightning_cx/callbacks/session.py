@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, batch_size_of, has_tensorboard, log_step
 from lightning_cx.callbacks.backwards import Backwards
-from lightning_cx.callbacks.batch_features import BatchFeatures
+from lightning_cx.callbacks.batch_part import features_and_targets
 from lightning_cx.callbacks.cadence import GRADIENTS, PICTURES, PROBE, Cadence, cadence_for
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.full_batches import FullBatches
@@ -50,11 +50,10 @@ class Session:
     def __init__(self, panel: Panel, probe: ProbeSet, schedule: Schedule, strict: bool) -> None:
         self.panel = panel
         self.schedule = schedule
-        self.ledger = Ledger()
-        self.failures = Failures(strict)
+        self.ledger, self.failures = Ledger(), Failures(strict)
         needs = panel.needs
         self.backwards = Backwards(self.failures, needs)
-        self.features = BatchFeatures(probe, needs, self.failures)
+        self.features, self.targets = features_and_targets(probe, needs, self.failures)
         self.follower = ParameterFollower(needs)
         self.probe = MonitoredProbe(probe, needs, self.failures)
         self.own = OwnPasses(panel, self.probe, self.failures)
@@ -64,9 +63,8 @@ class Session:
         self._rhythm = schedule, self.ledger, self._wanted, self.probe.reader.estimate, self.own.works
         self._cadence = Cadence(*self._rhythm)
         self._readings: list[Reading] = []
-        self._examples = 0
+        self._examples = self._step = 0
         self._board = False
-        self._step = 0
         self.full_batches = FullBatches()
         self._last_step: int | None = None
         self._step_started = 0.0
@@ -267,8 +265,10 @@ class Session:
             self.sampling = True
 
     def _measure_gradients(self, trainer: Trainer, batch: Any, series: Series, sample: GradientSample) -> None:
-        features = self.features.read(batch, self._examples) if trainer.is_global_zero else None
-        observation = Observation(self._step, gradients=sample, features=features)
+        if not trainer.is_global_zero:
+            return
+        features, targets = (part.read(batch, self._examples) for part in (self.features, self.targets))
+        observation = Observation(self._step, gradients=sample, features=features, targets=targets)
         self._measure(trainer, observation, lambda needs, _: needs.gradients, series)
 
     def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:
@@ -295,6 +295,6 @@ class Session:
     ) -> None:
         if trainer.is_global_zero:
             self._readings += self.panel.measure(observation, concerned, self.failures, series)
-        elif observation.gradients is None and observation.trajectory is None:
+        elif observation.trajectory is None:
             # Instruments that make passes have to know in all processes what they know in the first.
             self.panel.measure(observation, lambda n, name: n.passes > 0 and concerned(n, name), self.failures)

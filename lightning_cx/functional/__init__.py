@@ -37,11 +37,19 @@ Do the gradients of a network prefer simple functions, and could that be chance?
 ('holds', True, True, True)
 """
 
-from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
+from lightning_cx.functional.alignment import (
+    ChanceAlignment,
+    CumulativePower,
+    chance_alignment,
+    cumulative_power,
+    kernel_target_alignment,
+)
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
+from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_block_shares
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
+from lightning_cx.functional.dimension import KernelDimension, kernel_dimension
 from lightning_cx.functional.features import default_features
 from lightning_cx.functional.gauss_newton import (
     GaussNewton,
@@ -104,6 +112,8 @@ from lightning_cx.functional.whiteness import Whiteness, independent_outputs, wh
 
 __all__ = [
     "Basis",
+    "BlockShares",
+    "ChanceAlignment",
     "Coherence",
     "CoordinateTail",
     "CumulativePower",
@@ -113,6 +123,7 @@ __all__ = [
     "GaussNewton",
     "GradientSpectrum",
     "InterferenceProfile",
+    "KernelDimension",
     "LeadingEigenvalue",
     "NoiseScale",
     "ResidualLaw",
@@ -128,6 +139,8 @@ __all__ = [
     "alpha_ecf",
     "anderson_darling",
     "band_energies",
+    "block_shares",
+    "chance_alignment",
     "coordinate_tail",
     "cosine_basis",
     "cumulative_power",
@@ -155,6 +168,7 @@ __all__ = [
     "independent_outputs",
     "interference_profile",
     "kernel_basis",
+    "kernel_dimension",
     "kernel_target_alignment",
     "laplacian_basis",
     "largest_eigenvalue",
@@ -170,6 +184,7 @@ __all__ = [
     "octave_bands",
     "octave_energies",
     "participation_ratio",
+    "pool_block_shares",
     "pool_noise_scales",
     "residual_law",
     "spectral_bias_index",

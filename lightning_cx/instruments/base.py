@@ -237,6 +237,7 @@ class Reading:
         pictures: Data of pictures for each tag; drawn only when somebody looks.
         refusals: For each tag that is nan because it could not be measured, the reason in words.
         texts: Markdown for each tag, shown where a logger has room for words; written again only where it changes.
+        warnings: For each tag, what the user should know at once, in words; told once.
     """
 
     scalars: Mapping[str, float] = field(default_factory=dict)
@@ -244,6 +245,7 @@ class Reading:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     refusals: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Instrument(ABC):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Any, final
+from typing import final
 
 from lightning_cx.functional import (
     GaussNewton,
@@ -96,7 +95,6 @@ class StepSize(Instrument):
         self._sharpness = Sharpness(self.iterations, self.seed)
         self._reader: BatchReader | None = None
         self._outputs: int | None = None
-        self._warned = False
 
     @property
     def needs(self) -> Needs:
@@ -132,8 +130,13 @@ class StepSize(Instrument):
             details += [str(of_outputs)] if of_outputs else []
         self._find_reader(view)
         ratio: Interval = (scalars[tags.EDGE], scalars[tags.EDGE_LOW], scalars[tags.EDGE_HIGH])
-        self._warn(warning(ratio, step))
-        return Reading(scalars, refusals=refusals, texts={tags.EDGE: card(ratio, gains, details)})
+        words = warning(ratio, step)
+        return Reading(
+            scalars,
+            refusals=refusals,
+            texts={tags.EDGE: card(ratio, gains, details)},
+            warnings={tags.EDGE: words} if words else {},
+        )
 
     def _measure_outputs(
         self, view: ModelView, gains: StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
@@ -196,18 +199,6 @@ class StepSize(Instrument):
             return Reading(dict.fromkeys(BATCH, math.nan), refusals=dict.fromkeys(BATCH, why))
         alone = dict.fromkeys(BATCH[1:], "a batch of one example shows no spread") if found.examples == 1 else {}
         return Reading(dict(zip(BATCH, _of_sample(found, None), strict=True)), refusals=alone)
-
-    def _warn(self, words: str | None) -> None:
-        if words and not self._warned:
-            self._warned = True
-            warnings.warn(f"lightning_cx: {words}", stacklevel=2)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"warned": self._warned}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.reset()
-        self._warned = state["warned"]
 
 
 def _gains(view: ModelView) -> tuple[StepGains | None, str]:

@@ -73,11 +73,16 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
         (tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH),
         (tags.TAIL_TRAJECTORY_XI, tags.TAIL_TRAJECTORY_XI_LOW, tags.TAIL_TRAJECTORY_XI_HIGH),
         (tags.STOPPING_RISK, tags.STOPPING_RISK_LOW, tags.STOPPING_RISK_HIGH),
+        (tags.SHARPNESS, tags.SHARPNESS_LOW, tags.SHARPNESS_HIGH),
+        (tags.EDGE, tags.EDGE_LOW, tags.EDGE_HIGH),
+        (tags.GAUSS_NEWTON, tags.GAUSS_NEWTON_LOW, tags.GAUSS_NEWTON_HIGH),
+        (tags.BATCH_GAUSS_NEWTON, tags.BATCH_GAUSS_NEWTON_LOW, tags.BATCH_GAUSS_NEWTON_HIGH),
     }
     listed = [tag for chart in charts.values() for tag in chart.multiline.tag]
     assert len(listed) == len(set(listed))
     drawn = {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM, tags.PROBE_GRADIENT_SPECTRUM, tags.BAND_DECAY}
     pictures = {*drawn, tags.EXAMPLE_NORMS, tags.TAIL_QUANTILES, tags.TAIL_SURVIVAL, tags.STOPPING_CURVE}
+    pictures |= {tags.KERNEL_SPECTRUM}
     assert set(listed).union(*margins) == set(ALL_TAGS) - pictures
 
 
@@ -118,6 +123,16 @@ def test_curves_of_a_second_optimizer_stand_beside_those_of_the_first() -> None:
     assert other[1] == [second.of(tag) for tag in interval]
 
 
+def test_blocks_stand_in_one_chart_however_many_there_are() -> None:
+    share, low = tags.KERNEL_BLOCK_SHARE, tags.KERNEL_BLOCK_SHARE_LOW
+    shares = [f"{share}/{block}" for block in ("blocks.0", "blocks.1", "rest")]
+    on_probe = tags.on_probe(shares[0])
+    charts = custom_scalars_layout([*shares, f"{low}/rest", on_probe])["What the kernel prefers"]
+    assert list(charts.values()) == [["Multiline", [*shares, on_probe]], ["Multiline", [f"{low}/rest"]]]
+    charts = custom_scalars_layout([shares[0], f"{shares[0]}/optimizer_1"])["What the kernel prefers"]
+    assert list(charts.values()) == [["Multiline", [shares[0], f"{shares[0]}/optimizer_1"]]]
+
+
 def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path) -> None:
     with serve(run) as get:
         assert tags.NOISE_SCALE in get("data/plugin/scalars/tags")["run"]
@@ -129,6 +144,8 @@ def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path
         "How the examples agree",
         "Is the noise heavy-tailed",
         "When to stop",
+        "What the kernel prefers",
+        "Is the step size at its limit",
         "What it costs",
     ]
 

@@ -11,7 +11,7 @@ import torch
 from _lightning import Classifier, Stream, fingerprint, fit, images, loader
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import GradientSpectrum, Instrument, Needs, Observation, Reading
@@ -177,3 +177,63 @@ def test_under_manual_optimisation_passes_are_off_with_what_to_do(tmp_path: Path
     probe = ProbeSet(128, loss_fn=loss_fn)
     fit(ByHand(), [ComplexityMonitor([own], every_n_steps=1, probe=probe, strict=True)], tmp_path)
     assert own.steps == list(range(10))
+
+
+class Labels(Instrument):
+    """Remembers the targets that it is shown."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.seen: list[Tensor | None] = []
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(gram=True, targets=True)
+
+    def measure(self, observation: Observation) -> Reading:
+        self.seen.append(observation.targets)
+        return Reading()
+
+
+def test_targets_of_a_batch_come_beside_its_gradients(tmp_path: Path) -> None:
+    labels = Labels()
+    fit(
+        classifier(), [ComplexityMonitor([labels], every_n_steps=1)], tmp_path, data=loader(shuffle=False), max_epochs=1
+    )
+    expected = [F.one_hot(part) for part in images().tensors[1].split(32)]
+    assert all(torch.equal(seen, one) for seen, one in zip(labels.seen, expected, strict=True))
+
+
+def test_targets_that_cannot_be_told_are_named_once(tmp_path: Path) -> None:
+    class Alone(Classifier):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.net(batch[0]).square().mean()
+
+    labels = Labels()
+    data = DataLoader(TensorDataset(images().tensors[0]), batch_size=32)
+    with pytest.warns(UserWarning, match="the targets of a batch are not known: ") as told:
+        fit(Alone(), [ComplexityMonitor([labels], every_n_steps=1)], tmp_path, data=data)
+    assert sum("targets of a batch" in str(warning.message) for warning in told) == 1
+    assert labels.seen == [None] * 10
+
+
+class Alarmed(Instrument):
+    """Warns at every step."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(norms=True)
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def measure(self, observation: Observation) -> Reading:
+        return Reading(warnings={"own/alarm": f"step {observation.step} is too large"})
+
+
+def test_what_an_instrument_warns_of_is_told_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="is too large") as told:
+        fit(classifier(), [ComplexityMonitor([Alarmed()], every_n_steps=1)], tmp_path)
+    assert [str(w.message) for w in told if "too large" in str(w.message)] == ["lightning_cx: step 0 is too large"]

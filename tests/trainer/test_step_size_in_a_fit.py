@@ -223,22 +223,6 @@ def test_an_optimizer_without_an_edge_is_refused_by_name_and_training_goes_on(ma
     assert curve.seen[-1][tags.SHARPNESS] > 0
 
 
-def test_a_resumed_run_is_not_warned_again(tmp_path: Path) -> None:
-    def run(batches: int, ckpt: str | None = None) -> tuple[pl.Trainer, int]:
-        data = DataLoader(examples(), batch_sampler=[list(range(EXAMPLES))] * 10)
-        watch = monitor(StepSize(rows=0, iterations=5), every_n_steps=5, probe=ProbeSet(size=EXAMPLES))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            module = Regression(lambda ps: torch.optim.SGD(ps, lr=0.9))
-            trainer = fit(module, [watch], tmp_path, data=data, max_epochs=batches, logger=False, ckpt_path=ckpt)
-        return trainer, sum("of stability" in str(w.message) for w in caught)
-
-    first, told = run(3)
-    assert told == 1
-    first.save_checkpoint(tmp_path / "three.ckpt")
-    assert run(6, str(tmp_path / "three.ckpt"))[1] == 0
-
-
 def test_under_a_budget_it_is_measured_within_it(tmp_path: Path) -> None:
     watch = ComplexityMonitor(
         [StepSize(examples=64, iterations=3, rows=50)], overhead_budget=0.5, probe=ProbeSet(size=128), strict=True
