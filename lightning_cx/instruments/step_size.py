@@ -22,8 +22,8 @@ from lightning_cx.probe.view import ModelView
 from lightning_cx.tensorboard import tags
 
 PASSES_PER_PRODUCT = 2.0
-"""First guess: passes forward and backward that a Hessian-vector product takes as long as; 1.4 to 2.4 were measured on
-an idle machine, and up to 3.5 on a busy one (docs/step_size.md)."""
+"""First guess: passes forward and backward that a Hessian-vector product takes as long as; 1.2 to 3.5 were measured on
+a busy machine (docs/step_size.md)."""
 
 PASSES_OF_JACOBIAN = 6.0
 """The same for 256 rows of a Jacobian; 3 to 8 were measured for an MLP and a small convnet."""
