@@ -148,3 +148,17 @@ def test_a_loop_of_ones_own_is_stopped_and_leaves_curves_and_a_picture(
     assert events.Tags()["images"] == [tags.STOPPING_CURVE]
     assert events.Tags()["histograms"] == [tags.EXAMPLE_NORMS]
     assert f"{found['best_step']}" in capsys.readouterr().out
+
+
+def test_large_steps_gain_by_averaging_and_small_ones_lose(tmp_path: Path, capsys) -> None:
+    found = main_of("averaging")(str(tmp_path), epochs=10, seed=1)
+    (large, last, average), (small, small_last, small_average) = found["large steps"], found["small steps"]
+    assert list(large[tags.AVERAGING_GAIN_LOW].values())[-1] > 0.02
+    assert average < last - 0.02
+    assert list(small[tags.AVERAGING_GAIN_HIGH].values())[-1] < -0.05
+    assert small_average > small_last - 0.01
+    assert min(large[tags.SVRG_RATIO].values()) > 0.25
+    assert list(small[tags.SVRG_RATIO_HIGH].values())[-1] < 0.1
+    assert min(large[tags.BATCH_SPEEDUP_LOW].values()) > 1
+    assert large[tags.AVERAGING_WINDOW][max(large[tags.AVERAGING_WINDOW])] > 300
+    assert "error on true test labels: last weights" in capsys.readouterr().out

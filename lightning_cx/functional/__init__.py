@@ -44,6 +44,13 @@ from lightning_cx.functional.alignment import (
     cumulative_power,
     kernel_target_alignment,
 )
+from lightning_cx.functional.averaging import (
+    AveragingGain,
+    QuadraticLosses,
+    TailAverage,
+    averaging_gain,
+    quadratic_losses,
+)
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
 from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_block_shares
@@ -108,10 +115,13 @@ from lightning_cx.functional.tail_index import (
     without_drift,
     xi_dedh,
 )
+from lightning_cx.functional.variance_reduction import BatchAdvice, SvrgGain, batch_size_advice, svrg_gain
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
+    "AveragingGain",
     "Basis",
+    "BatchAdvice",
     "BlockShares",
     "ChanceAlignment",
     "Coherence",
@@ -126,10 +136,13 @@ __all__ = [
     "KernelDimension",
     "LeadingEigenvalue",
     "NoiseScale",
+    "QuadraticLosses",
     "ResidualLaw",
     "RiskCurve",
     "RiskTracker",
     "StepGains",
+    "SvrgGain",
+    "TailAverage",
     "TailFit",
     "TailReport",
     "TailTest",
@@ -138,7 +151,9 @@ __all__ = [
     "aggregation_test",
     "alpha_ecf",
     "anderson_darling",
+    "averaging_gain",
     "band_energies",
+    "batch_size_advice",
     "block_shares",
     "chance_alignment",
     "coordinate_tail",
@@ -186,12 +201,14 @@ __all__ = [
     "participation_ratio",
     "pool_block_shares",
     "pool_noise_scales",
+    "quadratic_losses",
     "residual_law",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
     "step_gain",
     "step_gains",
+    "svrg_gain",
     "symmetric_stable",
     "tail_report",
     "whiteness",

@@ -15,6 +15,7 @@ Instruments know nothing of a Trainer. In any loop:
     ['gradient/example_norm_p05', 'gradient/example_norm_p50', 'gradient/example_norm_p95']
 """
 
+from lightning_cx.instruments.averaging import Averaging
 from lightning_cx.instruments.base import (
     BandDecay,
     Instrument,
@@ -35,8 +36,10 @@ from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex
+from lightning_cx.instruments.variance_reduction import VarianceReduction
 
 __all__ = [
+    "Averaging",
     "BandDecay",
     "GradientNoise",
     "GradientSpectrum",
@@ -55,4 +58,5 @@ __all__ = [
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",
+    "VarianceReduction",
 ]

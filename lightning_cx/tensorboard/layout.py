@@ -152,6 +152,29 @@ _CHARTS: dict[str, dict[str, Chart]] = {
         ),
         "the same ratio from the Gauss-Newton curvature": ("Multiline", [tags.GAUSS_NEWTON_EDGE]),
     },
+    "Would averages, batches or snapshots help against the noise": {
+        "loss of the last weights less that of their average, with 95% interval (over 0: average them)": (
+            "Margin",
+            [tags.AVERAGING_GAIN, tags.AVERAGING_GAIN_LOW, tags.AVERAGING_GAIN_HIGH],
+        ),
+        "loss of the probe: last weights, and their average": (
+            "Multiline",
+            [tags.AVERAGING_LOSS_LAST, tags.AVERAGING_LOSS_AVERAGE],
+        ),
+        "steps that the average covers, and age of the snapshot": (
+            "Multiline",
+            [tags.AVERAGING_WINDOW, tags.SNAPSHOT_AGE],
+        ),
+        "speed-up by twice the batch, with 95% interval (2: half the steps, 1: nothing)": (
+            "Margin",
+            [tags.BATCH_SPEEDUP, tags.BATCH_SPEEDUP_LOW, tags.BATCH_SPEEDUP_HIGH],
+        ),
+        "gradient noise that SVRG would leave, with 95% interval (over 1: it adds noise)": (
+            "Margin",
+            [tags.SVRG_RATIO, tags.SVRG_RATIO_LOW, tags.SVRG_RATIO_HIGH],
+        ),
+        "the same with the best coefficient": ("Multiline", [tags.SVRG_BEST]),
+    },
     "What it costs": {"share of the wall time": ("Multiline", [tags.OVERHEAD])},
 }
 

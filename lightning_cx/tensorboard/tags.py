@@ -90,6 +90,21 @@ BATCH_GAUSS_NEWTON = "step_size/batch_gauss_newton"
 BATCH_GAUSS_NEWTON_LOW = "step_size/batch_gauss_newton_low"
 BATCH_GAUSS_NEWTON_HIGH = "step_size/batch_gauss_newton_high"
 
+AVERAGING_GAIN = "averaging/gain"
+AVERAGING_GAIN_LOW = "averaging/gain_low"
+AVERAGING_GAIN_HIGH = "averaging/gain_high"
+AVERAGING_LOSS_LAST = "averaging/loss_last"
+AVERAGING_LOSS_AVERAGE = "averaging/loss_average"
+AVERAGING_WINDOW = "averaging/window"
+BATCH_SPEEDUP = "averaging/batch_speedup"
+BATCH_SPEEDUP_LOW = "averaging/batch_speedup_low"
+BATCH_SPEEDUP_HIGH = "averaging/batch_speedup_high"
+SVRG_RATIO = "averaging/svrg_ratio"
+SVRG_RATIO_LOW = "averaging/svrg_ratio_low"
+SVRG_RATIO_HIGH = "averaging/svrg_ratio_high"
+SVRG_BEST = "averaging/svrg_best"
+SNAPSHOT_AGE = "averaging/snapshot_age"
+
 
 def residual_band(number: int) -> str:
     """Tag of the residual energy in octave band `number`; band 0 is the mean."""
