@@ -34,6 +34,7 @@ from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.spectral_bias import SpectralBias
+from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex
 from lightning_cx.instruments.variance_reduction import VarianceReduction
 
@@ -53,6 +54,7 @@ __all__ = [
     "Reading",
     "SpectralBias",
     "Spectrogram",
+    "StepSize",
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",
