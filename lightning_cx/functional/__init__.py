@@ -58,6 +58,13 @@ from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.dimension import KernelDimension, kernel_dimension
 from lightning_cx.functional.features import default_features
+from lightning_cx.functional.gauss_newton import (
+    GaussNewton,
+    ResidualLaw,
+    gauss_newton,
+    gauss_newton_from_gradients,
+    residual_law,
+)
 from lightning_cx.functional.interference import interference_profile
 from lightning_cx.functional.kernel import (
     EigenvalueDecay,
@@ -66,6 +73,7 @@ from lightning_cx.functional.kernel import (
     gram_participation_ratio,
     participation_ratio,
 )
+from lightning_cx.functional.lanczos import LeadingEigenvalue, largest_eigenvalue
 from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
 from lightning_cx.functional.loss_tail import LossTail, loss_tail
 from lightning_cx.functional.matching import (
@@ -75,6 +83,7 @@ from lightning_cx.functional.matching import (
     teacher_alignment,
 )
 from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
+from lightning_cx.functional.nested_means import half_width, nested_mean_error
 from lightning_cx.functional.neurons import NeuronReport, chance_of_duplicates, neuron_report
 from lightning_cx.functional.noise import (
     NoiseScale,
@@ -95,6 +104,8 @@ from lightning_cx.functional.spectral_bias import (
     spectral_bias_index,
 )
 from lightning_cx.functional.spectrum import energy_spectrum, low_weights, median_complexity, median_index
+from lightning_cx.functional.step_gains import StepGains, UnsupportedOptimizerError, step_gains
+from lightning_cx.functional.step_size import edge_of_stability, step_gain
 from lightning_cx.functional.stopping import Decision, RiskCurve, RiskTracker, spectral_risk
 from lightning_cx.functional.tail_index import (
     CoordinateTail,
@@ -129,22 +140,27 @@ __all__ = [
     "DecayRates",
     "Decision",
     "EigenvalueDecay",
+    "GaussNewton",
     "GradientSpectrum",
     "InterferenceProfile",
     "KernelDimension",
+    "LeadingEigenvalue",
     "LocalModel",
     "LossTail",
     "NeuronMatch",
     "NeuronReport",
     "NoiseScale",
     "QuadraticLosses",
+    "ResidualLaw",
     "RiskCurve",
     "RiskTracker",
+    "StepGains",
     "SvrgGain",
     "TailAverage",
     "TailFit",
     "TailReport",
     "TailTest",
+    "UnsupportedOptimizerError",
     "Whiteness",
     "aggregation_test",
     "alpha_ecf",
@@ -162,6 +178,7 @@ __all__ = [
     "decay_rates",
     "decay_similarity",
     "default_features",
+    "edge_of_stability",
     "effective_rank",
     "eigenvalue_decay",
     "elliptical_stable",
@@ -169,10 +186,13 @@ __all__ = [
     "energy_spectrum",
     "fitted_fraction",
     "fourier_basis",
+    "gauss_newton",
+    "gauss_newton_from_gradients",
     "gradient_diversity",
     "gradient_snr",
     "gradient_spectrum",
     "gram_participation_ratio",
+    "half_width",
     "high_complexity_dominance",
     "hill",
     "independent_outputs",
@@ -182,6 +202,7 @@ __all__ = [
     "kernel_dimension",
     "kernel_target_alignment",
     "laplacian_basis",
+    "largest_eigenvalue",
     "local_model",
     "local_rate",
     "loss_tail",
@@ -190,6 +211,7 @@ __all__ = [
     "median_index",
     "median_position",
     "merge_levels",
+    "nested_mean_error",
     "neuron_report",
     "noise_scale",
     "noise_scale_from_sums",
@@ -201,9 +223,12 @@ __all__ = [
     "pool_block_shares",
     "pool_noise_scales",
     "quadratic_losses",
+    "residual_law",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
+    "step_gain",
+    "step_gains",
     "svrg_gain",
     "symmetric_stable",
     "tail_report",

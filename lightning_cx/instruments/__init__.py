@@ -36,6 +36,7 @@ from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.neurons import Neurons
 from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
+from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex
 from lightning_cx.instruments.variance_reduction import VarianceReduction
 
@@ -57,6 +58,7 @@ __all__ = [
     "Reading",
     "SpectralBias",
     "Spectrogram",
+    "StepSize",
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",

@@ -170,6 +170,25 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             _everywhere(tags.KERNEL_BLOCK_SHARE_LOW),
         ),
     },
+    "Is the step size at its limit": {
+        "ratio to the edge of stability with 95% interval (1: steps no longer settle)": (
+            "Margin",
+            [tags.EDGE, tags.EDGE_LOW, tags.EDGE_HIGH],
+        ),
+        "sharpness: largest curvature of the loss, with 95% interval": (
+            "Margin",
+            [tags.SHARPNESS, tags.SHARPNESS_LOW, tags.SHARPNESS_HIGH],
+        ),
+        "largest Gauss-Newton curvature with 95% interval": (
+            "Margin",
+            [tags.GAUSS_NEWTON, tags.GAUSS_NEWTON_LOW, tags.GAUSS_NEWTON_HIGH],
+        ),
+        "largest Gauss-Newton curvature of single batches with 95% interval": (
+            "Margin",
+            [tags.BATCH_GAUSS_NEWTON, tags.BATCH_GAUSS_NEWTON_LOW, tags.BATCH_GAUSS_NEWTON_HIGH],
+        ),
+        "the same ratio from the Gauss-Newton curvature": ("Multiline", [tags.GAUSS_NEWTON_EDGE]),
+    },
     "Would averages, batches or snapshots help against the noise": {
         "loss of the last weights less that of their average, with 95% interval (over 0: average them)": (
             "Margin",

@@ -74,6 +74,13 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
         (tags.TAIL_TRAJECTORY_XI, tags.TAIL_TRAJECTORY_XI_LOW, tags.TAIL_TRAJECTORY_XI_HIGH),
         (tags.STOPPING_RISK, tags.STOPPING_RISK_LOW, tags.STOPPING_RISK_HIGH),
         (tags.RECOVERY_RATE, tags.RECOVERY_RATE_LOW, tags.RECOVERY_RATE_HIGH),
+        (tags.SHARPNESS, tags.SHARPNESS_LOW, tags.SHARPNESS_HIGH),
+        (tags.EDGE, tags.EDGE_LOW, tags.EDGE_HIGH),
+        (tags.GAUSS_NEWTON, tags.GAUSS_NEWTON_LOW, tags.GAUSS_NEWTON_HIGH),
+        (tags.BATCH_GAUSS_NEWTON, tags.BATCH_GAUSS_NEWTON_LOW, tags.BATCH_GAUSS_NEWTON_HIGH),
+        (tags.AVERAGING_GAIN, tags.AVERAGING_GAIN_LOW, tags.AVERAGING_GAIN_HIGH),
+        (tags.BATCH_SPEEDUP, tags.BATCH_SPEEDUP_LOW, tags.BATCH_SPEEDUP_HIGH),
+        (tags.SVRG_RATIO, tags.SVRG_RATIO_LOW, tags.SVRG_RATIO_HIGH),
     }
     listed = [tag for chart in charts.values() for tag in chart.multiline.tag]
     assert len(listed) == len(set(listed))
@@ -145,6 +152,8 @@ def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path
         "Which neurons do work of their own",
         "Is the end in sight",
         "What the kernel prefers",
+        "Is the step size at its limit",
+        "Would averages, batches or snapshots help against the noise",
         "What it costs",
     ]
 
