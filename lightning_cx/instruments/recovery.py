@@ -13,11 +13,9 @@ from torch.optim import SGD, Optimizer
 from lightning_cx.functional import LocalModel, LossTail, local_model, loss_tail
 from lightning_cx.functional.recovery import RANK_TOLERANCE
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.gradients.errors import AmbiguousLayoutError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.loss_history import LossHistory
 from lightning_cx.instruments.recovery_card import CODES, card
-from lightning_cx.probe.jacobian import OutputJacobian
 from lightning_cx.probe.view import ModelView
 from lightning_cx.tensorboard import tags
 
@@ -121,13 +119,13 @@ class LocalRecovery(Instrument):
 
     def _local_model(self, view: ModelView) -> LocalModel:
         if self._outputs is None:  # no reading of the probe yet
-            self._outputs = _jacobian(view, min(3, view.examples)).outputs.shape[1]
+            self._outputs = view.jacobian(1).outputs.shape[1]
         wanted = min(self.examples or max(1, ROWS // max(1, self._outputs)), view.examples)
         count = sum(p.numel() for p in view.parameters().values())
         short = _not_all(min(wanted * self._outputs, count), count, wanted, view.training_examples)
         if short:  # however it turns out: spare the passes
             raise ValueError(short)
-        jacobian = _jacobian(view, wanted)
+        jacobian = view.jacobian(wanted)
         loss = view.loss(len(jacobian.outputs))
         # Rounding of a Jacobian in float32 leaves eigenvalues of 4e-9 of the largest at 200 rows where there are none.
         tolerance = max(RANK_TOLERANCE, *(torch.finfo(p.dtype).eps for p in view.parameters().values()))
@@ -145,15 +143,6 @@ class LocalRecovery(Instrument):
         self.reset()
         self._history.load_state_dict(state["history"])
         self._law = None if state["law"] is None else LossTail(**state["law"])
-
-
-def _jacobian(view: ModelView, examples: int) -> OutputJacobian:
-    try:
-        return view.jacobian(examples)
-    except AmbiguousLayoutError:  # as many rows as a layer is wide: one example fewer tells them apart
-        if examples == 1:
-            raise
-        return view.jacobian(examples - 1)
 
 
 def _not_all(rank: int, parameters: int, examples: int, training_examples: int | None) -> str:
