@@ -75,8 +75,16 @@ from lightning_cx.functional.kernel import (
 )
 from lightning_cx.functional.lanczos import LeadingEigenvalue, largest_eigenvalue
 from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
+from lightning_cx.functional.loss_tail import LossTail, loss_tail
+from lightning_cx.functional.matching import (
+    Alignment,
+    NeuronMatch,
+    permutation_sign_distance,
+    teacher_alignment,
+)
 from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
 from lightning_cx.functional.nested_means import half_width, nested_mean_error
+from lightning_cx.functional.neurons import NeuronReport, chance_of_duplicates, neuron_report
 from lightning_cx.functional.noise import (
     NoiseScale,
     gradient_diversity,
@@ -87,6 +95,7 @@ from lightning_cx.functional.noise import (
 )
 from lightning_cx.functional.profile import InterferenceProfile
 from lightning_cx.functional.rates import DecayRates, decay_rates
+from lightning_cx.functional.recovery import LocalModel, jacobian_rank, local_model, local_rate
 from lightning_cx.functional.residuals import median_position, octave_energies
 from lightning_cx.functional.spectral_bias import (
     energies_at_half,
@@ -119,6 +128,7 @@ from lightning_cx.functional.variance_reduction import BatchAdvice, SvrgGain, ba
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
+    "Alignment",
     "AveragingGain",
     "Basis",
     "BatchAdvice",
@@ -135,6 +145,10 @@ __all__ = [
     "InterferenceProfile",
     "KernelDimension",
     "LeadingEigenvalue",
+    "LocalModel",
+    "LossTail",
+    "NeuronMatch",
+    "NeuronReport",
     "NoiseScale",
     "QuadraticLosses",
     "ResidualLaw",
@@ -156,6 +170,7 @@ __all__ = [
     "batch_size_advice",
     "block_shares",
     "chance_alignment",
+    "chance_of_duplicates",
     "coordinate_tail",
     "cosine_basis",
     "cumulative_power",
@@ -182,23 +197,29 @@ __all__ = [
     "hill",
     "independent_outputs",
     "interference_profile",
+    "jacobian_rank",
     "kernel_basis",
     "kernel_dimension",
     "kernel_target_alignment",
     "laplacian_basis",
     "largest_eigenvalue",
+    "local_model",
+    "local_rate",
+    "loss_tail",
     "low_weights",
     "median_complexity",
     "median_index",
     "median_position",
     "merge_levels",
     "nested_mean_error",
+    "neuron_report",
     "noise_scale",
     "noise_scale_from_sums",
     "noise_scale_of_blocks",
     "octave_bands",
     "octave_energies",
     "participation_ratio",
+    "permutation_sign_distance",
     "pool_block_shares",
     "pool_noise_scales",
     "quadratic_losses",
@@ -211,6 +232,7 @@ __all__ = [
     "svrg_gain",
     "symmetric_stable",
     "tail_report",
+    "teacher_alignment",
     "whiteness",
     "without_drift",
     "xi_dedh",

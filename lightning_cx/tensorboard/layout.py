@@ -105,6 +105,43 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             [tags.STOPPING_WHITE_P],
         ),
     },
+    "Which neurons do work of their own": {
+        "shares of neurons: copies, dead, silent": (
+            "Multiline",
+            [tags.NEURONS_DUPLICATES, tags.NEURONS_DEAD, tags.NEURONS_SILENT],
+        ),
+        "features that are offered, as a share of what the layer could": (
+            "Multiline",
+            [tags.NEURONS_RANK, tags.NEURONS_EFFECTIVE_RANK],
+        ),
+        "alignment with the teacher's neurons, and that of random ones (1: recovered)": (
+            "Multiline",
+            [tags.NEURONS_ALIGNMENT, tags.NEURONS_ALIGNMENT_CHANCE],
+        ),
+        "distance from the teacher, relative (0: the same network)": ("Multiline", [tags.NEURONS_TEACHER_DISTANCE]),
+    },
+    "Is the end in sight": {
+        "fall of the loss per step with 95% interval": (
+            "Margin",
+            [tags.RECOVERY_RATE, tags.RECOVERY_RATE_LOW, tags.RECOVERY_RATE_HIGH],
+        ),
+        "fall per step, fitted and predicted from the Jacobian": (
+            "Multiline",
+            [tags.RECOVERY_RATE, tags.RECOVERY_PREDICTED_RATE],
+        ),
+        "law of the loss (-1 rising, 0 flat, 1 power, 2 exponential with floor, 3 exponential)": (
+            "Multiline",
+            [tags.RECOVERY_LAW],
+        ),
+        "share of the parameters that the examples determine (1: the minimum is isolated)": (
+            "Multiline",
+            [tags.RECOVERY_RANK_SHARE],
+        ),
+        "share of the loss that a linear step could take away (1: a zero is near, 0: none)": (
+            "Multiline",
+            [tags.RECOVERY_REMOVABLE],
+        ),
+    },
     "What the kernel prefers": {
         "decay exponent of its eigenvalues (a trend) and its spread": (
             "Multiline",
