@@ -159,8 +159,8 @@ def _not_all(rank: int, parameters: int, examples: int, training_examples: int |
 def _prediction(local: LocalModel, view: ModelView) -> tuple[float, str]:
     """The rate, or nan with the reason."""
     descent = _descent(view.optimizer, view.module)
-    if isinstance(descent, str):
-        return math.nan, descent
+    if isinstance(descent, str) or view.sums:
+        return math.nan, descent if isinstance(descent, str) else view.sums
     if not local.has_minimum:
         return math.nan, (
             f"no finite minimum is near: {local.removable:.0%} of the loss can still go, and it is no square of the "

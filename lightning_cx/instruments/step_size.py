@@ -204,6 +204,8 @@ class StepSize(Instrument):
 def _gains(view: ModelView) -> tuple[StepGains | None, str]:
     if view.optimizer is None:
         return None, "which optimizer trains the model is not known"
+    if view.sums:
+        return None, view.sums
     own = {name: p for name, p in view.module.named_parameters() if p.requires_grad}
     try:
         gains = step_gains(view.optimizer, own)

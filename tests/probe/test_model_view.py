@@ -284,3 +284,11 @@ def test_layers_as_wide_as_there_are_rows_and_transformers_have_a_jacobian(examp
     slopes = (torch.autograd.grad(output, list(module.parameters()), retain_graph=True) for output in outputs)
     rows = torch.stack([torch.cat([part.flatten() for part in slope]) for slope in slopes])
     torch.testing.assert_close(found.gram, rows @ rows.T)
+
+
+def test_a_view_says_where_the_training_loss_is_a_sum():
+    assert {name: bool(view_of(network(), loss).sums) for name, loss in LOSSES.items()} == {
+        "mean": False,
+        "sum": True,
+        "none": False,
+    }
