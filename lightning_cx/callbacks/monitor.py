@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_cx.callbacks.full_batches import FullBatches
 from lightning_cx.callbacks.panel import Panel
+from lightning_cx.callbacks.presets import Preset, preset
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
 from lightning_cx.callbacks.strategies import check_strategy
-from lightning_cx.instruments import GradientNoise, GradientSpectrum, Instrument, SpectralBias
+from lightning_cx.instruments import Instrument
 from lightning_cx.instruments.control import Control
 from lightning_cx.probe import ProbeSet
 
@@ -38,7 +39,8 @@ class ComplexityMonitor(Callback):
     has a series of its own: the first has the plain tags, the others `<tag>/optimizer_1` and so on.
 
     Args:
-        instruments: What to measure; None takes `GradientNoise`, `GradientSpectrum` and `SpectralBias`.
+        instruments: What to measure: a list of instruments, or the name of a set: `"default"` (`GradientNoise`,
+            `GradientSpectrum` and `SpectralBias`, also taken for None), `"noise"`, `"theory"` or `"all"`.
         every_n_steps: Measure at every n-th batch, whatever it costs; None measures as often as the budget allows.
         overhead_budget: Share of the wall time that the monitor may spend, between 0 and 1; measured and kept, and
             logged as `complexity/overhead`. Of no account with `every_n_steps`.
@@ -49,8 +51,8 @@ class ComplexityMonitor(Callback):
             instruments of your own choice, pass it to them.
 
     Raises:
-        ValueError: If `every_n_steps` or `overhead_budget` is out of range, or `control` is not known or given
-            together with `instruments`.
+        ValueError: If `every_n_steps` or `overhead_budget` is out of range, there is no set of that name, or `control`
+            is not known or given together with a list of instruments.
         TypeError: If `instruments` holds something else than instruments.
 
     Example:
@@ -63,7 +65,7 @@ class ComplexityMonitor(Callback):
 
     def __init__(
         self,
-        instruments: Sequence[Instrument] | None = None,
+        instruments: Preset | Sequence[Instrument] | None = None,
         every_n_steps: int | None = None,
         overhead_budget: float = 0.02,
         probe: ProbeSet | None = None,
@@ -71,9 +73,12 @@ class ComplexityMonitor(Callback):
         control: Control = None,
     ) -> None:
         super().__init__()
-        if instruments is not None and control is not None:
+        if instruments is None or isinstance(instruments, str):
+            chosen = preset("default" if instruments is None else instruments, control)
+        elif control is not None:
             raise ValueError(f"pass control={control!r} to the instruments themselves where you choose them.")
-        chosen = _default_instruments(control) if instruments is None else list(instruments)
+        else:
+            chosen = list(instruments)
         strangers = [type(i).__name__ for i in chosen if not isinstance(i, Instrument)]
         if strangers or not chosen:
             raise TypeError(f"instruments must be a list of Instrument objects, got {strangers or 'an empty list'}.")
@@ -221,11 +226,3 @@ class ComplexityMonitor(Callback):
             instrument.reset()
             name = type(instrument).__name__
             rank_zero_warn(f"lightning_cx: {name} starts afresh: the checkpoint's state of it does not fit ({error!r})")
-
-
-def _default_instruments(control: Control) -> list[Instrument]:
-    return [
-        GradientNoise(),
-        GradientSpectrum(control=control),
-        SpectralBias(control=control),
-    ]

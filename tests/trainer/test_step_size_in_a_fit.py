@@ -223,6 +223,16 @@ def test_an_optimizer_without_an_edge_is_refused_by_name_and_training_goes_on(ma
     assert curve.seen[-1][tags.SHARPNESS] > 0
 
 
+def test_a_sum_over_the_batch_has_its_sharpness_but_no_ratio(tmp_path: Path) -> None:
+    curve, data = Curve(), DataLoader(examples(), batch_sampler=[list(range(EXAMPLES))] * 6)
+    watch = monitor(StepSize(rows=0), every_n_steps=5, probe=ProbeSet(size=EXAMPLES))
+    module = Regression(lambda ps: torch.optim.SGD(ps, lr=1e-4), loss=lambda f, y: F.mse_loss(f, y, reduction="sum"))
+    with pytest.warns(UserWarning, match=r"step_size/edge.*: nan, the training loss is the sum over the examples"):
+        fit(module, [watch, curve], tmp_path, data=data, max_epochs=1, logger=False)
+    assert math.isnan(curve.seen[-1][tags.EDGE])
+    assert curve.seen[-1][tags.SHARPNESS] > 0
+
+
 def test_under_a_budget_it_is_measured_within_it(tmp_path: Path) -> None:
     watch = ComplexityMonitor(
         [StepSize(examples=64, iterations=3, rows=50)], overhead_budget=0.5, probe=ProbeSet(size=128), strict=True
