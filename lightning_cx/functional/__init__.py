@@ -40,6 +40,7 @@ Do the gradients of a network prefer simple functions, and could that be chance?
 from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
+from lightning_cx.functional.bound_index import bound_index, levy_dimension_constant, noise_level
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.features import default_features
@@ -89,6 +90,12 @@ from lightning_cx.functional.tail_index import (
     without_drift,
     xi_dedh,
 )
+from lightning_cx.functional.trajectory import (
+    DistanceFromStart,
+    distance_from_start,
+    positive_magnitude,
+    spanning_tree_length,
+)
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
@@ -98,6 +105,7 @@ __all__ = [
     "CumulativePower",
     "DecayRates",
     "Decision",
+    "DistanceFromStart",
     "EigenvalueDecay",
     "GradientSpectrum",
     "InterferenceProfile",
@@ -112,6 +120,7 @@ __all__ = [
     "alpha_ecf",
     "anderson_darling",
     "band_energies",
+    "bound_index",
     "coordinate_tail",
     "cosine_basis",
     "cumulative_power",
@@ -119,6 +128,7 @@ __all__ = [
     "decay_rates",
     "decay_similarity",
     "default_features",
+    "distance_from_start",
     "effective_rank",
     "eigenvalue_decay",
     "elliptical_stable",
@@ -137,11 +147,13 @@ __all__ = [
     "kernel_basis",
     "kernel_target_alignment",
     "laplacian_basis",
+    "levy_dimension_constant",
     "low_weights",
     "median_complexity",
     "median_index",
     "median_position",
     "merge_levels",
+    "noise_level",
     "noise_scale",
     "noise_scale_from_sums",
     "noise_scale_of_blocks",
@@ -149,6 +161,8 @@ __all__ = [
     "octave_energies",
     "participation_ratio",
     "pool_noise_scales",
+    "positive_magnitude",
+    "spanning_tree_length",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
