@@ -28,6 +28,7 @@ def probe_gradients(
     loss_of: LossOf,
     reduction: Reduction,
     per_layer: bool,
+    projections: int = 0,
 ) -> GradientSample:
     """Gram matrix of the per-example gradients of all chunks, in eval mode and without a trace.
 
@@ -41,6 +42,7 @@ def probe_gradients(
         loss_of: Loss of a batch: a scalar, or one loss for each example.
         reduction: How the loss adds up.
         per_layer: Keep the Gram matrices of the single parameters as well.
+        projections: Number of fixed random directions to project on.
 
     Returns:
         GradientSample on the host.
@@ -51,14 +53,17 @@ def probe_gradients(
     """
     starts = [sum(count for _, count in chunks[:i]) for i in range(len(chunks) + 1)]
     whole = torch.zeros(starts[-1], starts[-1], dtype=torch.float64)
+    onto = torch.zeros(starts[-1], projections, dtype=torch.float64) if projections else None
     layers: dict[str, LayerGradients] = {}
     status, notes = "", ()
     with isolated(module, guard=True), eagerly():
         for batch, members in _meetings(chunks):
             places = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in members])
-            sample = _gradients_of(module, place(batch), len(places), loss_of, reduction, per_layer)
+            sample = _gradients_of(module, place(batch), len(places), loss_of, reduction, per_layer, projections)
             status, notes = sample.status, sample.notes
             _put(whole, places, sample.gram)
+            if onto is not None and sample.projections is not None:
+                onto[places] = sample.projections.cpu()
             for name, layer in sample.layers.items():
                 if layer.gram is not None:
                     layers.setdefault(name, replace(layer, gram=torch.zeros_like(whole), squared_norms=None))
@@ -68,15 +73,21 @@ def probe_gradients(
         status=CONTRIBUTION if reduction.coupled else status,
         gram=whole,
         squared_norms=whole.diagonal(),
+        projections=onto,
         layers=layers,
         notes=notes,
     )
 
 
 def some_chunks(chunks: Sequence[tuple[Any, int]], examples: int) -> list[tuple[Any, int]]:
+    """The first chunks, as many as can meet two by two, and no more of the last than is needed for so many examples."""
+    return first_examples(chunks[:MAX_CHUNKS], examples)
+
+
+def first_examples(chunks: Sequence[tuple[Any, int]], examples: int) -> list[tuple[Any, int]]:
     """The first chunks, and no more of the last than is needed for so many examples."""
     chosen: list[tuple[Any, int]] = []
-    for batch, count in chunks[:MAX_CHUNKS]:
+    for batch, count in chunks:
         missing = examples - sum(held for _, held in chosen)
         if missing > 0:
             chosen.append((batch, count) if count <= missing else (take(batch, 0, missing, count), missing))
@@ -97,7 +108,13 @@ def _meetings(chunks: Sequence[tuple[Any, int]]) -> Iterator[tuple[Any, tuple[in
 
 
 def _gradients_of(
-    module: nn.Module, batch: Any, examples: int, loss_of: LossOf, reduction: Reduction, per_layer: bool
+    module: nn.Module,
+    batch: Any,
+    examples: int,
+    loss_of: LossOf,
+    reduction: Reduction,
+    per_layer: bool,
+    projections: int,
 ) -> GradientSample:
     with torch.enable_grad():
         loss = loss_of(batch)
@@ -105,7 +122,7 @@ def _gradients_of(
         loss = loss.mean() if per_example else loss.reshape(())
     parameters = dict(module.named_parameters())
     scale = 1.0 if per_example or reduction.mean else float(examples)
-    tap = GradientTap(parameters.items(), examples, per_layer=per_layer, loss_scale=scale)
+    tap = GradientTap(parameters.items(), examples, per_layer=per_layer, projections=projections, loss_scale=scale)
     return ride(tap, loss, parameters)
 
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lightning_cx.functional.features import as_matrix, default_features
 from lightning_cx.gradients import GradientSample
-from lightning_cx.probe.batches import alike, inputs_of, padded_cat, take, to_cpu
+from lightning_cx.probe.batches import alike, padded_cat, take, to_cpu
+from lightning_cx.probe.feature_rule import measurable, raw_features
 from lightning_cx.probe.gradients import passes_of, probe_gradients, some_chunks
 from lightning_cx.probe.isolation import isolated_rng, isolated_streams
 from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction, read_chunks
 from lightning_cx.probe.reading import ProbeReading
+from lightning_cx.probe.view import ModelView
 
 ALONE = 3  # examples that are also run alone, to learn how the loss adds up
 MIN_EXAMPLES = 128  # fewer leave the upper octaves too short to tell noise from target (THEORY section 5)
@@ -170,28 +172,14 @@ class ProbeSet:
         Raises:
             ValueError: If the batch shows no inputs, only one id each, or `features` returned another shape.
         """
-        return self._measurable(self._raw_features(batch, examples))
-
-    def _measurable(self, values: Tensor) -> Tensor:
-        """What the user chose is taken as it is; raw inputs are made comparable."""
-        return default_features(values) if self.features is None else as_matrix(values)
-
-    def _raw_features(self, batch: Any, examples: int) -> Tensor:
-        if self.features is None:
-            return inputs_of(batch, examples)
-        with isolated_rng(self.seed), torch.no_grad():
-            values = self.features(batch)
-        if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != examples:
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"features must return a tensor [{examples}, d], got {shape}")
-        return values.detach()
+        return measurable(self.features, raw_features(self.features, batch, examples, self.seed))
 
     def feature_matrix(self) -> Tensor:
         """Features of the probe, [n, d] float64, computed once."""
         if self._feature_matrix is None:
-            parts = [self._raw_features(batch, count) for batch, count in self._chunks]
+            parts = [raw_features(self.features, batch, count, self.seed) for batch, count in self._chunks]
             integers = not parts[0].is_floating_point()
-            self._feature_matrix = self._measurable(padded_cat(parts, -1 if integers else 0))
+            self._feature_matrix = measurable(self.features, padded_cat(parts, -1 if integers else 0))
         return self._feature_matrix
 
     def read(
@@ -219,10 +207,7 @@ class ProbeSet:
             return lambda: Chunk(place(held[0]), held[1])
 
         features = self.feature_matrix()
-        if self._reduction is None:
-            alone = [chunk((batch, 1))() for batch in self._alone]
-            self._reduction = find_reduction(module, chunk(self._chunks[self._company])(), alone, loss_of)
-        kind, own = self._reduction, self._chunks[share[0] :: share[1]]
+        kind, own = self._adds_up(module, loss_of, place), self._chunks[share[0] :: share[1]]
         # A forward pass may wait for other processes, so each makes as many: one that has run out passes the first.
         spare = [self._chunks[0]] * (-(-len(self._chunks) // share[1]) - len(own))
         passed = [read_chunks(module, list(map(chunk, some)), loss_of, kind) for some in (own, spare) if some]
@@ -231,6 +216,26 @@ class ProbeSet:
         where = f"output of {source}" + ", at one draw of its random numbers" * kind.drawn
         shown = outputs[:rows], residuals[:rows], features
         return ProbeReading(*shown, kind.coupled, where, mixed=kind.mixed, loss=loss, drawn=kind.drawn)
+
+    def _adds_up(self, module: nn.Module, loss_of: LossOf, place: Callable[[Any], Any]) -> Reduction:
+        if self._reduction is None:
+            alone = [Chunk(place(batch), 1) for batch in self._alone]
+            batch, count = self._chunks[self._company]
+            self._reduction = find_reduction(module, Chunk(place(batch), count), alone, loss_of)
+        return self._reduction
+
+    def view(
+        self,
+        module: nn.Module,
+        replay: LossOf | None = None,
+        place: Callable[[Any], Any] = lambda b: b,
+        optimizer: Optimizer | None = None,
+        training_examples: int | None = None,
+    ) -> ModelView:
+        """The model as it is now, for passes over these examples other than `read`; other arguments as there."""
+        loss_of = self._loss_of(module, replay)
+        how = place, loss_of, self._adds_up(module, loss_of, place)
+        return ModelView(module, self._chunks, *how, optimizer, training_examples)
 
     def positions(self, share: tuple[int, int]) -> Tensor:
         """Rows of the whole probe that one process of several passes, [rows]."""
