@@ -33,6 +33,7 @@ from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.tail_index import TailIndex
+from lightning_cx.instruments.trajectory_geometry import TrajectoryGeometry
 
 __all__ = [
     "BandDecay",
@@ -51,4 +52,5 @@ __all__ = [
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",
+    "TrajectoryGeometry",
 ]
