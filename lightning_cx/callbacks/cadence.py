@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
@@ -12,15 +13,32 @@ from lightning_cx.callbacks._trainer import Trainer, planned_batches, total_batc
 from lightning_cx.callbacks.collectives import numbers_of_all
 from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
 
-GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds of work that share the budget
+GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds of work that share the budget, beside
+PARAMETERS = "the average of the parameters"  # and the passes of single instruments, which go by the instrument's name
 
 WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
 STEP_TIMES = 16  # recent plain steps whose median is the step time
 GRADIENT_STEPS = 2.0  # first guess: a sampled step takes so many plain steps longer (.2 to 3.9 were measured),
 GRADIENT_SECONDS = 0.05  # and this on top: calibration and first use of kernels took a small convnet 15 to 75 ms
 ASK_AGAIN = 0.25  # seconds for which a "not yet" of the budget is taken for granted: to ask takes 100 microseconds
+PARAMETER_SECONDS = 0.001  # first guess: a copy of some millions of numbers
 PICTURE_SECONDS = 0.3  # first guess for both pictures; .25 was measured, fonts included
 PICTURE_PAUSE = 30.0  # seconds between pictures; the last come at the end of the run
+
+
+@dataclass(frozen=True)
+class PassesOf:
+    """Passes that one instrument makes by itself.
+
+    Attributes:
+        name: Of the instrument.
+        every_n_steps: A period of its own; None follows the schedule.
+        seconds: Guess of the seconds that they take, from those of a step.
+    """
+
+    name: str
+    every_n_steps: int | None
+    seconds: Callable[[float], float]
 
 
 class Cadence:
@@ -31,6 +49,7 @@ class Cadence:
         ledger: What was spent so far.
         wanted: Whether anybody wants a kind of work.
         probe_seconds: Guess of the seconds that a look at the probe takes, from those of a step.
+        passes: Kinds of work that are passes of single instruments.
     """
 
     def __init__(
@@ -39,13 +58,15 @@ class Cadence:
         ledger: Ledger,
         wanted: Callable[[str], bool],
         probe_seconds: Callable[[float], float],
+        passes: Sequence[PassesOf] = (),
     ) -> None:
         self._schedule = schedule
         self._ledger = ledger
         self._wanted = wanted
         self._probe_seconds = probe_seconds
         self._pictures_drawn = perf_counter()
-        self._ask_again = {GRADIENTS: -math.inf, PROBE: -math.inf, PICTURES: -math.inf}
+        self._passes = {work.name: work for work in passes}
+        self._ask_again = dict.fromkeys((GRADIENTS, PROBE, PARAMETERS, PICTURES, *self._passes), -math.inf)
         self._batches = 0
         self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
 
@@ -73,8 +94,9 @@ class Cadence:
 
     def due(self, work: str, trainer: Trainer) -> bool:
         """Whether a kind of work is to be done now."""
-        if isinstance(self._schedule, EveryNSteps):
-            at_period = self._schedule.due(work, total_batches(trainer), {}, 0.0, self._ledger)
+        period = self._period(work)
+        if period is not None:
+            at_period = total_batches(trainer) % period == 0
             if work == PICTURES:  # nobody looks at every sample
                 at_period = perf_counter() - self._pictures_drawn > PICTURE_PAUSE
             return at_period and self._wanted(work)
@@ -86,6 +108,11 @@ class Cadence:
             self._ask_again[work] = now + ASK_AGAIN
         return due
 
+    def _period(self, work: str) -> int | None:
+        """Batches between two times, where they are fixed."""
+        own = self._passes[work].every_n_steps if work in self._passes else None
+        return self._schedule.n if own is None and isinstance(self._schedule, EveryNSteps) else own
+
     def _affordable(self, work: str, trainer: Trainer) -> bool:
         if work == PICTURES and perf_counter() - self._pictures_drawn < PICTURE_PAUSE:
             return False
@@ -93,9 +120,12 @@ class Cadence:
         guesses: Mapping[str, float] = {
             GRADIENTS: GRADIENT_SECONDS + GRADIENT_STEPS * step,
             PROBE: self._probe_seconds(step),
+            PARAMETERS: PARAMETER_SECONDS,
             PICTURES: PICTURE_SECONDS,
+            **{name: work.seconds(step) for name, work in self._passes.items()},
         }
-        estimates = {name: guess for name, guess in guesses.items() if self._wanted(name)}
+        free = (name for name in guesses if self._period(name) is None)
+        estimates = {name: guesses[name] for name in free if self._wanted(name)}
         # The first batches are slow; what is left is counted in plain steps, and loading comes in as it passes.
         planned = self._ledger.elapsed + step * max(0.0, planned_batches(trainer) - self._batches)
         return self._schedule.due(work, total_batches(trainer), estimates, planned, self._ledger)
@@ -113,18 +143,18 @@ class SharedCadence(Cadence):
 
     def begin_batch(self, trainer: Trainer) -> None:
         self._planned = frozenset()
-        if isinstance(self._schedule, EveryNSteps):
-            if total_batches(trainer) % self._schedule.n:
-                return
-        elif self._batches < self._next_ask:
+        works = [work for work in self._ask_again if work != PICTURES]
+        periods = {self._period(work) for work in works} - {None}
+        at_period = any(total_batches(trainer) % period == 0 for period in periods if period is not None)
+        if not at_period and (isinstance(self._schedule, EveryNSteps) or self._batches < self._next_ask):
             return
         pause = max(1.0, WARM_UP_BATCHES + STEP_TIMES - self._batches)
         if self.step_seconds is not None and len(self._step_times) == STEP_TIMES:
             pause = max(1.0, ASK_AGAIN / max(self.step_seconds, 1e-6))
-        own = (pause, super().due(GRADIENTS, trainer), super().due(PROBE, trainer))
+        own = (pause, *(super(SharedCadence, self).due(work, trainer) for work in works))
         decided = numbers_of_all(trainer, own)[0].tolist()
         self._next_ask = self._batches + int(decided[0])
-        self._planned = frozenset(work for work, due in zip((GRADIENTS, PROBE), decided[1:], strict=True) if due)
+        self._planned = frozenset(work for work, due in zip(works, decided[1:], strict=True) if due)
 
     def due(self, work: str, trainer: Trainer) -> bool:
         return super().due(work, trainer) if work == PICTURES else work in self._planned
@@ -136,6 +166,7 @@ def cadence_for(
     ledger: Ledger,
     wanted: Callable[[str], bool],
     probe_seconds: Callable[[float], float],
+    passes: Sequence[PassesOf] = (),
 ) -> Cadence:
     """The cadence of a fit, by one process or by several."""
-    return (SharedCadence if trainer.world_size > 1 else Cadence)(schedule, ledger, wanted, probe_seconds)
+    return (SharedCadence if trainer.world_size > 1 else Cadence)(schedule, ledger, wanted, probe_seconds, passes)

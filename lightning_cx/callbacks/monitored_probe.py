@@ -15,6 +15,7 @@ from lightning_cx.callbacks.probe_reader import ProbeReader
 from lightning_cx.callbacks.processes import together
 from lightning_cx.instruments import Needs
 from lightning_cx.probe import ProbeReading, ProbeSet
+from lightning_cx.probe.view import ModelView
 
 
 class MonitoredProbe:
@@ -71,6 +72,18 @@ class MonitoredProbe:
             together(trainer, self.reader.prepare)
             self.one_off_seconds = perf_counter() - start
             return self.reader.read(trainer, module)
+        return None
+
+    def view(self, trainer: Trainer, module: LightningModule) -> ModelView | None:
+        """The model as it is now, for passes over the probe; None where examples are still missing, or it failed."""
+        self.one_off_seconds = 0.0
+        if any_process(trainer, self.reader.streaming):
+            return None
+        start = perf_counter()
+        with self._failures.guard(PROBE, last=False), self._refusing():
+            together(trainer, self.reader.prepare)
+            self.one_off_seconds = perf_counter() - start
+            return together(trainer, lambda: self.reader.view(trainer, module))
         return None
 
     @contextmanager

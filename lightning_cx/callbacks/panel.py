@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.instruments import Instrument, Needs, Observation, Reading
 from lightning_cx.tensorboard.tags import Series
 
 FIRST = Series()
-KINDS = ("scalars", "histograms", "pictures", "refusals", "texts")  # of what a reading holds by tag
+Concerned: TypeAlias = Callable[[Needs, str], bool]
+KINDS = ("scalars", "histograms", "pictures", "refusals", "texts", "warnings")  # of what a reading holds by tag
 
 
 class Panel:
@@ -39,20 +40,20 @@ class Panel:
         return [i.needs for i in self.instruments if not failures.off(type(i).__name__)]
 
     def measure(
-        self, observation: Observation, concerned: Callable[[Needs], bool], failures: Failures, series: Series = FIRST
+        self, observation: Observation, concerned: Concerned, failures: Failures, series: Series = FIRST
     ) -> list[Reading]:
         """Readings of the instruments whose needs are concerned; one that fails is told and left out.
 
         Args:
             observation: What to show.
-            concerned: Which instruments to show it.
+            concerned: Which instruments to show it, by what they need and their names.
             failures: Where failures are told.
             series: Which backward the observation is of.
         """
         readings: list[Reading] = []
         for instrument in self._of(series):
             name = type(instrument).__name__
-            if concerned(instrument.needs) and not failures.off(name):
+            if concerned(instrument.needs, name) and not failures.off(name):
                 with failures.guard(name):
                     readings.append(_named(instrument.measure(observation), series))
         return readings

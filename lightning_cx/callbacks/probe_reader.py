@@ -27,9 +27,11 @@ from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
 from lightning_cx.probe import ProbeReading, ProbeSet
 from lightning_cx.probe.passes import LossOf
+from lightning_cx.probe.view import ModelView
 
 BASIS_SECONDS = 5e-10  # times n^3: what a graph basis of 512 examples took on two cores (46 ms), and some
 GRADIENT_SHARE = 2.0  # the same for per-example gradients: a backward, and the Gram matrix on top
+PASS_EXAMPLES = 256  # what an instrument calls a pass
 PASS_SHARE = 0.7  # of a training step for as many examples: forward, and the backward of the head alone
 
 
@@ -95,6 +97,17 @@ class ProbeReader:
         first = 0.0 if self.read_count else BASIS_SECONDS * n**3 + batches * self._chunk_seconds
         gradients = GRADIENT_SHARE * self._gradient_passes(n, size) / max(1, size)
         return first + (PASS_SHARE * batches + gradients) * step_seconds
+
+    def pass_seconds(self, passes: float, step_seconds: float) -> float:
+        """Guess the seconds of so many passes of 256 examples from those of a training step."""
+        size = self._data[2] if self._data is not None else self.probe.chunk_size
+        return passes * PASS_EXAMPLES / max(1, size) * step_seconds
+
+    def view(self, trainer: Trainer, module: LightningModule) -> ModelView:
+        """The model as it is now, for passes over the probe."""
+        examples = None if self._data is None else len(self._data[0])
+        optimizer = trainer.optimizers[0] if trainer.optimizers else None
+        return self.probe.view(module, *self._ways(trainer, module), optimizer, examples)
 
     def _gradient_passes(self, examples: int, chunk_size: int) -> int:
         if not self._gradient_examples:

@@ -43,6 +43,8 @@ class Publisher:
             for why in sorted(set(reading.refusals.values())):
                 names = [tag for tag, reason in reading.refusals.items() if reason == why]
                 self.failures.tell(f"{', '.join(names)}: nan, {why}", re.sub(r"\d+", "#", f"{names} {why}"))
+            for tag, message in reading.warnings.items():
+                self.failures.tell(message, f"warning of {tag}")
         self._step = step
         self._untold.update(scalars)
         announce(trainer, scalars)

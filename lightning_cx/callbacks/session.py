@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -12,20 +13,20 @@ from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, batch_size_of, has_tensorboard, log_step
 from lightning_cx.callbacks.backwards import Backwards
-from lightning_cx.callbacks.batch_features import BatchFeatures
+from lightning_cx.callbacks.batch_part import features_and_targets
 from lightning_cx.callbacks.cadence import GRADIENTS, PICTURES, PROBE, Cadence, cadence_for
-from lightning_cx.callbacks.collectives import numbers_of_all
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.full_batches import FullBatches
 from lightning_cx.callbacks.monitored_probe import MonitoredProbe
-from lightning_cx.callbacks.panel import FIRST, Panel
+from lightning_cx.callbacks.own_passes import OwnPasses
+from lightning_cx.callbacks.panel import FIRST, Concerned, Panel
 from lightning_cx.callbacks.parameter_follower import ParameterFollower
 from lightning_cx.callbacks.processes import together
 from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
 from lightning_cx.callbacks.shared import Shared
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import Needs, Observation, Reading
+from lightning_cx.instruments import Observation, Reading
 from lightning_cx.probe import ProbeSet
 from lightning_cx.tensorboard import tags
 from lightning_cx.tensorboard.tags import Series
@@ -49,21 +50,21 @@ class Session:
     def __init__(self, panel: Panel, probe: ProbeSet, schedule: Schedule, strict: bool) -> None:
         self.panel = panel
         self.schedule = schedule
-        self.ledger = Ledger()
-        self.failures = Failures(strict)
+        self.ledger, self.failures = Ledger(), Failures(strict)
         needs = panel.needs
         self.backwards = Backwards(self.failures, needs)
-        self.features = BatchFeatures(probe, needs, self.failures)
+        self.features, self.targets = features_and_targets(probe, needs, self.failures)
         self.follower = ParameterFollower(needs)
         self.probe = MonitoredProbe(probe, needs, self.failures)
+        self.own = OwnPasses(panel, self.probe, self.failures)
         self.publisher = Publisher(self.failures)
         self.shared: Shared | None = None
         self.sampling = False
-        self._cadence = Cadence(schedule, self.ledger, self._wanted, self.probe.reader.estimate)
+        self._rhythm = schedule, self.ledger, self._wanted, self.probe.reader.estimate, self.own.works
+        self._cadence = Cadence(*self._rhythm)
         self._readings: list[Reading] = []
-        self._examples = 0
+        self._examples = self._step = 0
         self._board = False
-        self._step = 0
         self.full_batches = FullBatches()
         self._last_step: int | None = None
         self._step_started = 0.0
@@ -76,13 +77,14 @@ class Session:
             ValueError: Under `strict`, if the training data cannot make a probe.
         """
         self.ledger.start()
-        self._cadence = cadence_for(trainer, self.schedule, self.ledger, self._wanted, self.probe.reader.estimate)
+        self._cadence = cadence_for(trainer, *self._rhythm)
         self.shared = Shared(self.failures) if trainer.world_size > 1 else None
         self._board = has_tensorboard(trainer)
         self.backwards.start(trainer)
         self.follower.start(trainer.lightning_module, self.failures)
+        self.own.start(trainer)
         with self.ledger.timed():
-            if self._wanted(PROBE):
+            if self._uses_probe:
                 self.probe.start(trainer)
 
     def begin_step(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -90,7 +92,7 @@ class Session:
         self._step_started = perf_counter()
         self.sampling = False
         self.backwards.drop()
-        if self._wanted(PROBE):
+        if self._uses_probe:
             self.probe.keep(trainer, batch)
         self._cadence.begin_batch(trainer)
         due = self.full_batches.owed or self._cadence.due(GRADIENTS, trainer)
@@ -113,13 +115,10 @@ class Session:
         """Whether the batch is as large as those before, in every process by what it is used to."""
         self._examples = together(trainer, lambda: batch_size_of(trainer, batch))
         full = self.full_batches.take(self._examples)
-        if self.shared is None:
-            return full
-        short, calibrates = numbers_of_all(trainer, [not full, self.backwards.calibrates(self._examples)]).any(0)
-        if bool(calibrates):  # user code may wait for the other processes: all run it, or none
-            self.backwards.forget_calibration()
-        self.full_batches.owed = bool(short)
-        return not bool(short)
+        if self.shared is not None:
+            full = self.shared.all_full(trainer, full, self.backwards, self._examples)
+            self.full_batches.owed = not full
+        return full
 
     def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         """Before a backward of a sampled step."""
@@ -149,12 +148,13 @@ class Session:
         if sampled:
             self._settle(trainer, module, batch, ended - self._step_started)
         probe_is_due = self._cadence.due(PROBE, trainer)
-        if self._readings or probe_is_due:
+        works = self.own.due(trainer, lambda work: self._cadence.due(work, trainer))
+        if self._readings or probe_is_due or works:
             with self.ledger.timed(), self._alone():
-                self._read_and_publish(trainer, module, probe_is_due)
+                self._read_and_publish(trainer, module, probe_is_due, works)
         else:
             self._step_cost += perf_counter() - ended
-        if self.shared is not None and (sampled or probe_is_due):
+        if self.shared is not None and (sampled or probe_is_due or works):
             with self._timed():
                 self.shared.tell_all(trainer, self.publisher)
         self.ledger.other += self._step_cost
@@ -164,7 +164,7 @@ class Session:
         with self._timed(), self.failures.guard(TRAJECTORY):
             made = self.follower.end(trainer, module)
             if made is not None:
-                self._measure(trainer, Observation(self._step, trajectory=made), lambda needs: needs.trajectory)
+                self._measure(trainer, Observation(self._step, trajectory=made), lambda needs, _: needs.trajectory)
 
     def _settle(self, trainer: Trainer, module: LightningModule, batch: Any, seconds: float) -> None:
         """Measure a sampled step that took so many seconds and book what it cost."""
@@ -183,9 +183,13 @@ class Session:
         self.backwards.drop()
         self.sampling = False
 
-    def _read_and_publish(self, trainer: Trainer, module: LightningModule, probe_is_due: bool) -> None:
+    def _read_and_publish(
+        self, trainer: Trainer, module: LightningModule, probe_is_due: bool, works: Sequence[str]
+    ) -> None:
         if probe_is_due:
             self._read_probe(trainer, module)
+        for work in works:
+            self._show(trainer, module, work)
         if self._readings:
             self._publish(trainer)
             if self._cadence.due(PICTURES, trainer):
@@ -194,7 +198,7 @@ class Session:
     def end_epoch(self, trainer: Trainer) -> None:
         """After an epoch: a stream that is over has shown all its examples, and no step is open."""
         self.backwards.drop()
-        self.probe.close(trainer, self._wanted(PROBE))
+        self.probe.close(trainer, self._uses_probe)
 
     def end(self, trainer: Trainer) -> None:
         """At the end of the fit: draw the last pictures if they can be afforded, and say what all of it cost."""
@@ -219,7 +223,7 @@ class Session:
         """Kinds of work that were wanted and never done, because the run was too short for the budget."""
         if isinstance(self.schedule, EveryNSteps):
             return []
-        works = [GRADIENTS] if self.probe.reader.streaming else [GRADIENTS, PROBE]
+        works = [GRADIENTS] if self.probe.reader.streaming else [GRADIENTS, PROBE, *(w.name for w in self.own.works)]
         return [work for work in works if self._wanted(work) and work not in self.ledger.accounts]
 
     def _wanted(self, work: str) -> bool:
@@ -227,10 +231,16 @@ class Session:
             return False
         if work == PICTURES:
             return self._board and self.publisher.has_pictures
+        if work not in (GRADIENTS, PROBE):
+            return self.own.wanted(work)
         live = self.panel.live(self.failures)
         if work == GRADIENTS:
             return any((needs.gradients and not self.backwards.off) or needs.trajectory for needs in live)
         return not self.probe.refused and any(needs.probe for needs in live)
+
+    @property
+    def _uses_probe(self) -> bool:
+        return any(map(self._wanted, (PROBE, *(work.name for work in self.own.works))))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -255,27 +265,36 @@ class Session:
             self.sampling = True
 
     def _measure_gradients(self, trainer: Trainer, batch: Any, series: Series, sample: GradientSample) -> None:
-        features = self.features.read(batch, self._examples) if trainer.is_global_zero else None
-        observation = Observation(self._step, gradients=sample, features=features)
-        self._measure(trainer, observation, lambda needs: needs.gradients, series)
+        if not trainer.is_global_zero:
+            return
+        features, targets = (part.read(batch, self._examples) for part in (self.features, self.targets))
+        observation = Observation(self._step, gradients=sample, features=features, targets=targets)
+        self._measure(trainer, observation, lambda needs, _: needs.gradients, series)
 
     def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:
         start = perf_counter()
         reading = self.probe.read(trainer, module)
         one_off, measuring = self.probe.one_off_seconds, perf_counter()
         if reading is not None:
-            self._measure(trainer, Observation(self._step, probe=reading), lambda needs: needs.probe)
+            self._measure(trainer, Observation(self._step, probe=reading), lambda needs, _: needs.probe)
             if self.probe.reader.read_count == 1:
                 one_off += perf_counter() - measuring  # the first reading builds the basis
         if not self.probe.reader.streaming:
             self.ledger.book(PROBE, perf_counter() - start, one_off)
 
+    def _show(self, trainer: Trainer, module: LightningModule, work: str) -> None:
+        start = perf_counter()
+        self.probe.one_off_seconds = 0.0
+        observation = self.own.observe(trainer, module, work, self._step)
+        if observation is not None:
+            self._measure(trainer, observation, partial(self.own.concerns, work))
+            self.ledger.book(work, perf_counter() - start, self.probe.one_off_seconds)
+
     def _measure(
-        self,
-        trainer: Trainer,
-        observation: Observation,
-        concerned: Callable[[Needs], bool],
-        series: Series = FIRST,
+        self, trainer: Trainer, observation: Observation, concerned: Concerned, series: Series = FIRST
     ) -> None:
         if trainer.is_global_zero:
             self._readings += self.panel.measure(observation, concerned, self.failures, series)
+        elif observation.trajectory is None:
+            # Instruments that make passes have to know in all processes what they know in the first.
+            self.panel.measure(observation, lambda n, name: n.passes > 0 and concerned(n, name), self.failures)

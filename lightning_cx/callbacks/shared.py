@@ -43,6 +43,13 @@ class Shared:
         except Exception as error:
             self._held_back = self._held_back or error
 
+    def all_full(self, trainer: Trainer, full: bool, backwards: Backwards, examples: int) -> bool:
+        """Whether the batch is whole in every process; every one has to call, before a sampled step."""
+        short, calibrates = numbers_of_all(trainer, [not full, backwards.calibrates(examples)]).any(0)
+        if bool(calibrates):  # user code may wait for the other processes: all run it, or none
+            backwards.forget_calibration()
+        return not bool(short)
+
     def merge(self, trainer: Trainer, module: LightningModule, backwards: Backwards, found: Found) -> Found:
         """What all processes saw in a step; every process has to call, once for each sampled step.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
 from lightning_cx.probe.reading import ProbeReading
+from lightning_cx.probe.view import ModelView
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Needs:
         projections: Number of fixed random directions on which the batch's per-example gradients are projected.
         coordinates: About how many fixed entries of the batch's per-example gradients are needed.
         trajectory: A sketch of the parameters after an optimizer step, and how the step changed it.
+        targets: Targets of the batch, beside its gradients.
+        passes: About how many times 256 probe examples go forward and backward in passes of the instrument's own; more
+            than 0 asks for a view of the model. Each such instrument has a share of the overhead budget of its own.
+        every_n_steps: A fixed period of these passes, whatever the schedule of all else; None follows the schedule.
+        parameters: The parameters after optimizer steps, as many of them as the budget allows.
     """
 
     gram: bool = False
@@ -38,6 +44,10 @@ class Needs:
     projections: int = 0
     coordinates: int = 0
     trajectory: bool = False
+    targets: bool = False
+    passes: float = 0.0
+    every_n_steps: int | None = None
+    parameters: bool = False
 
     @property
     def gradients(self) -> bool:
@@ -68,6 +78,9 @@ class Observation:
         features: Features of the same examples, [N, d], or None.
         probe: A pass over the fixed probe, or None if none is due at this step.
         trajectory: What the optimizer step of this observation did, or None if nothing needs it.
+        targets: Targets of the same batch, [N, C] float64, classes one-hot; None where they cannot be told.
+        model: The model after the step, for passes over the probe; good until the measurement ends.
+        parameters: Trainable parameters after an optimizer step, live and detached: clone what is to be kept.
     """
 
     step: int
@@ -75,6 +88,9 @@ class Observation:
     features: Tensor | None = None
     probe: ProbeReading | None = None
     trajectory: ParameterStep | None = None
+    targets: Tensor | None = None
+    model: ModelView | None = None
+    parameters: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +237,7 @@ class Reading:
         pictures: Data of pictures for each tag; drawn only when somebody looks.
         refusals: For each tag that is nan because it could not be measured, the reason in words.
         texts: Markdown for each tag, shown where a logger has room for words; written again only where it changes.
+        warnings: For each tag, what the user should know at once, in words; told once.
     """
 
     scalars: Mapping[str, float] = field(default_factory=dict)
@@ -228,6 +245,7 @@ class Reading:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
     refusals: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Instrument(ABC):

@@ -141,7 +141,8 @@ class TailIndex(Instrument):
             if name not in self._pools:
                 self._pools[name] = self._empty_pool()
             self._pools[name].window = min(window, LAYER_WINDOW) if name else window
-            self._pools[name].update(projections.cpu(), None if norms is None else norms.cpu())
+            some = projections[:, :PROJECTIONS].cpu()  # another instrument may have asked for more
+            self._pools[name].update(some, None if norms is None else norms.cpu())
         self._pools[""].batch_size = self.batch_size or (_examples(sample) if sample.blocks else None)
         self._held = self._pools[""].held
         self._new += _examples(sample)
