@@ -23,8 +23,17 @@ FADED = 1e-9
 
 MEMORIES = 3
 """Steps that are compared lie so many times 1 / (1 - momentum) apart: closer ones share their gradients, and a jump
-that lasts over many steps looks like a scale that drifts, no heavy tail. 1.4-stable noise under momentum .9 had an xi of
-.3, .0 and -.2 on neighbouring steps (three seeds)."""
+that lasts over many steps looks like a scale that drifts, no heavy tail. 1.4-stable noise under momentum .9 had an xi
+of .3, .0 and -.2 on neighbouring steps (three seeds)."""
+
+TAILS = 9
+"""Tail indices of the interval that are tried: the bound index may be lowest between its ends."""
+
+READINGS_PER_WINDOW = 8
+"""Steps that are nearly the same give nearly the same index, and a reading takes some 70 ms."""
+
+ROUNDING = 1e-6
+"""Noise that is a smaller share of a step than this is rounding."""
 
 HEAVIEST = 1.0
 """Tail index below which the mean of a step does not exist, nor the theorem."""
@@ -60,7 +69,7 @@ class SgdSettings:
     @property
     def memory(self) -> int:
         """Steps after which a gradient has all but left the momentum buffer; 1 without momentum."""
-        return math.ceil(MEMORIES / (1 - self.momentum)) if self.momentum else 1
+        return math.ceil(MEMORIES / (1 - self.momentum) - FADED) if self.momentum else 1
 
     @property
     def effective_rate(self) -> float:
@@ -102,7 +111,7 @@ class NoisyDescent:
         self._why = "no optimizer was seen: it comes with Observation.model, which a monitor shows as its budget allows"
         self._parameters = self._examples = 0
         self._count, self._rates, self._energy, self._variance = 0, 0.0, 0.0, 0.0
-        self._largest_batch = 0
+        self._largest_batch = self._new = 0
 
     def see_model(self, optimizer: Optimizer | None, parameters: int, examples: int | None) -> None:
         """Take in how the model is trained at present, on how many examples."""
@@ -134,9 +143,10 @@ class NoisyDescent:
             return
         if bool((increment != 0).any()):  # one that changed nothing was none
             self._steps.append((step, increment / self._settings.rate))
+            self._new += 1
 
-    def index(self, steps: int) -> tuple[float, float, float] | str:
-        """Return the index with its lowest and highest value under the errors of tail and gradient, or why not.
+    def index(self, steps: int) -> tuple[float, float, float] | str | None:
+        """Return the index with its lowest and highest value, or why there is none; None before an eighth is new.
 
         The tail index of the noise is 1 / xi of the steps where xi is certainly above 1/2, and 2, the normal law's,
         where it is not. The ends take xi and the mean squared gradient to the ends of their 95% intervals.
@@ -147,19 +157,25 @@ class NoisyDescent:
         why = self._why or self._too_little()
         if why:
             return why
+        if self._new * READINGS_PER_WINDOW < len(self._steps):
+            return None
+        self._new = 0
         increments = torch.stack([increment for _, increment in self._steps])
         xi, _ = tail_of_steps(increments)
         if xi.reason:
             return xi.reason
-        low, middle, high = float(xi.low), float(xi.index), float(xi.high)
-        heavy = [_stable_index(value) for value in (low, middle if low > 0.5 else 0.0, high)]
+        middle = float(xi.index) if float(xi.low) > 0.5 else 0.0
+        interval = torch.linspace(float(xi.low), float(xi.high), TAILS, dtype=torch.float64).tolist()
+        alphas = [_stable_index(value) for value in (middle, *interval)]
+        sigmas = [self._sigma(alpha, increments) for alpha in alphas]
         error = Z * math.sqrt(self._variance)
-        energies = [max(self._energy - error, 0.0), self._energy, self._energy + error]
-        found = [[self._of(alpha, energy, increments, steps) for energy in energies] for alpha in heavy]
-        every = [value for of_alpha in found for value in of_alpha]
-        if not all(math.isfinite(value) for value in every):
+        energies = torch.tensor([[self._energy], [max(self._energy - error, 0.0)], [self._energy + error]])
+        rate, squared = self._rates / self._count, energies / self._rates
+        found = bound_index(alphas, sigmas, steps, rate, squared, self._examples, self._parameters, self.radius)
+        noiseless = min(sigmas) <= ROUNDING * float(increments.abs().median()) / math.sqrt(self._parameters)
+        if noiseless or not bool(found.isfinite().all()):
             return "the steps show no noise"
-        return found[1][1], min(every), max(every)
+        return float(found[0, 0]), float(found.min()), float(found.max())
 
     def _too_little(self) -> str:
         if self._largest_batch >= self._examples:
@@ -172,29 +188,27 @@ class NoisyDescent:
             return "no gradients were read, or batches hold fewer than 3 examples"
         return "" if self._energy > 0 else "the gradient of the whole cannot be told from zero in these batches"
 
-    def _of(self, alpha: float, energy: float, increments: Tensor, steps: int) -> float:
-        """Index for one tail index and one sum of rate times squared gradient."""
+    def _sigma(self, alpha: float, increments: Tensor) -> float:
+        """Scale of the noise, if alpha is its tail index."""
         assert self._settings is not None
-        lags = torch.tensor([step for step, _ in self._steps]).diff()
-        spread = _spread_of_differences(self._settings.response, int(lags.median()), alpha)
+        lag = int(torch.tensor([step for step, _ in self._steps]).diff().median())
+        spread = _spread_of_differences(self._settings.response, lag, alpha)
         scale = float(noise_level(increments.diff(dim=0), alpha, self._parameters)) / spread
-        rate = self._rates / self._count
-        sigma = rate ** (1 - 1 / alpha) * scale  # eta times noise of scale c is eta^(1/alpha) sigma
-        squared = energy / self._rates
-        value = bound_index(alpha, sigma, steps, rate, squared, self._examples, self._parameters, self.radius)
-        return float(value)
+        # One step adds eta times noise of this scale, the Euler scheme eta^(1/alpha) sigma.
+        return (self._rates / self._count) ** (1 - 1 / alpha) * scale
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         settings = None if self._settings is None else asdict(self._settings)
         sums = (self._count, self._rates, self._energy, self._variance, self._largest_batch)
         model = (settings, self._why, self._parameters, self._examples)
-        return {"steps": list(self._steps), "sums": sums, "model": model}
+        return {"steps": list(self._steps), "new": self._new, "sums": sums, "model": model}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
         self.reset()
         self._steps.extend(state["steps"])
+        self._new = state["new"]
         self._count, self._rates, self._energy, self._variance, self._largest_batch = state["sums"]
         settings, self._why, self._parameters, self._examples = state["model"]
         self._settings = None if settings is None else SgdSettings(**settings)

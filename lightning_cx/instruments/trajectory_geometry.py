@@ -160,7 +160,9 @@ def _loss(loss: float) -> Reading:
     return _refuse((tags.TRAJECTORY_LOSS,), "the loss of the probe's examples is not known or not finite")
 
 
-def _read_index(found: tuple[float, float, float] | str) -> Reading:
+def _read_index(found: tuple[float, float, float] | str | None) -> Reading:
+    if found is None:
+        return Reading()
     return _refuse(INDEX, found) if isinstance(found, str) else Reading(dict(zip(INDEX, found, strict=True)))
 
 

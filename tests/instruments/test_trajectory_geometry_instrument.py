@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,6 @@ from lightning_cx.functional import (
     distance_from_start,
     positive_magnitude,
     spanning_tree_length,
-    symmetric_stable,
 )
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import Observation, ParameterStep, Reading, TrajectoryGeometry
@@ -173,14 +171,14 @@ def test_a_warm_up_can_be_left_out() -> None:
 class Descent:
     """SGD on a constant slope with isotropic stable noise of known scale, seen through 64 random directions."""
 
-    def __init__(self, alpha: float = 2.0, seed: int = 0, scale: float = 0.2, **sgd: Any) -> None:
+    def __init__(self, alpha: float = 2.0, seed: int = 0, scale: float = 0.2, examples: int = N, **sgd: Any) -> None:
         draw = np.random.default_rng(seed)
         self.alpha, self.scale, self.draw = alpha, scale, draw
+        self.examples = examples
         self.directions = torch.from_numpy(draw.normal(size=(D, SKETCH)))
         self.weight = torch.nn.Parameter(torch.zeros(D, dtype=torch.float64))
         self.optimizer = torch.optim.SGD([self.weight], lr=0.05, **sgd)
         self.slope = torch.full((D,), 0.03, dtype=torch.float64)
-        self.generator = torch.Generator().manual_seed(seed)
 
     def noise(self) -> Tensor:
         normal = torch.from_numpy(self.draw.normal(size=D)) * 2**0.5
@@ -198,13 +196,14 @@ class Descent:
     def shown(self, instrument: TrajectoryGeometry, steps: int, every: int = 1, batch: int = 16) -> Reading:
         """The last reading of the index."""
         last = Reading()
-        instrument.measure(Observation(0, model=view(self.optimizer)))
+        instrument.measure(Observation(0, model=view(self.optimizer, self.examples)))
         for step in range(steps):
             before = self.weight.detach() @ self.directions
             self.weight.grad = self.slope + self.noise()
             self.optimizer.step()
             if step % every == 0:
-                instrument.measure(Observation(step, gradients=self.gradients(batch)))
+                if step % 10 == 0:
+                    instrument.measure(Observation(step, gradients=self.gradients(batch)))
                 made = moved(self.weight.detach() @ self.directions, before)
                 reading = instrument.measure(Observation(step, trajectory=made))
                 last = reading if INDEX[0] in reading.scalars else last
@@ -218,19 +217,23 @@ class Descent:
     last_step = 0
 
 
+def memory_of(sgd: dict[str, Any]) -> int:
+    return SgdSettings(0.05, sgd.get("momentum", 0.0)).memory
+
+
 @pytest.mark.parametrize(
     ("sgd", "rate"),
     [
         ({}, 0.05),
-        ({"momentum": 0.9}, 0.5),
-        ({"momentum": 0.9, "nesterov": True}, 0.5),
-        ({"momentum": 0.8, "dampening": 0.5}, 0.125),
+        ({"momentum": 0.8}, 0.25),
+        ({"momentum": 0.5, "nesterov": True}, 0.1),
+        ({"momentum": 0.5, "dampening": 0.5}, 0.05),
     ],
     ids=str,
 )
 def test_the_index_of_a_known_descent_is_found_with_any_momentum(sgd: dict[str, Any], rate: float) -> None:
     instrument, descent = TrajectoryGeometry(scale=1.0), Descent(**sgd)
-    steps = 5000 if sgd else 700
+    steps = 130 * memory_of(sgd)
     found = descent.shown(instrument, steps)
     truth = descent.truth(descent.last_step + 1, rate)
     value, low, high = (found.scalars[tag] for tag in INDEX)
@@ -239,24 +242,25 @@ def test_the_index_of_a_known_descent_is_found_with_any_momentum(sgd: dict[str, 
     assert not found.refusals
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_heavy_noise_is_read_as_heavy_where_it_is_certain_and_lies_within_the_ends(seed: int) -> None:
     descent = Descent(alpha=1.3, seed=seed)
-    found = descent.shown(TrajectoryGeometry(scale=1.0), 1500)
+    found = descent.shown(TrajectoryGeometry(scale=1.0), 900)
     value, low, high = (found.scalars[tag] for tag in INDEX)
     truth = descent.truth(descent.last_step + 1)
-    assert low * 0.97 <= truth <= high * 1.03
+    assert low * 0.98 <= truth <= high * 1.02  # the sketch has an error of its own
     assert low <= value <= high
 
 
-def test_the_radius_counts_where_the_noise_is_heavy_and_only_there() -> None:
-    values = {}
-    for alpha, seed in ((1.1, 2), (2.0, 0)):
-        for radius in (1.0, 16.0):
-            found = Descent(alpha=alpha, seed=seed).shown(TrajectoryGeometry(scale=1.0, radius=radius), 1500)
-            values[alpha, radius] = found.scalars[INDEX[0]]
-    assert values[2.0, 16.0] == values[2.0, 1.0]
-    assert values[1.1, 16.0] < 0.6 * values[1.1, 1.0]
+def test_the_radius_counts_where_the_noise_is_heavy() -> None:
+    instrument, values = TrajectoryGeometry(scale=1.0), []
+    Descent(alpha=1.1, seed=2).shown(instrument, 900)
+    for radius in (1.0, 16.0):
+        instrument._descent.radius, instrument._descent._new = radius, 900
+        found = instrument._descent.index(900)
+        assert isinstance(found, tuple)
+        values.append(found[0])
+    assert values[1] < 0.6 * values[0]
 
 
 def why_not(instrument: TrajectoryGeometry, **options: Any) -> str:
@@ -269,15 +273,12 @@ def why_not(instrument: TrajectoryGeometry, **options: Any) -> str:
 class TestRefusals:
     def test_optimizers_other_than_sgd_by_name(self) -> None:
         for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.LBFGS):
-            descent = Descent()
-            found = TrajectoryGeometry(scale=1.0)
-            descent.shown(found, 200)
-            found.measure(Observation(200, model=view(kind([descent.weight]))))
-            last = show_path(found, walk(400))
-            refusals = {reading.refusals.get(INDEX[0]) for reading in last} - {None}
-            assert refusals == {
+            instrument = TrajectoryGeometry(scale=1.0)
+            instrument.measure(Observation(0, model=view(kind([torch.nn.Parameter(torch.zeros(D))]))))
+            last = show_path(instrument, walk(64))[-1]
+            assert last.refusals[INDEX[0]] == (
                 "it is defined for SGD, whose step is the learning rate times the gradient, not for " + kind.__name__
-            }
+            )
 
     def test_several_learning_rates(self) -> None:
         parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))]
@@ -305,18 +306,18 @@ class TestRefusals:
         assert "sampled steps that lie 30 steps apart, as momentum asks for, are too few" in why
 
     def test_whole_batches(self) -> None:
-        why = why_not(TrajectoryGeometry(scale=1.0), steps=66, batch=N)
+        why = why_not(TrajectoryGeometry(scale=1.0), steps=66, batch=64, descent={"examples": 64})
         assert why == "a batch of the whole training set has no noise"
 
-    def test_gradients_that_vanish_in_their_noise(self) -> None:
-        descent = Descent()
-        descent.slope = torch.zeros(D, dtype=torch.float64)
-        instrument = TrajectoryGeometry(scale=1.0)
-        found = descent.shown(instrument, 300)
-        energy = instrument._descent._energy
-        refused = "the gradient of the whole cannot be told from zero in these batches"
-        assert (found.refusals.get(INDEX[0]) == refused) == (energy <= 0)
-        assert found.scalars[INDEX[1]] == 0 or energy <= 0
+    def test_gradients_that_vanish_in_their_noise(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def without_mean(descent: Descent, count: int) -> GradientSample:
+            rows = torch.from_numpy(descent.draw.normal(size=(count, D)))
+            rows = rows - rows.mean(0)
+            return GradientSample(batch_size=count, gram=rows @ rows.T)
+
+        monkeypatch.setattr(Descent, "gradients", without_mean)
+        why = why_not(TrajectoryGeometry(scale=1.0))
+        assert why == "the gradient of the whole cannot be told from zero in these batches"
 
     def test_steps_without_noise(self) -> None:
         assert why_not(TrajectoryGeometry(scale=1.0), descent={"scale": 0.0}) == "the steps show no noise"
@@ -347,7 +348,7 @@ def test_the_response_to_one_gradient_is_that_of_torch(settings: SgdSettings, we
     for gradient in (0.0, 1.0, 0.0, 0.0):  # the first one fills torch's buffer undampened
         weight.grad = torch.tensor([gradient], dtype=torch.float64)
         sgd.step()
-        path.append(float(weight))
+        path.append(weight.item())
     steps = (-np.diff(path)[1:] / 0.1).tolist()
     padded = [*found.tolist(), 0.0, 0.0, 0.0][:3]
     assert steps == pytest.approx(padded, abs=1e-8)
@@ -365,11 +366,13 @@ def test_a_resumed_instrument_goes_on_where_it_was() -> None:
         before = second.weight.detach() @ second.directions
         second.weight.grad = second.slope + second.noise()
         second.optimizer.step()
-        resumed.measure(Observation(step, gradients=second.gradients()))
+        if step % 10 == 0:
+            resumed.measure(Observation(step, gradients=second.gradients()))
         made = moved(second.weight.detach() @ second.directions, before)
         reading = resumed.measure(Observation(step, trajectory=made))
         last = reading if INDEX[0] in reading.scalars else last
     assert last.scalars == pytest.approx(expected.scalars, nan_ok=True)
+    assert math.isfinite(last.scalars[INDEX[0]])
 
 
 def test_another_model_starts_afresh() -> None:
@@ -396,10 +399,11 @@ def test_wrong_arguments_are_named() -> None:
         TrajectoryGeometry(first_step=-5)
 
 
-def test_stable_noise_of_the_descent_has_the_scale_it_is_said_to_have() -> None:
-    """The yardstick itself, against the package's other generator of stable noise."""
-    own = torch.stack([Descent(alpha=1.3, seed=seed).noise()[0] for seed in range(3000)]) / 0.2
-    other = symmetric_stable(1.3, (100_000,), torch.Generator().manual_seed(0))
-    for share in (0.6, 0.75, 0.9):
-        assert float(own.quantile(share)) == pytest.approx(float(other.quantile(share)), rel=0.12)
-    assert replace(Reading(), scalars={}).scalars == {}
+def test_stable_noise_of_the_descent_is_what_it_is_said_to_be() -> None:
+    """The yardstick itself: its characteristic function is exp(-(scale |u|)^alpha)."""
+    for alpha in (1.1, 1.3, 2.0):
+        descent = Descent(alpha=alpha)
+        noise = torch.stack([descent.noise()[:2] for _ in range(20_000)]) / descent.scale
+        for u in ((0.5, 0.0), (0.6, -0.8), (1.2, 0.9)):
+            found = float((noise @ torch.tensor(u, dtype=torch.float64)).cos().mean())
+            assert found == pytest.approx(math.exp(-(math.hypot(*u) ** alpha)), abs=0.02)
