@@ -79,4 +79,4 @@ class OwnPasses:
     @staticmethod
     def concerns(work: str, needs: Needs, name: str) -> bool:
         """Whether an instrument is to be shown a kind of work."""
-        return needs.parameters if work == PARAMETERS else name == work
+        return needs.parameters if work == PARAMETERS else name == work and needs.passes > 0

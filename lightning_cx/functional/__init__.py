@@ -37,12 +37,20 @@ Do the gradients of a network prefer simple functions, and could that be chance?
 ('holds', True, True, True)
 """
 
-from lightning_cx.functional.alignment import CumulativePower, cumulative_power, kernel_target_alignment
+from lightning_cx.functional.alignment import (
+    ChanceAlignment,
+    CumulativePower,
+    chance_alignment,
+    cumulative_power,
+    kernel_target_alignment,
+)
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
+from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_block_shares
 from lightning_cx.functional.bound_index import bound_index, levy_dimension_constant, noise_level
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
+from lightning_cx.functional.dimension import KernelDimension, kernel_dimension
 from lightning_cx.functional.features import default_features
 from lightning_cx.functional.interference import interference_profile
 from lightning_cx.functional.kernel import (
@@ -100,6 +108,8 @@ from lightning_cx.functional.whiteness import Whiteness, independent_outputs, wh
 
 __all__ = [
     "Basis",
+    "BlockShares",
+    "ChanceAlignment",
     "Coherence",
     "CoordinateTail",
     "CumulativePower",
@@ -109,6 +119,7 @@ __all__ = [
     "EigenvalueDecay",
     "GradientSpectrum",
     "InterferenceProfile",
+    "KernelDimension",
     "NoiseScale",
     "RiskCurve",
     "RiskTracker",
@@ -120,7 +131,9 @@ __all__ = [
     "alpha_ecf",
     "anderson_darling",
     "band_energies",
+    "block_shares",
     "bound_index",
+    "chance_alignment",
     "coordinate_tail",
     "cosine_basis",
     "cumulative_power",
@@ -145,6 +158,7 @@ __all__ = [
     "independent_outputs",
     "interference_profile",
     "kernel_basis",
+    "kernel_dimension",
     "kernel_target_alignment",
     "laplacian_basis",
     "levy_dimension_constant",
@@ -160,6 +174,7 @@ __all__ = [
     "octave_bands",
     "octave_energies",
     "participation_ratio",
+    "pool_block_shares",
     "pool_noise_scales",
     "positive_magnitude",
     "spanning_tree_length",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional.decay import theil_sen
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.principal import principal_modes
+from lightning_cx.functional.principal import principal_eigenvalues
 
 FIRST_RANK = 3
 """The largest two eigenvalues are left out: the constant and the scale of the inputs, no part of a power law."""
@@ -158,7 +158,7 @@ def eigenvalue_decay(gram: Tensor) -> EigenvalueDecay:
 
 
 def _principal_eigenvalues(gram: Tensor) -> Tensor:
-    return principal_modes(gram, gram.shape[0], center=False)[0]
+    return principal_eigenvalues(gram, gram.shape[0], center=False)
 
 
 def _rank_exponent(eigenvalues: Tensor) -> Tensor:

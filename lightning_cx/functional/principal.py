@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_cx.functional.basis import Basis
 from lightning_cx.functional.levels import sum_by_level
-from lightning_cx.functional.linalg import eigh
+from lightning_cx.functional.linalg import eigh, eigvalsh
 
 MIN_EIGENVALUE = 1e-8
 """Eigenvalues below this share of the largest are rounding of a float32 backward (THEORY 3)."""
@@ -86,15 +86,37 @@ def principal_modes(gram: Tensor, n_examples: int, center: bool = True) -> tuple
         Descending eigenvalues ``[r]`` and modes ``[n * C, r]``, float64; r = 0 where nothing is left or an entry is
         not finite.
     """
+    matrix, rounding = _prepared(gram, n_examples, center)
+    if matrix is None:
+        return gram.new_zeros(0, dtype=torch.float64), gram.new_zeros((gram.shape[0], 0), dtype=torch.float64)
+    eigenvalues, modes = eigh(matrix)
+    kept = _are_more_than_rounding(eigenvalues, rounding)
+    return eigenvalues[kept].flip(0), modes[:, kept].flip(1)
+
+
+def principal_eigenvalues(gram: Tensor, n_examples: int, center: bool = True) -> Tensor:
+    """Descending eigenvalues of `principal_modes` ``[r]``, float64, where nobody asks for the modes."""
+    matrix, rounding = _prepared(gram, n_examples, center)
+    if matrix is None:
+        return gram.new_zeros(0, dtype=torch.float64)
+    eigenvalues = eigvalsh(matrix)
+    return eigenvalues[_are_more_than_rounding(eigenvalues, rounding)].flip(0)
+
+
+def _prepared(gram: Tensor, n_examples: int, center: bool) -> tuple[Tensor | None, Tensor]:
+    """The symmetric float64 matrix, centred if wished, and what counts as rounding in it; None if it has no modes."""
     size = gram.shape[0]
     resolution = torch.finfo(gram.dtype).eps if gram.is_floating_point() else torch.finfo(torch.float64).eps
     gram = gram.double()
     matrix = centred(centred(gram, n_examples).T, n_examples) if center and size else gram
     if size == 0 or not bool(matrix.isfinite().all()):  # eigh raises on these
-        return gram.new_zeros(0), gram.new_zeros(size, 0)
-    eigenvalues, modes = eigh((matrix + matrix.T) / 2)
-    # Eigenvalues of rounding, in the dtype the Gram matrix came in, are no modes; where all gradients are alike
-    # nothing else is left, and only the size of what was centred tells.
-    rounding = size * resolution * gram.abs().max()
-    kept = eigenvalues > torch.maximum(MIN_EIGENVALUE * eigenvalues[-1], rounding)
-    return eigenvalues[kept].flip(0), modes[:, kept].flip(1)
+        return None, gram.new_zeros(())
+    return (matrix + matrix.T) / 2, size * resolution * gram.abs().max()
+
+
+def _are_more_than_rounding(eigenvalues: Tensor, rounding: Tensor) -> Tensor:
+    """Eigenvalues of rounding, in the dtype the Gram matrix came in, are no modes.
+
+    Where all gradients are alike nothing else is left, and only the size of what was centred tells.
+    """
+    return eigenvalues > torch.maximum(MIN_EIGENVALUE * eigenvalues[-1], rounding)

@@ -31,6 +31,7 @@ from lightning_cx.instruments.base import (
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
+from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.tail_index import TailIndex
 from lightning_cx.instruments.trajectory_geometry import TrajectoryGeometry
@@ -41,6 +42,7 @@ __all__ = [
     "GradientSpectrum",
     "Instrument",
     "Interference",
+    "Kernel",
     "ModeScatter",
     "Needs",
     "Observation",

@@ -15,7 +15,14 @@ _PER_BAND = {
     "decay rate by band (per step)": tags.decay_rate,
     "half-life by band (steps)": tags.half_life,
 }
+_PER_BLOCK = {tags.KERNEL_BLOCK_SHARE, tags.KERNEL_BLOCK_SHARE_LOW}  # followed by the name of a block
 MAX_BANDS = 64  # octaves: more levels than atoms
+
+
+def _everywhere(*of_batch: str) -> list[str]:
+    """Tags of the batch, and the same on the probe."""
+    return [*of_batch, *map(tags.on_probe, of_batch)]
+
 
 # Category -> chart -> its kind and tags; a margin chart takes a value with its lower and upper end.
 _CHARTS: dict[str, dict[str, Chart]] = {
@@ -98,6 +105,34 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             [tags.STOPPING_WHITE_P],
         ),
     },
+    "What the kernel prefers": {
+        "decay exponent of its eigenvalues (a trend) and its spread": (
+            "Multiline",
+            _everywhere(tags.KERNEL_DECAY, tags.KERNEL_DECAY_SPREAD),
+        ),
+        "directions that the examples pull in, and how sure": (
+            "Multiline",
+            _everywhere(
+                tags.KERNEL_PARTICIPATION_RATIO,
+                tags.KERNEL_PARTICIPATION_RATIO_ERROR,
+                tags.KERNEL_EFFECTIVE_RANK,
+                tags.KERNEL_EFFECTIVE_RANK_ERROR,
+            ),
+        ),
+        "alignment with the target (below the chance line: none; on a batch random labels align too)": (
+            "Multiline",
+            _everywhere(tags.KERNEL_ALIGNMENT, tags.KERNEL_ALIGNMENT_CHANCE_HIGH),
+        ),
+        "how early the kernel's modes hold the target (.5: by chance)": (
+            "Multiline",
+            _everywhere(tags.KERNEL_POWER_AREA, tags.KERNEL_POWER_AREA_CHANCE_HIGH),
+        ),
+        "share of the descent by block": ("Multiline", _everywhere(tags.KERNEL_BLOCK_SHARE)),
+        "what each block surely gives of it (0: nothing is certain)": (
+            "Multiline",
+            _everywhere(tags.KERNEL_BLOCK_SHARE_LOW),
+        ),
+    },
     "How far the parameters have come": {
         "training loss (compare runs at the same one only)": ("Multiline", [tags.TRAJECTORY_LOSS]),
         "distance from the start": ("Multiline", [tags.TRAJECTORY_DISTANCE]),
@@ -135,6 +170,9 @@ def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
     """
     logged = set(there)
     charts = {category: dict(of_category) for category, of_category in _CHARTS.items()}
+    for title, (kind, wanted) in charts["What the kernel prefers"].items():
+        blocks = [tag for tag in sorted(logged) if tag.startswith(_of_blocks(wanted)) and "/optimizer_" not in tag]
+        charts["What the kernel prefers"][title] = (kind, [*wanted, *blocks])
     for title, tag_of in _PER_BAND.items():
         bands = [tag_of(number) for number in range(MAX_BANDS)]
         charts["What is being learned"][title] = ("Multiline", bands)
@@ -153,3 +191,8 @@ def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
             if kept and (kind != "Margin" or len(kept) == len(wanted)):
                 layout.setdefault(category, {})[title] = [kind, kept]
     return layout
+
+
+def _of_blocks(wanted: list[str]) -> tuple[str, ...]:
+    """Beginnings of the tags of single blocks that belong into a chart."""
+    return tuple(f"{tag}/" for tag in wanted if tag in _everywhere(*_PER_BLOCK))

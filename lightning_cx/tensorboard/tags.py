@@ -62,6 +62,20 @@ STOPPING_DOMINANCE = "stopping/high_dominance"
 STOPPING_WHITE_P = "stopping/white_p"
 STOPPING_CURVE = "stopping/curve"
 
+KERNEL_DECAY = "kernel/decay"
+KERNEL_DECAY_SPREAD = "kernel/decay_spread"
+KERNEL_PARTICIPATION_RATIO = "kernel/participation_ratio"
+KERNEL_PARTICIPATION_RATIO_ERROR = "kernel/participation_ratio_error"
+KERNEL_EFFECTIVE_RANK = "kernel/effective_rank"
+KERNEL_EFFECTIVE_RANK_ERROR = "kernel/effective_rank_error"
+KERNEL_ALIGNMENT = "kernel/alignment"
+KERNEL_ALIGNMENT_CHANCE_HIGH = "kernel/alignment_chance_high"
+KERNEL_POWER_AREA = "kernel/power_area"
+KERNEL_POWER_AREA_CHANCE_HIGH = "kernel/power_area_chance_high"
+KERNEL_BLOCK_SHARE = "kernel/block_share"
+KERNEL_BLOCK_SHARE_LOW = "kernel/block_share_low"
+KERNEL_SPECTRUM = "kernel/spectrum"
+
 TRAJECTORY_LOSS = "trajectory/training_loss"
 TRAJECTORY_DISTANCE = "trajectory/distance_from_start"
 TRAJECTORY_GROWTH = "trajectory/distance_growth"
@@ -97,6 +111,11 @@ def half_life(number: int) -> str:
 def of_layer(tag: str, layer: str) -> str:
     """Tag of the same quantity for one layer alone."""
     return f"{tag}/{layer}"
+
+
+def on_probe(tag: str) -> str:
+    """Tag of the same quantity of the kernel, measured on the probe."""
+    return tag.replace("/", "/probe_", 1)
 
 
 def shuffled(tag: str) -> str:

@@ -78,6 +78,7 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
     assert len(listed) == len(set(listed))
     drawn = {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM, tags.PROBE_GRADIENT_SPECTRUM, tags.BAND_DECAY}
     pictures = {*drawn, tags.EXAMPLE_NORMS, tags.TAIL_QUANTILES, tags.TAIL_SURVIVAL, tags.STOPPING_CURVE}
+    pictures |= {tags.KERNEL_SPECTRUM}
     assert set(listed).union(*margins) == set(ALL_TAGS) - pictures
 
 
@@ -118,6 +119,16 @@ def test_curves_of_a_second_optimizer_stand_beside_those_of_the_first() -> None:
     assert other[1] == [second.of(tag) for tag in interval]
 
 
+def test_blocks_stand_in_one_chart_however_many_there_are() -> None:
+    share, low = tags.KERNEL_BLOCK_SHARE, tags.KERNEL_BLOCK_SHARE_LOW
+    shares = [f"{share}/{block}" for block in ("blocks.0", "blocks.1", "rest")]
+    on_probe = tags.on_probe(shares[0])
+    charts = custom_scalars_layout([*shares, f"{low}/rest", on_probe])["What the kernel prefers"]
+    assert list(charts.values()) == [["Multiline", [*shares, on_probe]], ["Multiline", [f"{low}/rest"]]]
+    charts = custom_scalars_layout([shares[0], f"{shares[0]}/optimizer_1"])["What the kernel prefers"]
+    assert list(charts.values()) == [["Multiline", [shares[0], f"{shares[0]}/optimizer_1"]]]
+
+
 def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path) -> None:
     with serve(run) as get:
         assert tags.NOISE_SCALE in get("data/plugin/scalars/tags")["run"]
@@ -129,6 +140,7 @@ def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path
         "How the examples agree",
         "Is the noise heavy-tailed",
         "When to stop",
+        "What the kernel prefers",
         "What it costs",
     ]
 
