@@ -35,9 +35,9 @@ SHAPE: tuple[str, ...] = (tags.TRAJECTORY_TREE, tags.TRAJECTORY_MAGNITUDE, *GROW
 class TrajectoryGeometry(Instrument):
     """Distance from the start, length and magnitude of the path of the parameters, beside the training loss.
 
-    All distances are read off 64 fixed projections of all parameters: exact up to a factor that is within 9% of 1 where
-    a change is spread over many directions, and within 25% where it is of rank one in a single matrix. The tree and
-    the magnitude are of 64 points, evenly spread over the steps from the start to now, so they begin with the 64th
+    All distances are read off 64 fixed projections of all parameters, and right up to a factor: its standard deviation
+    over directions is 9% for a change spread over many weights, and 28% for one of rank one in a single matrix. The tree
+    and the magnitude are of 64 points, evenly spread over the steps from the start to now, so they begin with the 64th
     sampled step. Fix `every_n_steps` where runs are to be compared, and compare them at the same training loss:
     `lightning_cx.compare_runs`.
 

@@ -195,7 +195,8 @@ def _compared(name: str, level: float, fall: Fall, tag: str, curve: Curve | None
 def _cell(row: ComparedValue) -> str:
     if math.isnan(row.value):
         return "-"
-    return f"{row.value:.4g} ({row.low:.4g} to {row.high:.4g})"
+    value, low, high = (f"{number:.4g}" for number in (row.value, row.low, row.high))
+    return value if low == high == value else f"{value} ({low} to {high})"
 
 
 def _short(runs: Sequence[str]) -> list[str]:

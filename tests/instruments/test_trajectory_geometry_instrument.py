@@ -17,7 +17,7 @@ from lightning_cx.functional import (
     positive_magnitude,
     spanning_tree_length,
 )
-from lightning_cx.gradients import GradientSample
+from lightning_cx.gradients import GradientSample, ParameterSketch
 from lightning_cx.instruments import Observation, ParameterStep, Reading, TrajectoryGeometry
 from lightning_cx.instruments.noisy_descent import SgdSettings
 from lightning_cx.instruments.path_memory import POINTS, PathMemory
@@ -63,6 +63,18 @@ def test_the_numbers_are_those_of_the_functions_on_the_sketched_path() -> None:
     assert [last[tag] for tag in GROWTH] == pytest.approx(
         [float(growth.exponent), float(growth.low), float(growth.high)]
     )
+
+
+@pytest.mark.parametrize(("rank_one", "expected"), [(False, 0.09), (True, 0.28)])
+def test_a_sketched_distance_is_as_exact_as_the_documentation_says(rank_one: bool, expected: float) -> None:
+    draw, factors = np.random.default_rng(0), []
+    for seed in range(80):
+        change = draw.normal(size=(256, 256))
+        change = np.outer(change[0], change[1]) if rank_one else change
+        sketch = ParameterSketch(SKETCH, seed=seed)([("weight", torch.nn.Parameter(torch.from_numpy(change)))])
+        factors.append(float(sketch.norm()) / SKETCH**0.5 / float(np.linalg.norm(change)))
+    assert np.mean(factors) == pytest.approx(1, abs=0.08)
+    assert np.std(factors) == pytest.approx(expected, rel=0.35)
 
 
 def test_a_straight_line_is_as_long_as_it_has_come_at_every_length_of_the_run() -> None:
