@@ -15,6 +15,7 @@ Instruments know nothing of a Trainer. In any loop:
     ['gradient/example_norm_p05', 'gradient/example_norm_p50', 'gradient/example_norm_p95']
 """
 
+from lightning_cx.instruments.averaging import Averaging
 from lightning_cx.instruments.base import (
     BandDecay,
     Instrument,
@@ -32,27 +33,36 @@ from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
+from lightning_cx.instruments.neurons import Neurons
+from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
+from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex
 from lightning_cx.instruments.trajectory_geometry import TrajectoryGeometry
+from lightning_cx.instruments.variance_reduction import VarianceReduction
 
 __all__ = [
+    "Averaging",
     "BandDecay",
     "GradientNoise",
     "GradientSpectrum",
     "Instrument",
     "Interference",
     "Kernel",
+    "LocalRecovery",
     "ModeScatter",
     "Needs",
+    "Neurons",
     "Observation",
     "ParameterStep",
     "QuantilePlot",
     "Reading",
     "SpectralBias",
     "Spectrogram",
+    "StepSize",
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",
     "TrajectoryGeometry",
+    "VarianceReduction",
 ]

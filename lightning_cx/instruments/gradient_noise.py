@@ -52,7 +52,7 @@ class GradientNoise(Instrument):
         sample = observation.gradients
         if sample is None or sample.gram is None:
             return Reading()
-        noise, norms = noise_and_norms(sample)
+        noise, norms = whole_batch(sample)
         if not bool(norms.isfinite().all() & sample.gram.isfinite().all()):
             why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
             return Reading(dict.fromkeys(TAGS, torch.nan), refusals=dict.fromkeys(TAGS, why))
@@ -88,7 +88,7 @@ class GradientNoise(Instrument):
         self._recent.extend(NoiseScale(**scale) for scale in state["recent"])
 
 
-def noise_and_norms(sample: GradientSample) -> tuple[NoiseScale, Tensor]:
+def whole_batch(sample: GradientSample) -> tuple[NoiseScale, Tensor]:
     """Noise scale and norms [N] of a batch, of all processes where several share it."""
     assert sample.gram is not None
     if not sample.blocks:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional import distance_from_start, positive_magnitude, spanning_tree_length
 from lightning_cx.instruments.base import Instrument, Needs, Observation, ParameterStep, Reading
-from lightning_cx.instruments.gradient_noise import noise_and_norms
+from lightning_cx.instruments.gradient_noise import whole_batch
 from lightning_cx.instruments.noisy_descent import NoisyDescent
 from lightning_cx.instruments.path_memory import POINTS, PathMemory
 from lightning_cx.tensorboard import tags
@@ -35,9 +35,9 @@ SHAPE: tuple[str, ...] = (tags.TRAJECTORY_TREE, tags.TRAJECTORY_MAGNITUDE, *GROW
 class TrajectoryGeometry(Instrument):
     """Distance from the start, length and magnitude of the path of the parameters, beside the training loss.
 
-    All distances are read off 64 fixed projections of all parameters, and right up to a factor: its standard deviation
-    over directions is 9% for a change spread over many weights, and 28% for one of rank one in a single matrix. The tree
-    and the magnitude are of 64 points, evenly spread over the steps from the start to now, so they begin with the 64th
+    All distances are read off 64 fixed projections of all parameters, and right up to a factor. Its standard deviation
+    over directions is 9% for a change spread over many weights, and 28% for one of rank one in a single matrix. The
+    tree and the magnitude are of 64 points, evenly spread over the steps from the start to now, so they begin with the 64th
     sampled step. Fix `every_n_steps` where runs are to be compared, and compare them at the same training loss:
     `lightning_cx.compare_runs`.
 
@@ -95,7 +95,7 @@ class TrajectoryGeometry(Instrument):
             return Reading()
         sample = observation.gradients
         if sample is not None and sample.gram is not None and self.index:
-            noise, norms = noise_and_norms(sample)
+            noise, norms = whole_batch(sample)
             self._descent.see_gradient(noise, len(norms))
         return Reading() if observation.trajectory is None else self._follow(observation.step, observation.trajectory)
 

@@ -38,7 +38,7 @@ def test_the_index_is_the_formula() -> None:
 
 
 def test_under_gaussian_noise_it_is_the_divergence_of_two_walks() -> None:
-    """At alpha = 2 a step has variance 2 eta sigma^2: the index is 100 sqrt(KL / n), KL = eta g^2 / (4 sigma^2) a step."""
+    """Steps of variance 2 eta sigma^2: the index is 100 sqrt(KL / n), with KL = eta g^2 / (4 sigma^2) for each."""
     rate, sigma, squared, steps, n = 0.1, 0.3, 2.0, 50, 700
     kl = (rate**2 * squared) / (2 * (2 * rate * sigma**2))
     expected = 100 * math.sqrt(steps * kl / n)

@@ -102,9 +102,11 @@ def test_finders_that_are_callbacks_run_inside_a_fit_that_stays_the_same(
         memory = Memory()
         around = trainer([tuning, *callbacks], tmp_path, logger=memory)
         around.fit(Complete())
-        return fingerprint(around), [row for row in memory.rows if "/" in row[1]]
+        return fingerprint(around), memory.rows
 
     with_us, rows = run([ours(name, strict=True)])
     without, _ = run([])
     assert with_us == without
-    assert {step for step, _, _ in rows} >= set(range(10))  # and what is logged begins with the fit itself
+    own, users = ({step for step, tag, _ in rows if ("/" in tag) is of_us} for of_us in (True, False))
+    assert min(users) == 0
+    assert own >= users  # what is logged begins with the fit itself (of which Lightning 2.5's finder uses up a part)
