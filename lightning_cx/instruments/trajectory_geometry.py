@@ -37,8 +37,8 @@ class TrajectoryGeometry(Instrument):
 
     All distances are read off 64 fixed projections of all parameters, and right up to a factor. Its standard deviation
     over directions is 9% for a change spread over many weights, and 28% for one of rank one in a single matrix. The
-    tree and the magnitude are of 64 points, evenly spread over the steps from the start to now, so they begin with the 64th
-    sampled step. Fix `every_n_steps` where runs are to be compared, and compare them at the same training loss:
+    tree and the magnitude are of 64 points, evenly spread over the steps from the start to now, so they begin with the
+    64th sampled step. Fix `every_n_steps` where runs are to be compared, and compare them at the same training loss:
     `lightning_cx.compare_runs`.
 
     The bound index is the formula of a generalisation theorem for SGD with heavy-tailed noise. Its size means nothing,
