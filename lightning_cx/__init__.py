@@ -6,9 +6,10 @@
 `ComplexityMonitor` rides on the training's own backward passes and logs what single examples want of the weights, and
 what of the target is still unlearned. `ComplexityEarlyStopping` stops the run, without a validation set, when it begins
 to fit noise; `SpectralRisk`, `HighComplexityDominance` and `ResidualWhiteness` are its rules. `ProbeSet` chooses the
-fixed examples on which both look. The rooms below work without a Trainer and without importing Lightning:
-`lightning_cx.functional` (maths on tensors), `lightning_cx.gradients` (per-example gradients), `lightning_cx.metrics`
-(torchmetrics for any loop), `lightning_cx.instruments` (what is measured) and `lightning_cx.rules` (when to stop).
+fixed examples on which both look. `compare_runs` compares runs that are over, at equal training loss. The rooms below
+work without a Trainer and without importing Lightning: `lightning_cx.functional` (maths on tensors),
+`lightning_cx.gradients` (per-example gradients), `lightning_cx.metrics` (torchmetrics for any loop),
+`lightning_cx.instruments` (what is measured) and `lightning_cx.rules` (when to stop).
 """
 
 from importlib import import_module
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_cx.callbacks import ComplexityEarlyStopping, ComplexityMonitor
     from lightning_cx.probe import ProbeSet
     from lightning_cx.rules import HighComplexityDominance, ResidualWhiteness, SpectralRisk
+    from lightning_cx.tensorboard.compare import compare_runs
 
 __version__ = version("lightning_cx")
 
@@ -30,6 +32,7 @@ __all__ = [
     "ResidualWhiteness",
     "SpectralRisk",
     "__version__",
+    "compare_runs",
 ]
 
 _HOMES = {
@@ -39,6 +42,7 @@ _HOMES = {
     "ProbeSet": "lightning_cx.probe",
     "ResidualWhiteness": "lightning_cx.rules",
     "SpectralRisk": "lightning_cx.rules",
+    "compare_runs": "lightning_cx.tensorboard.compare",
 }
 
 

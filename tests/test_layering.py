@@ -29,7 +29,7 @@ OUTSIDE = {
     "metrics": {"torch", "torchmetrics", "matplotlib"},  # matplotlib for types only: torchmetrics does the drawing
     "instruments": {"torch"},
     "rules": {"torch"},
-    "tensorboard": {"torch", "numpy", "matplotlib"},
+    "tensorboard": {"torch", "numpy", "matplotlib", "tensorboard"},  # the last one to read event files back
     "callbacks": {"torch"},
 }
 MATPLOTLIB_FOR_TYPES = {"matplotlib.axes.Axes", "matplotlib.figure.Figure"}

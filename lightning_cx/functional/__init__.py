@@ -54,6 +54,7 @@ from lightning_cx.functional.averaging import (
 from lightning_cx.functional.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
 from lightning_cx.functional.blocks import noise_scale_of_blocks
 from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_block_shares
+from lightning_cx.functional.bound_index import bound_index, levy_dimension_constant, noise_level
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.dimension import KernelDimension, kernel_dimension
@@ -124,6 +125,12 @@ from lightning_cx.functional.tail_index import (
     without_drift,
     xi_dedh,
 )
+from lightning_cx.functional.trajectory import (
+    DistanceFromStart,
+    distance_from_start,
+    positive_magnitude,
+    spanning_tree_length,
+)
 from lightning_cx.functional.variance_reduction import BatchAdvice, SvrgGain, batch_size_advice, svrg_gain
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
@@ -139,6 +146,7 @@ __all__ = [
     "CumulativePower",
     "DecayRates",
     "Decision",
+    "DistanceFromStart",
     "EigenvalueDecay",
     "GaussNewton",
     "GradientSpectrum",
@@ -169,6 +177,7 @@ __all__ = [
     "band_energies",
     "batch_size_advice",
     "block_shares",
+    "bound_index",
     "chance_alignment",
     "chance_of_duplicates",
     "coordinate_tail",
@@ -178,6 +187,7 @@ __all__ = [
     "decay_rates",
     "decay_similarity",
     "default_features",
+    "distance_from_start",
     "edge_of_stability",
     "effective_rank",
     "eigenvalue_decay",
@@ -203,6 +213,7 @@ __all__ = [
     "kernel_target_alignment",
     "laplacian_basis",
     "largest_eigenvalue",
+    "levy_dimension_constant",
     "local_model",
     "local_rate",
     "loss_tail",
@@ -213,6 +224,7 @@ __all__ = [
     "merge_levels",
     "nested_mean_error",
     "neuron_report",
+    "noise_level",
     "noise_scale",
     "noise_scale_from_sums",
     "noise_scale_of_blocks",
@@ -222,8 +234,10 @@ __all__ = [
     "permutation_sign_distance",
     "pool_block_shares",
     "pool_noise_scales",
+    "positive_magnitude",
     "quadratic_losses",
     "residual_law",
+    "spanning_tree_length",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",

@@ -38,6 +38,7 @@ from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex
+from lightning_cx.instruments.trajectory_geometry import TrajectoryGeometry
 from lightning_cx.instruments.variance_reduction import VarianceReduction
 
 __all__ = [
@@ -62,5 +63,6 @@ __all__ = [
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",
+    "TrajectoryGeometry",
     "VarianceReduction",
 ]

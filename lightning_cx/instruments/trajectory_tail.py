@@ -50,11 +50,8 @@ class TrajectoryTail:
         return len(self._increments) >= MIN_SAMPLES
 
     def fits(self) -> tuple[TailFit, TailFit]:
-        """Return xi and Hill's index of the norms of the steps, less their mean and the drift of their scale."""
-        increments = torch.stack(list(self._increments))
-        level = without_drift(increments, torch.arange(len(increments)), STEPS_OF_A_SCALE)
-        norms = (level - level.mean(0)).norm(dim=1)
-        return xi_dedh(norms), hill(norms)
+        """Return xi and Hill's index of the steps held."""
+        return tail_of_steps(torch.stack(list(self._increments)))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -65,3 +62,10 @@ class TrajectoryTail:
         self.reset()
         self._increments.extend(state["increments"])
         self._new = state["new"]
+
+
+def tail_of_steps(increments: Tensor) -> tuple[TailFit, TailFit]:
+    """Return xi and Hill's index of the norms of steps [n, k], less their mean and the drift of their scale."""
+    level = without_drift(increments, torch.arange(len(increments)), STEPS_OF_A_SCALE)
+    norms = (level - level.mean(0)).norm(dim=1)
+    return xi_dedh(norms), hill(norms)

@@ -212,6 +212,23 @@ _CHARTS: dict[str, dict[str, Chart]] = {
         ),
         "the same with the best coefficient": ("Multiline", [tags.SVRG_BEST]),
     },
+    "How far the parameters have come": {
+        "training loss (compare runs at the same one only)": ("Multiline", [tags.TRAJECTORY_LOSS]),
+        "distance from the start": ("Multiline", [tags.TRAJECTORY_DISTANCE]),
+        "exponent of the distance's growth, of halves and whole (1: straight ahead, .5: random walk)": (
+            "Margin",
+            [tags.TRAJECTORY_GROWTH, tags.TRAJECTORY_GROWTH_LOW, tags.TRAJECTORY_GROWTH_HIGH],
+        ),
+        "length of the spanning tree of 64 points of the path": ("Multiline", [tags.TRAJECTORY_TREE]),
+        "positive magnitude (1: all points together, 64: none near another)": (
+            "Multiline",
+            [tags.TRAJECTORY_MAGNITUDE],
+        ),
+        "bound index (not a bound; its size means nothing)": (
+            "Margin",
+            [tags.TRAJECTORY_BOUND_INDEX, tags.TRAJECTORY_BOUND_INDEX_LOW, tags.TRAJECTORY_BOUND_INDEX_HIGH],
+        ),
+    },
     "What it costs": {"share of the wall time": ("Multiline", [tags.OVERHEAD])},
 }
 

@@ -123,6 +123,17 @@ SVRG_RATIO_HIGH = "averaging/svrg_ratio_high"
 SVRG_BEST = "averaging/svrg_best"
 SNAPSHOT_AGE = "averaging/snapshot_age"
 
+TRAJECTORY_LOSS = "trajectory/training_loss"
+TRAJECTORY_DISTANCE = "trajectory/distance_from_start"
+TRAJECTORY_GROWTH = "trajectory/distance_growth"
+TRAJECTORY_GROWTH_LOW = "trajectory/distance_growth_low"
+TRAJECTORY_GROWTH_HIGH = "trajectory/distance_growth_high"
+TRAJECTORY_TREE = "trajectory/spanning_tree_length"
+TRAJECTORY_MAGNITUDE = "trajectory/positive_magnitude"
+TRAJECTORY_BOUND_INDEX = "trajectory/bound_index"
+TRAJECTORY_BOUND_INDEX_LOW = "trajectory/bound_index_low"
+TRAJECTORY_BOUND_INDEX_HIGH = "trajectory/bound_index_high"
+
 
 def residual_band(number: int) -> str:
     """Tag of the residual energy in octave band `number`; band 0 is the mean."""

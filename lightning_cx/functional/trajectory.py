@@ -1,0 +1,221 @@
+"""The path of the parameters as a set of points: how long it is, how spread out, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cx.functional.decay import theil_sen
+from lightning_cx.functional.inputs import as_tensor
+
+MIN_POINTS_OF_GROWTH = 9
+"""A slope of each half needs five points, of which the halves share one."""
+
+MAX_RESIDUAL = 1e-6
+"""By how much the equations of the magnitude weights may be missed; points that nearly coincide cannot be told apart in
+float64 beyond that."""
+
+
+def spanning_tree_length(points: Any, alpha: float = 1.0) -> Tensor:
+    """Say how long the path is without counting what it retraces: the minimum spanning tree's ``sum of edges^alpha``.
+
+    The tree of least total length that joins all points. Its edges are the lifetimes of the connected components in
+    persistent homology of degree 0, hence the name of alpha-weighted lifetime sum, ``E_alpha``. It grows with the
+    number of points: T points of a random walk over the same stretch have a tree of order ``T^(1/2)``, those on a
+    straight line one of their distance, whatever T. Compare at the same number of points only.
+
+    Args:
+        points: ``[T, d]`` real, in any order: the parameters at T steps, or sketches of them.
+        alpha: Positive power of the edges; the tree is the same for all.
+
+    Returns:
+        ``[]`` float64, non-negative, in the unit of the points to the power alpha. 0 for a single point or equal ones;
+        nan for none, or if any entry is not finite.
+
+    Raises:
+        ValueError: If the points are not a matrix, or `alpha` is not positive.
+
+    References:
+        Andreeva, Dupuis et al. 2024, "Topological generalization bounds for discrete-time stochastic optimization
+        algorithms", section 3 (E_alpha); Prim 1957 for the tree.
+
+    Example:
+        >>> float(spanning_tree_length([[0, 0], [3, 0], [3, 4]]))
+        7.0
+    """
+    if not alpha > 0:
+        raise ValueError(f"the power of the edges is positive, got alpha={alpha}.")
+    distances = pairwise_distances(points)
+    if len(distances) == 0 or not bool(distances.isfinite().all()):
+        return distances.new_full((), torch.nan)
+    return _tree_edges(distances).pow(alpha).sum()
+
+
+def positive_magnitude(points: Any, scale: float) -> Tensor:
+    """Count the points that are far apart at a scale: 1 where all are close together, T where none is near another.
+
+    With D the distances, the magnitude weights beta solve ``exp(-scale D) beta = 1``; their sum is the magnitude of the
+    set, an effective number of points, and the sum of those that are positive its positive magnitude.
+
+    Args:
+        points: ``[T, d]`` real, in any order; equal ones count as one. (Nearly equal ones need not: one of the two
+            may get a negative weight, which the positive part leaves out.)
+        scale: Positive, in points per unit of distance: distances far above ``1 / scale`` separate. Andreeva, Dupuis et
+            al. take the root of the number of training examples, or a small number.
+
+    Returns:
+        ``[]`` float64, at least 1 up to rounding; 2 / (1 + exp(-scale d)) for two points at a distance d. For
+        ``scale -> inf`` it is the number of different points. For ``scale -> 0`` the magnitude is 1, and so is the
+        positive magnitude where no weight stays negative, as on a line. nan for no points, if any entry is not finite,
+        or where points lie so close together that float64 cannot solve for the weights.
+
+    Raises:
+        ValueError: If the points are not a matrix, or `scale` is not positive and finite.
+
+    References:
+        Andreeva, Dupuis et al. 2024, "Topological generalization bounds for discrete-time stochastic optimization
+        algorithms", section 3 (PMag); Leinster 2013, "The magnitude of metric spaces".
+
+    Example:
+        >>> round(float(positive_magnitude([[0.0], [3.0]], scale=1.0)), 6)
+        1.905148
+    """
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"the scale of the magnitude is positive and finite, got scale={scale}.")
+    distances = pairwise_distances(points)
+    if len(distances) == 0 or not bool(distances.isfinite().all()):
+        return distances.new_full((), torch.nan)
+    first = (distances == 0).int().argmax(1)  # of equal points the first one stands for all
+    kept = first == torch.arange(len(distances), device=distances.device)
+    return _magnitude_weights(scale * distances[kept][:, kept]).clamp_min(0.0).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceFromStart:
+    """How far a path has come and how its distance grew; tensors are float64 on the device of the points.
+
+    Attributes:
+        distances: ``[T]`` distance of each point from the first, in the unit of the points.
+        exponent: ``[]`` p of ``distance ~ (steps since the start)^p``: 1 straight ahead, 1/2 a random walk, near 0
+            where it stays. nan with fewer than 9 points after the start, or a distance that is 0 or not finite.
+        low: ``[]`` lowest of the exponents of the first half, the second half (of the logarithm of time) and the whole.
+        high: ``[]`` highest of them. Where the two differ much the growth is no power law.
+    """
+
+    distances: Tensor
+    exponent: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __str__(self) -> str:
+        if not len(self.distances):
+            return "no points"
+        far = f"{self.distances[-1]:.4g} from the start"
+        if not bool(self.exponent.isfinite()):
+            return far
+        return f"{far}, grows as t^{self.exponent:.2f} (parts between {self.low:.2f} and {self.high:.2f})"
+
+
+def distance_from_start(points: Any, steps: Any = None) -> DistanceFromStart:
+    """Say how far the parameters have moved and whether they still go somewhere or wander about.
+
+    The distance of each point from the first one, and the Theil-Sen slope of its logarithm against that of the steps
+    since. The exponents of the halves show whether one power describes the path; they are no confidence interval.
+
+    Args:
+        points: ``[T, d]`` real, in the order of time; the first is the start.
+        steps: ``[T]`` ascending step numbers of the points; None counts the points.
+
+    Returns:
+        DistanceFromStart.
+
+    Raises:
+        ValueError: If the points are not a matrix, or the steps not one for each point and ascending.
+
+    References:
+        Hoffer, Hubara & Soudry 2017, "Train longer, generalize better", section 3, on ultra-slow growth.
+
+    Example:
+        >>> print(distance_from_start([[2.0 * t] for t in range(20)]))
+        38 from the start, grows as t^1.00 (parts between 1.00 and 1.00)
+    """
+    points = _matrix(points)
+    times = torch.arange(len(points)) if steps is None else as_tensor(steps)
+    times = times.to(points.device).double()
+    if times.shape != points.shape[:1] or not bool((times.diff() > 0).all()):
+        raise ValueError(f"each of {len(points)} points has a step, ascending; got steps of shape {list(times.shape)}.")
+    distances = _norms(points - points[:1])
+    x, y = (times[1:] - times[:1]).log(), distances[1:].log()
+    if len(x) < MIN_POINTS_OF_GROWTH or not bool(y.isfinite().all()):
+        unknown = distances.new_full((), torch.nan)
+        return DistanceFromStart(distances, unknown, unknown, unknown)
+    middle = min(max(int((x <= (x[0] + x[-1]) / 2).sum()), 5), len(x) - 4)  # at least five points in each part
+    whole = theil_sen(x, y)
+    exponents = torch.stack([whole, theil_sen(x[:middle], y[:middle]), theil_sen(x[middle - 1 :], y[middle - 1 :])])
+    return DistanceFromStart(distances, whole, exponents.min(), exponents.max())
+
+
+def pairwise_distances(points: Any) -> Tensor:
+    """Euclidean distances of all pairs of points, exact also for points that nearly coincide far from the origin.
+
+    Args:
+        points: ``[T, d]`` real.
+
+    Returns:
+        ``[T, T]`` float64; not finite where a point is not.
+
+    Raises:
+        ValueError: If the points are not a matrix.
+    """
+    points = _matrix(points)
+    if not len(points):
+        return points.new_zeros(0, 0)
+    points = points - points[:1]
+    size = points.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # squares of 1e200 would overflow
+    return torch.cdist(points / size, points / size, compute_mode="donot_use_mm_for_euclid_dist") * size
+
+
+def _matrix(points: Any) -> Tensor:
+    points = as_tensor(points).detach()
+    if points.ndim != 2:
+        raise ValueError(f"points are a matrix [T, d], one row each, got shape {list(points.shape)}.")
+    return points.double()
+
+
+def _norms(rows: Tensor) -> Tensor:
+    size = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny) if rows.numel() else rows
+    return (rows / size).norm(dim=1) * size.squeeze(1) if rows.numel() else rows.new_zeros(len(rows))
+
+
+def _tree_edges(distances: Tensor) -> Tensor:
+    """Edges of the minimum spanning tree by Prim: join the nearest outsider, T - 1 times; zeros are edges too."""
+    away = distances[0].clone()  # of each outsider from the tree
+    outside = torch.ones_like(away, dtype=torch.bool)
+    outside[0] = False
+    edges = []
+    for _ in range(len(distances) - 1):
+        nearest = away.where(outside, torch.inf).argmin()
+        edges.append(away[nearest])
+        outside[nearest] = False
+        away = torch.minimum(away, distances[nearest])
+    return torch.stack(edges) if edges else distances.new_zeros(0)
+
+
+def _magnitude_weights(scaled: Tensor) -> Tensor:
+    """Solve ``exp(-scaled) beta = 1`` for different points; nan where float64 cannot.
+
+    ``exp(-scaled)`` nears the singular matrix of ones where all points are close. So solve ``M u = 1`` with
+    ``M = 1 - exp(-scaled)``, which does not care for the scale, and ``beta = u / (sum u - 1)``.
+    """
+    if len(scaled) == 1:
+        return torch.ones_like(scaled[0])
+    gaps = -torch.expm1(-scaled)
+    size = gaps.max()
+    u, trouble = torch.linalg.solve_ex(gaps / size, torch.ones_like(gaps[0]))
+    beta = u / (u.sum() - size)
+    missed = (beta.sum() - gaps @ beta - 1).abs().max()
+    sound = (trouble == 0) & (missed < MAX_RESIDUAL)
+    return torch.where(sound, beta, torch.nan)
