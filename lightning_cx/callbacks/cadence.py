@@ -68,6 +68,7 @@ class Cadence:
         self._passes = {work.name: work for work in passes}
         self._ask_again = dict.fromkeys((GRADIENTS, PROBE, PARAMETERS, PICTURES, *self._passes), -math.inf)
         self._batches = 0
+        self._outlook_at: tuple[int, dict[str, float], float] = (-1, {}, 0.0)
         self._step_times: deque[float] = deque(maxlen=STEP_TIMES)
 
     @property
@@ -116,6 +117,13 @@ class Cadence:
     def _affordable(self, work: str, trainer: Trainer) -> bool:
         if work == PICTURES and perf_counter() - self._pictures_drawn < PICTURE_PAUSE:
             return False
+        estimates, planned = self._outlook(trainer)
+        return self._schedule.due(work, total_batches(trainer), estimates, planned, self._ledger)
+
+    def _outlook(self, trainer: Trainer) -> tuple[dict[str, float], float]:
+        """What each kind of work will take and how long the run will last, in seconds; once a batch for all kinds."""
+        if self._outlook_at[0] == self._batches:
+            return self._outlook_at[1:]
         step = median(self._step_times)
         guesses: Mapping[str, float] = {
             GRADIENTS: GRADIENT_SECONDS + GRADIENT_STEPS * step,
@@ -128,7 +136,8 @@ class Cadence:
         estimates = {name: guesses[name] for name in free if self._wanted(name)}
         # The first batches are slow; what is left is counted in plain steps, and loading comes in as it passes.
         planned = self._ledger.elapsed + step * max(0.0, planned_batches(trainer) - self._batches)
-        return self._schedule.due(work, total_batches(trainer), estimates, planned, self._ledger)
+        self._outlook_at = self._batches, estimates, planned
+        return estimates, planned
 
 
 class SharedCadence(Cadence):

@@ -35,9 +35,10 @@ class Panel:
         """What the instruments want."""
         return [instrument.needs for instrument in self.instruments]
 
-    def live(self, failures: Failures) -> list[Needs]:
-        """What those want that have not been switched off."""
-        return [i.needs for i in self.instruments if not failures.off(type(i).__name__)]
+    @property
+    def asking(self) -> list[tuple[str, Needs]]:
+        """What each of them wants, by name."""
+        return [(type(instrument).__name__, instrument.needs) for instrument in self.instruments]
 
     def measure(
         self, observation: Observation, concerned: Concerned, failures: Failures, series: Series = FIRST

@@ -51,7 +51,7 @@ class Session:
         self.panel = panel
         self.schedule = schedule
         self.ledger, self.failures = Ledger(), Failures(strict)
-        needs = panel.needs
+        needs, self._asking = panel.needs, panel.asking
         self.backwards = Backwards(self.failures, needs)
         self.features, self.targets = features_and_targets(probe, needs, self.failures)
         self.follower = ParameterFollower(needs)
@@ -92,7 +92,7 @@ class Session:
         self._step_started = perf_counter()
         self.sampling = False
         self.backwards.drop()
-        if self._uses_probe:
+        if self.probe.reader.streaming and self._uses_probe:
             self.probe.keep(trainer, batch)
         self._cadence.begin_batch(trainer)
         due = self.full_batches.owed or self._cadence.due(GRADIENTS, trainer)
@@ -233,7 +233,7 @@ class Session:
             return self._board and self.publisher.has_pictures
         if work not in (GRADIENTS, PROBE):
             return self.own.wanted(work)
-        live = self.panel.live(self.failures)
+        live = [needs for name, needs in self._asking if not self.failures.off(name)]
         if work == GRADIENTS:
             return any((needs.gradients and not self.backwards.off) or needs.trajectory for needs in live)
         return not self.probe.refused and any(needs.probe for needs in live)
