@@ -57,6 +57,15 @@ from lightning_cx.functional.blockwise import BlockShares, block_shares, pool_bl
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.dimension import KernelDimension, kernel_dimension
+from lightning_cx.functional.dwelling import (
+    DiffusionExponent,
+    DwellReport,
+    Episode,
+    PointConvexity,
+    diffusion_exponent,
+    dwell,
+    one_point_convexity,
+)
 from lightning_cx.functional.features import default_features
 from lightning_cx.functional.interference import interference_profile
 from lightning_cx.functional.kernel import (
@@ -118,11 +127,15 @@ __all__ = [
     "CumulativePower",
     "DecayRates",
     "Decision",
+    "DiffusionExponent",
+    "DwellReport",
     "EigenvalueDecay",
+    "Episode",
     "GradientSpectrum",
     "InterferenceProfile",
     "KernelDimension",
     "NoiseScale",
+    "PointConvexity",
     "QuadraticLosses",
     "RiskCurve",
     "RiskTracker",
@@ -147,6 +160,8 @@ __all__ = [
     "decay_rates",
     "decay_similarity",
     "default_features",
+    "diffusion_exponent",
+    "dwell",
     "effective_rank",
     "eigenvalue_decay",
     "elliptical_stable",
@@ -176,6 +191,7 @@ __all__ = [
     "noise_scale_of_blocks",
     "octave_bands",
     "octave_energies",
+    "one_point_convexity",
     "participation_ratio",
     "pool_block_shares",
     "pool_noise_scales",

@@ -219,21 +219,30 @@ def _is_like_a_walk(found: list[_Found]) -> bool:
     return bool(exponents > 1 - SURE * NULL_ERROR / math.sqrt(lengths.sum() * directions))
 
 
-def _escapes(spans: list[Span], found: list[_Found]) -> list[bool]:
+def _escapes(means: Array, spans: list[Span], found: list[_Found]) -> list[bool]:
     """Which dwells were left for the next one by a jump.
 
-    Not those after which the path drifted, nor where both dwells are some only after a time to settle. And the dwells
+    Not those after which the path drifted, nor where both dwells are some only after a time to settle, nor where the
+    path wandered all the time along the line between them, hidden by the noise of other directions. And the dwells
     that were left must be told from a walk by themselves: the fall from the initial weights, too, seems to stay
     somewhere for a few blocks now and then, and what follows, however long, is no evidence that it did.
     """
     left = []
     for here, there in pairwise(found):
         is_late = [found[1][0] > spans[found[0]][0] for found in (here, there)]
-        left.append(there[0] == here[0] + 1 and not all(is_late))
+        left.append(there[0] == here[0] + 1 and not all(is_late) and _stay_apart(means, here[1], there[1]))
     departures = [here for here, gone in zip(found, left, strict=False) if gone]
     if departures and _is_like_a_walk(departures):
         left = [False] * len(left)
     return [*left, False]
+
+
+def _stay_apart(means: Array, here: Span, there: Span) -> bool:
+    """Whether each of two dwells is confined along the line between their centres."""
+    line = means[slice(*there)].mean(0) - means[slice(*here)].mean(0)
+    along = means @ (line / np.abs(line).max())
+    inner = (along[begin + _EDGE : end - _EDGE, None] for begin, end in (here, there))
+    return all(growth_exponent(path).value < CONFINED + CHANCE / len(path) for path in inner)
 
 
 def _episodes(blocks: Blocks, spans: list[Span], found: list[_Found]) -> tuple[Episode, ...]:
@@ -250,7 +259,7 @@ def _episodes(blocks: Blocks, spans: list[Span], found: list[_Found]) -> tuple[E
             escaped=gone,
         )
         for (_, (begin, end), exponent), center, distance, gone in zip(
-            found, centers, distances, _escapes(spans, found), strict=True
+            found, centers, distances, _escapes(blocks.means, spans, found), strict=True
         )
     )
 

@@ -46,10 +46,28 @@ def segments(blocks: Array) -> list[Span]:
         Spans of blocks in order, at least one if there are any blocks; what lies between two of them is travel.
     """
     n = len(blocks)
-    cuts = {0, n, *_exits(blocks), *(n - cut for cut in _exits(blocks[::-1]))}
+    blocks = _unit_size(blocks)
+    cuts = {0, *_exits(blocks), *(n - cut for cut in _exits(blocks[::-1]))}
+    cuts = {cut for cut in cuts if n - cut >= WARM_UP} | {0, n}  # too short to tell: it may come back yet
     stretches = [[span] for span in pairwise(sorted(cuts)) if span[1] - span[0] >= WARM_UP]
     if not stretches:
         return [(0, n)] if n else []
+    stretches = _merged(blocks, stretches)
+    while short := [stretch for stretch in stretches[1:-1] if stretch[-1][1] - stretch[0][0] < MIN_BLOCKS]:
+        stretches.remove(min(short, key=lambda stretch: stretch[-1][1] - stretch[0][0]))
+        stretches = _merged(blocks, stretches)  # what lay on both sides of an excursion may be one place
+    return [(stretch[0][0], stretch[-1][1]) for stretch in stretches]
+
+
+def _unit_size(blocks: Array) -> Array:
+    """Squares of tiny or huge numbers would leave the range of doubles."""
+    size = float(np.abs(blocks).max(initial=0.0))
+    return blocks / size if size > 0 else blocks
+
+
+def _merged(blocks: Array, stretches: list[list[Span]]) -> list[list[Span]]:
+    """Put neighbours together, the least distinct first, until only jumps are left between them."""
+    stretches = list(stretches)
     ratios = [_jump_ratio(blocks, *pair) for pair in pairwise(stretches)]
     while ratios:
         least = int(np.argmin(ratios))
@@ -60,7 +78,7 @@ def segments(blocks: Array) -> list[Span]:
         for number in (least - 1, least):
             if 0 <= number < len(ratios):
                 ratios[number] = _jump_ratio(blocks, stretches[number], stretches[number + 1])
-    return [(stretch[0][0], stretch[-1][1]) for stretch in stretches]
+    return stretches
 
 
 def _exits(blocks: Array) -> list[int]:
@@ -130,10 +148,13 @@ def _moves(blocks: Array, stretch: Sequence[Span], wide: int, lag: int) -> tuple
 def _largest_square(moves: Array) -> float:
     """Square of a move that normal ones exceed as rarely as one number exceeds `JUMP_DEVIATIONS`.
 
-    A sum of squares over d equal directions is chi-squared with d degrees of freedom; over unequal ones nearly so, with
-    d the effective number of them (Satterthwaite).
+    A sum of squares over d equal directions is chi-squared with d degrees of freedom, and nearly so over unequal ones
+    with d the effective number of them (Satterthwaite). Where one direction is far wider than the others, it alone
+    makes the largest moves: then so many of its deviations on top of what the others add.
     """
     directions = effective_directions(moves)
     share = 1 - 2 * ndtr(-JUMP_DEVIATIONS)
     quantile = 2 * gammaincinv(directions / 2, share) / directions
-    return float(np.square(moves).sum(1).mean() * quantile)
+    mean = float(np.square(moves).sum(1).mean())
+    widest = float(np.linalg.norm(moves, 2)) ** 2 / len(moves)
+    return max(mean * quantile, mean + (JUMP_DEVIATIONS**2 - 1) * widest)
