@@ -128,6 +128,22 @@ def test_wrong_labels_are_stopped_before_they_are_learned_and_true_ones_go_on(tm
     assert str(tmp_path) in printed
 
 
+def test_enough_examples_lead_to_the_teacher_and_few_do_not(tmp_path: Path, capsys) -> None:
+    found = main_of("teacher_student")(str(tmp_path), steps=200, seed=0)
+    ends = {n: {tag: values[-1][1] for tag, values in run.items()} for n, run in found.items()}
+    assert ends[10][tags.RECOVERY_RANK_SHARE] < 0.48  # 10 of 21
+    assert ends[10]["test error"] > 0.1
+    assert ends[10][tags.NEURONS_ALIGNMENT] < 0.9
+    for n in (60, 200):
+        assert ends[n][tags.RECOVERY_RANK_SHARE] == 1
+        assert ends[n][tags.NEURONS_ALIGNMENT] > 0.999
+        assert ends[n]["test error"] < 1e-3
+    assert width(tmp_path / "recovery.png") == 1000
+    printed = capsys.readouterr().out
+    assert "recovery/predicted_rate" in printed
+    assert str(tmp_path) in printed
+
+
 @pytest.mark.parametrize("name", ["plain_pytorch", "fabric"])
 def test_a_loop_of_ones_own_is_stopped_and_leaves_curves_and_a_picture(
     name: str, tmp_path: Path, capsys, monkeypatch

@@ -67,6 +67,13 @@ from lightning_cx.functional.dwelling import (
     one_point_convexity,
 )
 from lightning_cx.functional.features import default_features
+from lightning_cx.functional.gauss_newton import (
+    GaussNewton,
+    ResidualLaw,
+    gauss_newton,
+    gauss_newton_from_gradients,
+    residual_law,
+)
 from lightning_cx.functional.interference import interference_profile
 from lightning_cx.functional.kernel import (
     EigenvalueDecay,
@@ -75,8 +82,18 @@ from lightning_cx.functional.kernel import (
     gram_participation_ratio,
     participation_ratio,
 )
+from lightning_cx.functional.lanczos import LeadingEigenvalue, largest_eigenvalue
 from lightning_cx.functional.levels import band_energies, merge_levels, octave_bands
+from lightning_cx.functional.loss_tail import LossTail, loss_tail
+from lightning_cx.functional.matching import (
+    Alignment,
+    NeuronMatch,
+    permutation_sign_distance,
+    teacher_alignment,
+)
 from lightning_cx.functional.modes import GradientSpectrum, gradient_spectrum
+from lightning_cx.functional.nested_means import half_width, nested_mean_error
+from lightning_cx.functional.neurons import NeuronReport, chance_of_duplicates, neuron_report
 from lightning_cx.functional.noise import (
     NoiseScale,
     gradient_diversity,
@@ -87,6 +104,7 @@ from lightning_cx.functional.noise import (
 )
 from lightning_cx.functional.profile import InterferenceProfile
 from lightning_cx.functional.rates import DecayRates, decay_rates
+from lightning_cx.functional.recovery import LocalModel, jacobian_rank, local_model, local_rate
 from lightning_cx.functional.residuals import median_position, octave_energies
 from lightning_cx.functional.spectral_bias import (
     energies_at_half,
@@ -95,6 +113,8 @@ from lightning_cx.functional.spectral_bias import (
     spectral_bias_index,
 )
 from lightning_cx.functional.spectrum import energy_spectrum, low_weights, median_complexity, median_index
+from lightning_cx.functional.step_gains import StepGains, UnsupportedOptimizerError, step_gains
+from lightning_cx.functional.step_size import edge_of_stability, step_gain
 from lightning_cx.functional.stopping import Decision, RiskCurve, RiskTracker, spectral_risk
 from lightning_cx.functional.tail_index import (
     CoordinateTail,
@@ -117,6 +137,7 @@ from lightning_cx.functional.variance_reduction import BatchAdvice, SvrgGain, ba
 from lightning_cx.functional.whiteness import Whiteness, independent_outputs, whiteness
 
 __all__ = [
+    "Alignment",
     "AveragingGain",
     "Basis",
     "BatchAdvice",
@@ -131,19 +152,28 @@ __all__ = [
     "DwellReport",
     "EigenvalueDecay",
     "Episode",
+    "GaussNewton",
     "GradientSpectrum",
     "InterferenceProfile",
     "KernelDimension",
+    "LeadingEigenvalue",
+    "LocalModel",
+    "LossTail",
+    "NeuronMatch",
+    "NeuronReport",
     "NoiseScale",
     "PointConvexity",
     "QuadraticLosses",
+    "ResidualLaw",
     "RiskCurve",
     "RiskTracker",
+    "StepGains",
     "SvrgGain",
     "TailAverage",
     "TailFit",
     "TailReport",
     "TailTest",
+    "UnsupportedOptimizerError",
     "Whiteness",
     "aggregation_test",
     "alpha_ecf",
@@ -153,6 +183,7 @@ __all__ = [
     "batch_size_advice",
     "block_shares",
     "chance_alignment",
+    "chance_of_duplicates",
     "coordinate_tail",
     "cosine_basis",
     "cumulative_power",
@@ -162,6 +193,7 @@ __all__ = [
     "default_features",
     "diffusion_exponent",
     "dwell",
+    "edge_of_stability",
     "effective_rank",
     "eigenvalue_decay",
     "elliptical_stable",
@@ -169,23 +201,33 @@ __all__ = [
     "energy_spectrum",
     "fitted_fraction",
     "fourier_basis",
+    "gauss_newton",
+    "gauss_newton_from_gradients",
     "gradient_diversity",
     "gradient_snr",
     "gradient_spectrum",
     "gram_participation_ratio",
+    "half_width",
     "high_complexity_dominance",
     "hill",
     "independent_outputs",
     "interference_profile",
+    "jacobian_rank",
     "kernel_basis",
     "kernel_dimension",
     "kernel_target_alignment",
     "laplacian_basis",
+    "largest_eigenvalue",
+    "local_model",
+    "local_rate",
+    "loss_tail",
     "low_weights",
     "median_complexity",
     "median_index",
     "median_position",
     "merge_levels",
+    "nested_mean_error",
+    "neuron_report",
     "noise_scale",
     "noise_scale_from_sums",
     "noise_scale_of_blocks",
@@ -193,15 +235,20 @@ __all__ = [
     "octave_energies",
     "one_point_convexity",
     "participation_ratio",
+    "permutation_sign_distance",
     "pool_block_shares",
     "pool_noise_scales",
     "quadratic_losses",
+    "residual_law",
     "spectral_bias_index",
     "spectral_risk",
     "stable_test",
+    "step_gain",
+    "step_gains",
     "svrg_gain",
     "symmetric_stable",
     "tail_report",
+    "teacher_alignment",
     "whiteness",
     "without_drift",
     "xi_dedh",

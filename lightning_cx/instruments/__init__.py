@@ -33,7 +33,10 @@ from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
+from lightning_cx.instruments.neurons import Neurons
+from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
+from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex
 from lightning_cx.instruments.variance_reduction import VarianceReduction
 
@@ -45,14 +48,17 @@ __all__ = [
     "Instrument",
     "Interference",
     "Kernel",
+    "LocalRecovery",
     "ModeScatter",
     "Needs",
+    "Neurons",
     "Observation",
     "ParameterStep",
     "QuantilePlot",
     "Reading",
     "SpectralBias",
     "Spectrogram",
+    "StepSize",
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",

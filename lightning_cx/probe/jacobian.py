@@ -86,10 +86,11 @@ def output_jacobian(
                 else f"the Jacobian of an example with {c} outputs has over {MAX_ROWS} rows"
             )
         repeated = reduce(lambda one, k: join(one, batch, (k * n, n)), range(1, c), batch)
-        copies = _outputs(module, place(repeated), n * c, loss_of, parameters)[1].reshape(c, n, c)
-        own = copies.diagonal(dim1=0, dim2=2).sum()  # copy k of an example stands for its output k
-        tap = GradientTap(parameters.items(), n * c, loss_scale=float(n * c))
-        sample = ride(tap, own, parameters)
+        copies = _outputs(module, place(repeated), n * c, loss_of, parameters)[1]
+        number = torch.arange(c, device=copies.device)  # copy k of an example stands for its output k
+        own = (number.repeat_interleave(n)[:, None] == number).view_as(copies).to(copies)
+        tap = GradientTap(parameters.items(), n * c, loss_scale=float(n * c), batch_first=True)
+        sample = ride(tap, (copies * own).sum(), parameters)
     assert sample.gram is not None
     gram = sample.gram.cpu().view(c, n, c, n).permute(1, 0, 3, 2).reshape(n * c, n * c)
     count = sum(p.numel() for p in parameters.values())

@@ -41,12 +41,14 @@ class Reduction:
         coupled: Whether neither explains what was seen: examples act on each other's residual.
         mixed: Whether they change its direction, too, as mixup does and class weights do not.
         drawn: Whether a residual depends on random numbers that the loss draws, even in eval mode.
+        each: Whether the loss was given for each example, so that nothing is known of how training adds it up.
     """
 
     mean: bool = True
     coupled: bool = False
     mixed: bool = False
     drawn: bool = False
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss
         try:
             singles = [residuals_of(module, one, loss_of).residuals for one in alone]
         except Exception:  # a loss that one example cannot have, as contrastive ones, is coupled by definition
-            return Reduction(mean=not together.per_example, coupled=True, mixed=True)
+            return Reduction(mean=not together.per_example, coupled=True, mixed=True, each=together.per_example)
     for i, single in enumerate(singles):
         # Alone, a padded sequence is shorter; what it has is compared.
         same_rank = all(t.dim() == s.dim() for t, s in zip(together.residuals, single, strict=True))
@@ -117,7 +119,7 @@ def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss
         return found
     # One example alone draws others than it does in company, so that comparison tells a mean from a sum at most.
     others = _others_count(module, chunk, loss_of)
-    return Reduction(found.mean, coupled=others, mixed=others, drawn=True)
+    return Reduction(found.mean, coupled=others, mixed=others, drawn=True, each=found.each)
 
 
 def _others_count(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> bool:
@@ -145,7 +147,7 @@ def _compare(seen: Tensor, truth: Tensor, examples: int, per_example: bool) -> R
     mixed = (
         coupled if seen.shape[1] == 1 else bool((((seen * truth).sum(1) <= (1 - AGREEMENT) * products) & ~agree).any())
     )
-    return Reduction(mean=mean, coupled=coupled, mixed=mixed and finite)
+    return Reduction(mean=mean, coupled=coupled, mixed=mixed and finite, each=per_example)
 
 
 def read_chunks(

@@ -22,6 +22,11 @@ from lightning_cx.probe.jacobian import MAX_ROWS, OutputJacobian, output_jacobia
 from lightning_cx.probe.passes import Chunk, LossOf, Reduction
 from lightning_cx.probe.weights import other_weights
 
+SUMS = (
+    "the training loss is the sum over the examples of a batch, so that the learning rate acts on as many times the "
+    "gradient of the mean loss: let the loss be a mean, and the learning rate larger by the batch size"
+)
+
 
 class ModelView:
     """Passes over the probe that leave no trace: losses, gradients, Jacobian, curvature and activations.
@@ -42,6 +47,7 @@ class ModelView:
         module: The live model; read only.
         optimizer: The live optimizer; read only.
         training_examples: Size of the training set, or None.
+        sums: Why a step is larger than the mean loss tells, in words, where the training loss is a sum; else empty.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class ModelView:
         self.module = module
         self.optimizer = optimizer
         self.training_examples = training_examples
+        self.sums = "" if reduction.mean or reduction.each else SUMS
         self._chunks = chunks
         self._place, self._loss_of, self._reduction = place, loss_of, reduction
 

@@ -105,6 +105,43 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             [tags.STOPPING_WHITE_P],
         ),
     },
+    "Which neurons do work of their own": {
+        "shares of neurons: copies, dead, silent": (
+            "Multiline",
+            [tags.NEURONS_DUPLICATES, tags.NEURONS_DEAD, tags.NEURONS_SILENT],
+        ),
+        "features that are offered, as a share of what the layer could": (
+            "Multiline",
+            [tags.NEURONS_RANK, tags.NEURONS_EFFECTIVE_RANK],
+        ),
+        "alignment with the teacher's neurons, and that of random ones (1: recovered)": (
+            "Multiline",
+            [tags.NEURONS_ALIGNMENT, tags.NEURONS_ALIGNMENT_CHANCE],
+        ),
+        "distance from the teacher, relative (0: the same network)": ("Multiline", [tags.NEURONS_TEACHER_DISTANCE]),
+    },
+    "Is the end in sight": {
+        "fall of the loss per step with 95% interval": (
+            "Margin",
+            [tags.RECOVERY_RATE, tags.RECOVERY_RATE_LOW, tags.RECOVERY_RATE_HIGH],
+        ),
+        "fall per step, fitted and predicted from the Jacobian": (
+            "Multiline",
+            [tags.RECOVERY_RATE, tags.RECOVERY_PREDICTED_RATE],
+        ),
+        "law of the loss (-1 rising, 0 flat, 1 power, 2 exponential with floor, 3 exponential)": (
+            "Multiline",
+            [tags.RECOVERY_LAW],
+        ),
+        "share of the parameters that the examples determine (1: the minimum is isolated)": (
+            "Multiline",
+            [tags.RECOVERY_RANK_SHARE],
+        ),
+        "share of the loss that a linear step could take away (1: a zero is near, 0: none)": (
+            "Multiline",
+            [tags.RECOVERY_REMOVABLE],
+        ),
+    },
     "What the kernel prefers": {
         "decay exponent of its eigenvalues (a trend) and its spread": (
             "Multiline",
@@ -132,6 +169,25 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             "Multiline",
             _everywhere(tags.KERNEL_BLOCK_SHARE_LOW),
         ),
+    },
+    "Is the step size at its limit": {
+        "ratio to the edge of stability with 95% interval (1: steps no longer settle)": (
+            "Margin",
+            [tags.EDGE, tags.EDGE_LOW, tags.EDGE_HIGH],
+        ),
+        "sharpness: largest curvature of the loss, with 95% interval": (
+            "Margin",
+            [tags.SHARPNESS, tags.SHARPNESS_LOW, tags.SHARPNESS_HIGH],
+        ),
+        "largest Gauss-Newton curvature with 95% interval": (
+            "Margin",
+            [tags.GAUSS_NEWTON, tags.GAUSS_NEWTON_LOW, tags.GAUSS_NEWTON_HIGH],
+        ),
+        "largest Gauss-Newton curvature of single batches with 95% interval": (
+            "Margin",
+            [tags.BATCH_GAUSS_NEWTON, tags.BATCH_GAUSS_NEWTON_LOW, tags.BATCH_GAUSS_NEWTON_HIGH],
+        ),
+        "the same ratio from the Gauss-Newton curvature": ("Multiline", [tags.GAUSS_NEWTON_EDGE]),
     },
     "Would averages, batches or snapshots help against the noise": {
         "loss of the last weights less that of their average, with 95% interval (over 0: average them)": (

@@ -260,3 +260,35 @@ def test_recurrent_nets_and_attention_have_second_derivatives_here():
         one, other = torch.randn(2, products.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         assert float(products(one) @ other) == pytest.approx(float(products(other) @ one), rel=1e-8)
         assert float(products(one).norm()) > 0
+
+
+@pytest.mark.parametrize("examples", [8, 21, 24])
+def test_layers_as_wide_as_there_are_rows_and_transformers_have_a_jacobian(examples):
+    torch.manual_seed(0)
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(1, 24)
+            self.layer = nn.TransformerEncoderLayer(24, 2, 24, batch_first=True)
+            self.head = nn.Linear(24, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(self.up(x[:, :, None])).mean(1))
+
+    module = Words().double()
+    found = view_of(module).jacobian(examples)
+    module.eval()
+    x, _ = first(view_of(module), examples)
+    outputs = module(x).flatten()
+    slopes = (torch.autograd.grad(output, list(module.parameters()), retain_graph=True) for output in outputs)
+    rows = torch.stack([torch.cat([part.flatten() for part in slope]) for slope in slopes])
+    torch.testing.assert_close(found.gram, rows @ rows.T)
+
+
+def test_a_view_says_where_the_training_loss_is_a_sum():
+    assert {name: bool(view_of(network(), loss).sums) for name, loss in LOSSES.items()} == {
+        "mean": False,
+        "sum": True,
+        "none": False,
+    }

@@ -1,0 +1,230 @@
+"""Which neurons of a layer do work of their own, and which are copies, dead, or not listened to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.special import betainc
+from torch import Tensor
+
+from lightning_cx.functional.inputs import as_tensor
+from lightning_cx.functional.kernel import effective_rank
+from lightning_cx.functional.linalg import eigh
+from lightning_cx.functional.matching import Alignment, cosine_similarity, teacher_alignment
+from lightning_cx.functional.recovery import jacobian_rank
+
+DUPLICATE_COSINE = 0.99
+"""Cosine from which on two neurons look at the same thing: 8 degrees. What goes into their activation functions
+correlates by it where the inputs are white."""
+
+CONSTANT_RANGE = 1e-6
+"""Range of an output, relative to the largest output of the layer, below which it is constant: float32 rounds there."""
+
+SILENT_NORM = 1e-3
+"""Norm of outgoing weights, relative to the largest of the layer, below which a neuron is not listened to: at that size
+it moves the outputs by less than a thousandth of what its neighbours do."""
+
+MIN_EXAMPLES = 32
+"""Examples from which on a neuron that never fires is called dead: one that fires for every tenth is quiet on 32 with
+probability .03."""
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronReport:
+    """The neurons of one layer; what was not given is None.
+
+    Attributes:
+        similarity: ``[m, m]`` float64, cosines between incoming weights, -1 to 1.
+        groups: Neurons that look at the same thing, in groups of two or more, each ascending.
+        duplicates: Share of neurons that could go, since another of their group stays: 0 to 1.
+        duplicates_by_chance: The share that random directions of as many inputs would have.
+        silent: ``[m]`` bool, whether nothing listens to a neuron.
+        dead: ``[m]`` bool, whether its output is the same for all examples, zero or not.
+        zero: ``[m]`` bool, whether that output is zero.
+        rank: Numerical rank of the Gram matrix of the outputs.
+        effective_rank: exp of the entropy of its eigenvalues, 1 to `rank_limit`.
+        rank_limit: The most that either can be: neurons or examples, whichever are fewer.
+        alignment: With the teacher's neurons.
+    """
+
+    similarity: Tensor
+    groups: tuple[tuple[int, ...], ...]
+    duplicates: float
+    duplicates_by_chance: float
+    silent: Tensor | None = None
+    dead: Tensor | None = None
+    zero: Tensor | None = None
+    rank: int | None = None
+    effective_rank: float | None = None
+    rank_limit: int | None = None
+    alignment: Alignment | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.similarity)} neurons: {self.duplicates:.0%} are copies"]
+        parts[0] += f" (by chance {self.duplicates_by_chance:.0%})"
+        if self.dead is not None and self.zero is not None:
+            parts.append(f"{int(self.dead.sum())} dead ({int(self.zero.sum())} always zero)")
+        if self.silent is not None:
+            parts.append(f"{int(self.silent.sum())} silent")
+        if self.rank is not None:
+            parts.append(f"outputs of rank {self.rank} of {self.rank_limit}, effectively {self.effective_rank:.1f}")
+        if self.alignment is not None:
+            parts.append(str(self.alignment))
+        return ", ".join(parts)
+
+
+def neuron_report(
+    weights_in: Any,
+    weights_out: Any = None,
+    activations: Any = None,
+    bias: Any = None,
+    teacher: Any = None,
+    sign: bool = True,
+    threshold: float = DUPLICATE_COSINE,
+) -> NeuronReport:
+    """Say which neurons of a layer do work of their own.
+
+    Copies: neurons whose incoming weights have a cosine of at least `threshold`, up to sign, linked into groups; one
+    of each group would do. Dead: the same output for every example. Silent: outgoing weights of about 0. Rank: how many
+    different features the layer offers to the next, from ``A^T A`` of its outputs A, not centred.
+
+    With few inputs, random directions come close to each other as well: `duplicates_by_chance` is what m of them
+    show, ``1 - (1 - p)^(m - 1)`` for each neuron, with p the chance of a cosine over the threshold.
+
+    Args:
+        weights_in: ``[m, ...]`` incoming weights; those of a convolution are flattened.
+        weights_out: ``[o, m]`` outgoing weights, or None.
+        activations: ``[n, m]`` outputs after the activation function, or None.
+        bias: ``[m]``, taken as one more incoming weight, or None.
+        teacher: ``[t, d]`` incoming weights of the network that made the targets, bias as last column if `bias` is
+            given; or None.
+        sign: Whether w and -w are the same thing, as for odd and even activations; not for ReLU.
+        threshold: Cosine from which on neurons are copies.
+
+    Returns:
+        NeuronReport. A neuron without incoming weights is no copy. From fewer than 32 examples `dead` and `zero` are
+        None, from fewer than 2 also the ranks. Where a weight is not finite, duplicates are nan and alignment is, where
+        an output is not, dead, zero and ranks are None.
+
+    Raises:
+        ValueError: If shapes do not fit, or `threshold` is not in (0, 1).
+
+    References:
+        THEORY sections 8 and 9; Fukumizu & Amari 2000 for copies and silent neurons as flat directions; Lu et al. 2020,
+        "Dying ReLU and initialization"; Roy & Vetterli 2007 for the effective rank.
+
+    Example:
+        >>> weights = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])
+        >>> outputs = torch.tanh(torch.linspace(-1, 1, 40)[:, None] @ weights[:, :1].T)
+        >>> report = neuron_report(weights, torch.tensor([[1.0, 1.0, 0.0]]), outputs)
+        >>> report.groups, report.dead.tolist(), report.silent.tolist(), report.rank
+        (((0, 1),), [False, False, True], [False, False, True], 2)
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold is a cosine between 0 and 1, got {threshold}.")
+    weights = _incoming(weights_in, bias)
+    similarity = cosine_similarity(weights, weights)
+    is_finite = bool(weights.isfinite().all())
+    groups = _groups((similarity.abs() if sign else similarity) >= threshold) if is_finite else ()
+    m = len(weights)
+    spare = sum(len(group) - 1 for group in groups) / m if m and is_finite else math.nan
+    dead, zero, rank, effective, limit = _outputs(activations, m)
+    return NeuronReport(
+        similarity,
+        groups,
+        spare,
+        chance_of_duplicates(m, weights.shape[1], sign, threshold),
+        _silent(weights_out, m),
+        dead,
+        zero,
+        rank,
+        effective,
+        limit,
+        None if teacher is None else teacher_alignment(weights, teacher, sign),
+    )
+
+
+def chance_of_duplicates(neurons: int, inputs: int, sign: bool = True, threshold: float = DUPLICATE_COSINE) -> float:
+    """Share of random neurons that another comes closer to than `threshold`; nan for none.
+
+    The squared cosine of random directions in d dimensions follows a Beta(1/2, (d - 1)/2) law.
+
+    Example:
+        >>> round(chance_of_duplicates(64, 2), 3), round(chance_of_duplicates(64, 20), 3)
+        (0.997, 0.0)
+    """
+    if neurons < 1 or inputs < 1:
+        return math.nan
+    beyond = 1.0 if inputs == 1 else 1 - float(betainc(0.5, (inputs - 1) / 2, threshold**2))
+    return 1 - (1 - (beyond if sign else beyond / 2)) ** (neurons - 1)
+
+
+def _incoming(weights: Any, bias: Any) -> Tensor:
+    weights = as_tensor(weights).detach().cpu().double()
+    if weights.ndim < 2:
+        raise ValueError(f"incoming weights of m neurons have shape [m, d], got {list(weights.shape)}.")
+    weights = weights.flatten(1) if weights.numel() else weights.reshape(len(weights), -1 if len(weights) else 0)
+    if bias is None:
+        return weights
+    bias = as_tensor(bias).detach().cpu().double()
+    if bias.shape != (len(weights),):
+        raise ValueError(f"{len(weights)} neurons have one bias each, got shape {list(bias.shape)}.")
+    return torch.cat([weights, bias[:, None]], 1)
+
+
+def _groups(linked: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Connected components of two neurons or more."""
+    seen: set[int] = set()
+    groups = []
+    neighbours = [row.nonzero().flatten().tolist() for row in linked]
+    for start in range(len(neighbours)):
+        group, waiting = set(), [start]
+        while waiting:
+            neuron = waiting.pop()
+            if neuron not in seen:
+                seen.add(neuron)
+                group.add(neuron)
+                waiting.extend(neighbours[neuron])
+        if len(group) > 1:
+            groups.append(tuple(sorted(group)))
+    return tuple(groups)
+
+
+def _silent(weights_out: Any, neurons: int) -> Tensor | None:
+    if weights_out is None:
+        return None
+    weights = as_tensor(weights_out).detach().cpu().double()
+    if weights.ndim != 2 or weights.shape[1] != neurons:
+        raise ValueError(f"outgoing weights of {neurons} neurons have shape [o, {neurons}], got {list(weights.shape)}.")
+    sizes = weights.abs().amax(0) if len(weights) else weights.new_zeros(neurons)
+    if not bool(sizes.isfinite().all()):
+        return None
+    norms = (weights / sizes.max()).norm(dim=0) if neurons and float(sizes.max()) > 0 else sizes
+    return norms <= SILENT_NORM * norms.max() if neurons else norms > 0
+
+
+def _outputs(
+    activations: Any, neurons: int
+) -> tuple[Tensor | None, Tensor | None, int | None, float | None, int | None]:
+    """Dead and zero neurons, rank, effective rank and the most that it can be."""
+    if activations is None:
+        return None, None, None, None, None
+    outputs = as_tensor(activations).detach().cpu()
+    if outputs.ndim != 2 or outputs.shape[1] != neurons:
+        raise ValueError(f"outputs of {neurons} neurons have shape [n, {neurons}], got {list(outputs.shape)}.")
+    n = len(outputs)
+    if n < 2 or not neurons or not bool(outputs.isfinite().all()):
+        return None, None, None, None, None
+    dead = zero = None
+    largest = outputs.abs().amax(0)
+    if n >= MIN_EXAMPLES:
+        dead = outputs.amax(0) - outputs.amin(0) <= CONSTANT_RANGE * largest.max()
+        zero = dead & (largest <= CONSTANT_RANGE * largest.max())
+    scaled = outputs.double() / largest.max().clamp_min(torch.finfo(torch.float32).tiny)
+    gram = scaled.T @ scaled if neurons <= n else scaled @ scaled.T
+    values = eigh(gram)[0].clamp_min(0)
+    effective = float(effective_rank(values)) if float(values.max()) > 0 else 0.0
+    return dead, zero, jacobian_rank(values), effective, min(n, neurons)

@@ -1,0 +1,34 @@
+"""A view of a small model on data at hand, without a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_cx.instruments import Observation
+from lightning_cx.probe.passes import Reduction
+from lightning_cx.probe.view import ModelView
+
+
+def view_of(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.mse_loss,
+    optimizer: Optimizer | None = None,
+    training_examples: int | None = None,
+) -> ModelView:
+    """A view of a model on one chunk of examples, with a mean loss."""
+
+    def loss_of(batch: Any) -> Tensor:
+        return loss(module(batch[0]), batch[1])
+
+    return ModelView(module, [((x, y), len(x))], lambda b: b, loss_of, Reduction(), optimizer, training_examples)
+
+
+def seen(*args: Any, **options: Any) -> Observation:
+    """The observation of such a view."""
+    return Observation(7, model=view_of(*args, **options))

@@ -1,0 +1,234 @@
+"""Runs in a real Trainer rise to the edge of stability and hover there; nothing of the training is disturbed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from _lightning import Classifier, fingerprint, fit
+from _small_views import formed_hessian
+from _tensorboard import read_events, serve
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_cx import ComplexityMonitor, ProbeSet
+from lightning_cx.functional import step_gains
+from lightning_cx.instruments import StepSize
+from lightning_cx.instruments.step_size import BATCH, EDGE, GAUSS_NEWTON, SHARPNESS
+from lightning_cx.tensorboard import tags
+
+EXAMPLES = 128
+
+
+def monitor(instrument: StepSize, **options: Any) -> ComplexityMonitor:
+    return ComplexityMonitor([instrument], **{"every_n_steps": 1, "strict": True, **options})
+
+
+class Curve(pl.Callback):
+    """Keeps the numbers of every measurement."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        new = {tag: float(v) for tag, v in trainer.callback_metrics.items() if tag.startswith("step_size/")}
+        if new and (not self.seen or str(new) != str(self.seen[-1])):
+            self.seen.append(new)
+
+
+class Regression(pl.LightningModule):
+    """A tanh network on 128 examples, all of them in each batch."""
+
+    def __init__(self, optimizer: Any, seed: int = 0, loss: Any = F.mse_loss, width: int = 32) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.net = nn.Sequential(
+            nn.Linear(4, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)
+        )
+        with torch.no_grad():
+            for p in self.net.parameters():
+                p.copy_(torch.from_numpy(rng.uniform(-1, 1, p.shape)) / p.shape[-1] ** 0.5)
+        self.optimizer, self.loss = optimizer, loss
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.parameters())
+
+
+def examples(seed: int = 0) -> TensorDataset:
+    x = torch.from_numpy(np.random.default_rng(seed + 30).standard_normal((EXAMPLES, 4))).float()
+    return TensorDataset(x, torch.sin(3 * x[:, :1]) * x[:, 1:2])
+
+
+def run(optimizer: Any, steps: int, folder: Path, every: int = 50, seed: int = 0) -> tuple[list[float], list[str]]:
+    """Ratios to the edge, and the warnings about it, of a full-batch run with one epoch of so many steps."""
+    curve = Curve()
+    watch = monitor(StepSize(rows=0), every_n_steps=every, probe=ProbeSet(size=EXAMPLES))
+    data = DataLoader(examples(seed), batch_sampler=[list(range(EXAMPLES))] * steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Regression(optimizer, seed), [watch, curve], folder, data=data, max_epochs=1, logger=False)
+    return [seen[tags.EDGE] for seen in curve.seen], [str(w.message) for w in caught if "runs" in str(w.message)]
+
+
+EDGES: dict[str, Any] = {
+    "gradient descent": lambda ps: torch.optim.SGD(ps, lr=0.2),
+    "momentum": lambda ps: torch.optim.SGD(ps, lr=0.2, momentum=0.9),
+    "Adam": lambda ps: torch.optim.Adam(ps, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_full_batch_training_rises_to_the_edge_and_hovers_within_a_tenth(name: str, tmp_path: Path) -> None:
+    curve, told = run(EDGES[name], 600, tmp_path)
+    known = [ratio for ratio in curve if not math.isnan(ratio)]  # Adam's preconditioner forms first
+    assert known[0] < 0.7
+    assert abs(sorted(known[-5:])[2] - 1) < 0.1, known
+    assert all(0.8 < ratio < 1.25 for ratio in known[-5:]), known
+    assert len(told) == 1
+    assert "at the edge of stability" in told[0] or "beyond the edge of stability" in told[0]
+
+
+def test_a_small_step_stays_below_and_nothing_is_told(tmp_path: Path) -> None:
+    curve, told = run(lambda ps: torch.optim.SGD(ps, lr=0.02), 200, tmp_path)
+    assert all(0 < ratio < 0.5 for ratio in curve)
+    assert len(curve) == 4
+    assert not told
+
+
+class Formed(pl.Callback):
+    """At every measurement, lambda_max between the roots of the gains from the formed Hessian of all examples."""
+
+    def __init__(self) -> None:
+        self.expected: list[tuple[float, float]] = []
+        self.x, self.y = examples().tensors
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if (trainer.fit_loop.total_batch_idx % 40) == 0:
+            hessian = formed_hessian(pl_module.net, self.x, self.y).double()
+            gains = step_gains(trainer.optimizers[0], own := dict(pl_module.named_parameters()))
+            root = gains.flat(own)[0].double().sqrt()
+            tops = (torch.linalg.eigvalsh(m)[-1] for m in (hessian, root[:, None] * hessian * root))
+            self.expected.append(tuple(map(float, tops)))
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_each_number_is_that_of_the_formed_hessian_at_that_step(name: str, tmp_path: Path) -> None:
+    formed, curve = Formed(), Curve()
+    watch = monitor(StepSize(rows=0, iterations=40), every_n_steps=40, probe=ProbeSet(size=EXAMPLES))
+    data = DataLoader(examples(), batch_sampler=[list(range(EXAMPLES))] * 201)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = Regression(EDGES[name], width=6)
+        fit(module, [watch, formed, curve], tmp_path, data=data, max_epochs=1, logger=False)
+    assert len(curve.seen) == len(formed.expected) == 6
+    for seen, (sharpness, edge) in zip(curve.seen, formed.expected, strict=True):
+        assert seen[tags.SHARPNESS] == pytest.approx(sharpness, rel=2e-3)
+        if not math.isnan(seen[tags.EDGE]):
+            assert seen[tags.EDGE] == pytest.approx(edge, rel=2e-3)
+    assert not math.isnan(curve.seen[-1][tags.EDGE])
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dropout": ({"dropout": 0.3}, {}),
+    "BatchNorm": ({"batch_norm": True}, {}),
+    "gradient accumulation": ({"dropout": 0.1}, {"accumulate_grad_batches": 2}),
+    "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
+    "64-true": ({}, {"precision": "64-true"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:lightning_cx")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_state_is_bitwise_identical_with_and_without(variant: str, tmp_path: Path) -> None:
+    module_options, trainer_options = VARIANTS[variant]
+
+    def run(callbacks: list) -> dict[str, str]:
+        pl.seed_everything(3)
+        return fingerprint(fit(Classifier(**module_options), callbacks, tmp_path, **trainer_options))
+
+    instrument = StepSize(batches=True, examples=64, iterations=5, rows=60)
+    assert run([monitor(instrument, every_n_steps=3, probe=ProbeSet(size=128))]) == run([])
+
+
+def test_curves_card_and_charts_reach_the_board(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path / "board", name="run", version="one")
+    watch = monitor(StepSize(batches=True, examples=64), every_n_steps=5, probe=ProbeSet(size=EXAMPLES))
+    data = DataLoader(examples(), batch_sampler=[list(range(64)), list(range(64, 128))] * 8)
+    fit(Regression(lambda ps: torch.optim.SGD(ps, lr=0.02)), [watch], tmp_path, data=data, max_epochs=1, logger=logger)
+    events = read_events(logger.log_dir)
+    assert {*SHARPNESS, *EDGE, *GAUSS_NEWTON, *BATCH, tags.GAUSS_NEWTON_EDGE} <= set(events.Tags()["scalars"])
+    for value, low, high in (SHARPNESS, EDGE, GAUSS_NEWTON, BATCH):
+        for curve, below, above in zip(*(events.Scalars(tag) for tag in (value, low, high)), strict=True):
+            assert below.value <= curve.value <= above.value
+    with serve(tmp_path / "board") as get:
+        layout = get("data/plugin/custom_scalars/layout")
+        texts = get("data/plugin/text/text?run=run/one&tag=step_size/edge/text_summary")
+    charts = {chart["title"]: chart for category in layout["category"] for chart in category["chart"]}
+    title = "ratio to the edge of stability with 95% interval (1: steps no longer settle)"
+    margin = charts[title]["margin"]["series"][0]
+    assert (margin["value"], margin["lower"], margin["upper"]) == EDGE
+    assert "below" in texts[-1]["text"]
+    assert "no preconditioner (SGD)" in texts[-1]["text"]
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, F.binary_cross_entropy_with_logits])
+def test_the_curvature_of_each_batch_is_that_of_its_jacobian(loss: Any, tmp_path: Path) -> None:
+    """With the Jacobian formed before the step, as the batch's gradients were."""
+
+    class Formed(Regression):
+        truth: list[float]
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            outputs = self.net(batch[0])
+            own = list(self.net.parameters())
+            rows = [torch.autograd.grad(f, own, retain_graph=True) for f in outputs[:, 0]]
+            jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]).double()
+            p = torch.sigmoid(outputs[:, :1].detach().double())
+            curvature = 2 * torch.ones_like(p) if loss is F.mse_loss else p * (1 - p)
+            matrix = (curvature * jacobian).T @ jacobian / len(jacobian)
+            self.truth.append(float(torch.linalg.eigvalsh(matrix)[-1]))
+            return loss(outputs, batch[1])
+
+    x, y = examples().tensors
+    labels = TensorDataset(x, (y > 0).float())
+    module, curve = Formed(lambda ps: torch.optim.SGD(ps, lr=0.02), loss=loss, width=6), Curve()
+    module.truth = []
+    data = DataLoader(labels, batch_sampler=[list(range(i, i + 32)) for i in (0, 32, 64, 96)] * 2)
+    watch = monitor(StepSize(batches=True, iterations=2, examples=32), probe=ProbeSet(size=EXAMPLES))
+    fit(module, [watch, curve], tmp_path, data=data, max_epochs=1, logger=False)
+    found = [seen[tags.BATCH_GAUSS_NEWTON] for seen in curve.seen if tags.BATCH_GAUSS_NEWTON in seen]
+    assert len(found) >= 6
+    assert found == pytest.approx(module.truth[-len(found) :], rel=1e-3)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Rprop, torch.optim.LBFGS])
+def test_an_optimizer_without_an_edge_is_refused_by_name_and_training_goes_on(make: Any, tmp_path: Path) -> None:
+    curve = Curve()
+    watch = monitor(StepSize(rows=0), every_n_steps=5, probe=ProbeSet(size=EXAMPLES))
+    data = DataLoader(examples(), batch_sampler=[list(range(EXAMPLES))] * 6)
+    with pytest.warns(UserWarning, match=f"step_size/edge.*: nan, .* not for {make.__name__}"):
+        fit(Regression(lambda ps: make(ps, lr=0.01)), [watch, curve], tmp_path, data=data, max_epochs=1, logger=False)
+    assert math.isnan(curve.seen[-1][tags.EDGE])
+    assert curve.seen[-1][tags.SHARPNESS] > 0
+
+
+def test_under_a_budget_it_is_measured_within_it(tmp_path: Path) -> None:
+    watch = ComplexityMonitor(
+        [StepSize(examples=64, iterations=3, rows=50)], overhead_budget=0.5, probe=ProbeSet(size=128), strict=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = fit(Classifier(), [watch], tmp_path, max_epochs=40)
+    assert math.isfinite(trainer.callback_metrics[tags.SHARPNESS])
+    assert watch.overhead < 0.65
