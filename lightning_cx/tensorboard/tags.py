@@ -123,6 +123,15 @@ SVRG_RATIO_HIGH = "averaging/svrg_ratio_high"
 SVRG_BEST = "averaging/svrg_best"
 SNAPSHOT_AGE = "averaging/snapshot_age"
 
+DWELL_COUNT = "trajectory/dwell_count"
+DWELL_ESCAPES = "trajectory/dwell_escapes"
+DWELL_LENGTH = "trajectory/dwell_length"
+DWELL_DISTANCE = "trajectory/dwell_distance"
+DIFFUSION_EXPONENT = "trajectory/diffusion_exponent"
+ONE_POINT_CONVEXITY = "trajectory/one_point_convexity"
+ONE_POINT_CONVEXITY_ERROR = "trajectory/one_point_convexity_error"
+DWELLS = "trajectory/dwells"
+
 
 def residual_band(number: int) -> str:
     """Tag of the residual energy in octave band `number`; band 0 is the mean."""

@@ -103,6 +103,11 @@ class DwellReport:
     reason: str = ""
 
     @property
+    def is_too_short(self) -> bool:
+        """Whether there are fewer blocks than a judgement takes."""
+        return self.blocks < MIN_PATH
+
+    @property
     def escapes(self) -> int:
         """Jumps from one dwell to the next."""
         return sum(episode.escaped for episode in self.episodes)
