@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from lightning_cx.instruments import (
     Averaging,
+    Dwelling,
     GradientNoise,
     GradientSpectrum,
     Instrument,
@@ -17,6 +18,7 @@ from lightning_cx.instruments import (
     SpectralBias,
     StepSize,
     TailIndex,
+    TrajectoryGeometry,
     VarianceReduction,
 )
 from lightning_cx.instruments.control import Control
@@ -61,7 +63,7 @@ def _theory(control: Control) -> list[Instrument]:
     of_interference = [SpectralBias(control=control), Interference(control=control)]
     of_kernels = [Kernel(), Kernel(on="probe"), StepSize(), Averaging(), VarianceReduction()]
     of_recovery = [Neurons(), LocalRecovery()]
-    return [*of_interference, *of_kernels, *of_recovery, TailIndex()]
+    return [*of_interference, Dwelling(), *of_kernels, *of_recovery, TailIndex(), TrajectoryGeometry()]
 
 
 def _all(control: Control) -> list[Instrument]:

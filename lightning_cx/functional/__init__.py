@@ -58,6 +58,15 @@ from lightning_cx.functional.bound_index import bound_index, levy_dimension_cons
 from lightning_cx.functional.coherence import Coherence
 from lightning_cx.functional.decay import decay_exponent, decay_similarity
 from lightning_cx.functional.dimension import KernelDimension, kernel_dimension
+from lightning_cx.functional.dwelling import (
+    DiffusionExponent,
+    DwellReport,
+    Episode,
+    PointConvexity,
+    diffusion_exponent,
+    dwell,
+    one_point_convexity,
+)
 from lightning_cx.functional.features import default_features
 from lightning_cx.functional.gauss_newton import (
     GaussNewton,
@@ -146,8 +155,11 @@ __all__ = [
     "CumulativePower",
     "DecayRates",
     "Decision",
+    "DiffusionExponent",
     "DistanceFromStart",
+    "DwellReport",
     "EigenvalueDecay",
+    "Episode",
     "GaussNewton",
     "GradientSpectrum",
     "InterferenceProfile",
@@ -158,6 +170,7 @@ __all__ = [
     "NeuronMatch",
     "NeuronReport",
     "NoiseScale",
+    "PointConvexity",
     "QuadraticLosses",
     "ResidualLaw",
     "RiskCurve",
@@ -187,7 +200,9 @@ __all__ = [
     "decay_rates",
     "decay_similarity",
     "default_features",
+    "diffusion_exponent",
     "distance_from_start",
+    "dwell",
     "edge_of_stability",
     "effective_rank",
     "eigenvalue_decay",
@@ -230,6 +245,7 @@ __all__ = [
     "noise_scale_of_blocks",
     "octave_bands",
     "octave_energies",
+    "one_point_convexity",
     "participation_ratio",
     "permutation_sign_distance",
     "pool_block_shares",

@@ -18,6 +18,7 @@ Instruments know nothing of a Trainer. In any loop:
 from lightning_cx.instruments.averaging import Averaging
 from lightning_cx.instruments.base import (
     BandDecay,
+    DwellTimeline,
     Instrument,
     ModeScatter,
     Needs,
@@ -29,6 +30,7 @@ from lightning_cx.instruments.base import (
     StoppingCurve,
     SurvivalPlot,
 )
+from lightning_cx.instruments.dwelling import Dwelling
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
@@ -44,6 +46,8 @@ from lightning_cx.instruments.variance_reduction import VarianceReduction
 __all__ = [
     "Averaging",
     "BandDecay",
+    "DwellTimeline",
+    "Dwelling",
     "GradientNoise",
     "GradientSpectrum",
     "Instrument",

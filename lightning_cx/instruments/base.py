@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments.dwelling_picture import DwellTimeline
 from lightning_cx.probe.reading import ProbeReading
 from lightning_cx.probe.view import ModelView
 
@@ -224,7 +225,7 @@ class StoppingCurve:
     is_share: bool = False
 
 
-Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay | QuantilePlot | SurvivalPlot | StoppingCurve
+Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay | QuantilePlot | SurvivalPlot | StoppingCurve | DwellTimeline
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from lightning_cx.instruments.base import (
     BandDecay,
+    DwellTimeline,
     ModeScatter,
     Picture,
     QuantilePlot,
@@ -14,6 +15,7 @@ from lightning_cx.instruments.base import (
     SurvivalPlot,
 )
 from lightning_cx.tensorboard.band_decay import draw_band_decay
+from lightning_cx.tensorboard.dwelling_plot import draw_dwell_timeline
 from lightning_cx.tensorboard.mode_scatter import draw_mode_scatter
 from lightning_cx.tensorboard.quantile_plot import draw_quantile_plot
 from lightning_cx.tensorboard.risk_curve import draw_stopping_curve
@@ -27,6 +29,7 @@ _DRAW = {
     QuantilePlot: draw_quantile_plot,
     SurvivalPlot: draw_survival_plot,
     StoppingCurve: draw_stopping_curve,
+    DwellTimeline: draw_dwell_timeline,
 }
 
 

@@ -229,6 +229,16 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             [tags.TRAJECTORY_BOUND_INDEX, tags.TRAJECTORY_BOUND_INDEX_LOW, tags.TRAJECTORY_BOUND_INDEX_HIGH],
         ),
     },
+    "Where does training stay": {
+        "dwells and escapes so far": ("Multiline", [tags.DWELL_COUNT, tags.DWELL_ESCAPES]),
+        "length of the present dwell (steps; 0: none)": ("Multiline", [tags.DWELL_LENGTH]),
+        "distance of the present dwell from the beginning": ("Multiline", [tags.DWELL_DISTANCE]),
+        "diffusion exponent (0: stays, 1: wanders, 2: drifts)": ("Multiline", [tags.DIFFUSION_EXPONENT]),
+        "one-point convexity and its standard error (over 0: the place pulls back)": (
+            "Multiline",
+            [tags.ONE_POINT_CONVEXITY, tags.ONE_POINT_CONVEXITY_ERROR],
+        ),
+    },
     "What it costs": {"share of the wall time": ("Multiline", [tags.OVERHEAD])},
 }
 

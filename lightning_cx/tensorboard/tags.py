@@ -134,6 +134,15 @@ TRAJECTORY_BOUND_INDEX = "trajectory/bound_index"
 TRAJECTORY_BOUND_INDEX_LOW = "trajectory/bound_index_low"
 TRAJECTORY_BOUND_INDEX_HIGH = "trajectory/bound_index_high"
 
+DWELL_COUNT = "trajectory/dwell_count"
+DWELL_ESCAPES = "trajectory/dwell_escapes"
+DWELL_LENGTH = "trajectory/dwell_length"
+DWELL_DISTANCE = "trajectory/dwell_distance"
+DIFFUSION_EXPONENT = "trajectory/diffusion_exponent"
+ONE_POINT_CONVEXITY = "trajectory/one_point_convexity"
+ONE_POINT_CONVEXITY_ERROR = "trajectory/one_point_convexity_error"
+DWELLS = "trajectory/dwells"
+
 
 def residual_band(number: int) -> str:
     """Tag of the residual energy in octave band `number`; band 0 is the mean."""

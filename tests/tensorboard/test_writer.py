@@ -69,6 +69,8 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
     assert margins == {
         (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH),
         (tags.TAIL_INDEX, tags.TAIL_INDEX_LOW, tags.TAIL_INDEX_HIGH),
+        (tags.TRAJECTORY_GROWTH, tags.TRAJECTORY_GROWTH_LOW, tags.TRAJECTORY_GROWTH_HIGH),
+        (tags.TRAJECTORY_BOUND_INDEX, tags.TRAJECTORY_BOUND_INDEX_LOW, tags.TRAJECTORY_BOUND_INDEX_HIGH),
         (tags.TAIL_BATCH_INDEX, tags.TAIL_BATCH_INDEX_LOW, tags.TAIL_BATCH_INDEX_HIGH),
         (tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH),
         (tags.TAIL_TRAJECTORY_XI, tags.TAIL_TRAJECTORY_XI_LOW, tags.TAIL_TRAJECTORY_XI_HIGH),
@@ -154,6 +156,8 @@ def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path
         "What the kernel prefers",
         "Is the step size at its limit",
         "Would averages, batches or snapshots help against the noise",
+        "How far the parameters have come",
+        "Where does training stay",
         "What it costs",
     ]
 

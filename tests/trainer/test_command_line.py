@@ -129,3 +129,12 @@ print("found", *[one.every_n_steps for one in cli.trainer.callbacks if type(one)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert "found 7" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["default", "noise", "theory", "all"])
+def test_a_set_of_instruments_can_be_named(name: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    monitor = f"{{class_path: lightning_cx.ComplexityMonitor, init_args: {{instruments: {name}}}}}"
+    config.write_text(f"trainer:\n  callbacks:\n    - {monitor}\n")
+    (made,) = (c for c in parsed("--config", str(config)).trainer.callbacks if isinstance(c, ComplexityMonitor))
+    assert [type(i) for i in made.instruments] == [type(i) for i in ComplexityMonitor(name).instruments]

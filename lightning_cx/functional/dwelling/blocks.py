@@ -1,0 +1,110 @@
+"""A path in bounded memory: means over equal ranges of steps, which widen as the path grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_cx.functional.dwelling.diffusion import Array
+
+MAX_BLOCKS = 512
+"""When so many are full they are merged in pairs: between 256 and 512 of them, 256 KiB for 64 numbers."""
+
+FILLED = 0.75
+"""Blocks widen too where samples are so sparse that a smaller share of the blocks holds one."""
+
+_FEW = 8  # blocks from which their filling is judged
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Means of a path over ranges of steps.
+
+    Attributes:
+        first: First sampled step of each block, [n], ascending.
+        last: Last sampled step of each block, [n].
+        means: Mean position, [n, k].
+        width: Steps that a block spans.
+        origin: Where the path began, [k].
+    """
+
+    first: np.ndarray
+    last: np.ndarray
+    means: Array
+    width: int
+    origin: Array
+
+
+class PathBlocks:
+    """Collects a path as block means; ranges without a sample are left out.
+
+    Args:
+        width: Steps that a block spans at first.
+        limit: Blocks that are kept at most; None keeps all of the given width.
+
+    Raises:
+        ValueError: If `width` is less than 1 or `limit` less than 16.
+
+    Example:
+        >>> path = PathBlocks(limit=16)
+        >>> for step in range(100):
+        ...     path.add(step, torch.tensor([float(step)]))
+        >>> path.width, len(path), path.blocks().means[:2, 0].tolist()
+        (8, 13, [3.5, 11.5])
+    """
+
+    def __init__(self, width: int = 1, limit: int | None = MAX_BLOCKS) -> None:
+        if width < 1 or (limit is not None and limit < 2 * _FEW):
+            raise ValueError(f"blocks span a step, and 16 are kept, at least; got width={width}, limit={limit}.")
+        self.width, self.limit = width, limit
+        self._held: dict[int, tuple[int, int, int, Tensor]] = {}  # first and last step, samples, their sum
+        self._origin = torch.zeros(1, dtype=torch.float64)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, step: int, position: Tensor) -> None:
+        """Take in the position ``[k]`` at a step; steps come in ascending order."""
+        position = position.detach().double().cpu()
+        if not self._held:
+            self._origin = position
+        self._put(step // self.width, (step, step, 1, position))
+        while self.limit is not None and (len(self) > self.limit or self._is_sparse()):
+            held, self._held, self.width = self._held, {}, 2 * self.width
+            for number, block in held.items():
+                self._put(number // 2, block)
+
+    def _put(self, number: int, block: tuple[int, int, int, Tensor]) -> None:
+        first, last, count, total = block
+        if number in self._held:
+            known = self._held[number]
+            first, count, total = known[0], known[2] + count, known[3] + total
+        self._held[number] = (first, last, count, total)
+
+    def _is_sparse(self) -> bool:
+        numbers = list(self._held)
+        return len(numbers) >= _FEW and len(numbers) < FILLED * (numbers[-1] - numbers[0] + 1)
+
+    def blocks(self) -> Blocks:
+        """The path as it is known now."""
+        held = list(self._held.values())
+        means = [total / count for _, _, count, total in held]
+        return Blocks(
+            np.array([first for first, *_ in held], dtype=np.int64),
+            np.array([last for _, last, *_ in held], dtype=np.int64),
+            torch.stack(means).numpy() if means else np.empty((0, 1)),
+            self.width,
+            self._origin.numpy(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"width": self.width, "held": dict(self._held), "origin": self._origin}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.width, self._held, self._origin = state["width"], dict(state["held"]), state["origin"]

@@ -1,0 +1,117 @@
+"""Sets of instruments by name: complete, within the budget, and without a trace."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from _lightning import Classifier, fingerprint, fit
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+import lightning_cx.instruments
+from lightning_cx import ComplexityMonitor, ProbeSet
+from lightning_cx.instruments import Instrument, TailIndex
+from lightning_cx.instruments.base import Needs
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+from quickstart import DigitClassifier, noisy_digits  # type: ignore[import-not-found]
+
+PRESETS = ["default", "noise", "theory", "all"]
+
+
+def names(monitor: ComplexityMonitor) -> set[str]:
+    return {type(instrument).__name__ for instrument in monitor.instruments}
+
+
+def test_all_holds_every_instrument_there_is() -> None:
+    there = vars(lightning_cx.instruments).items()
+    known = {name for name, kind in there if inspect.isclass(kind) and issubclass(kind, Instrument)} - {"Instrument"}
+    assert names(ComplexityMonitor("all")) == known
+    assert len(known) >= 13
+
+
+def test_the_sets_lie_in_each_other_and_default_is_what_comes_without_a_name() -> None:
+    assert names(ComplexityMonitor()) == names(ComplexityMonitor("default"))
+    for name in PRESETS:
+        assert names(ComplexityMonitor(name)) <= names(ComplexityMonitor("all"))
+    assert "GradientNoise" in names(ComplexityMonitor("noise")) & names(ComplexityMonitor("default"))
+
+
+def test_each_monitor_has_instruments_of_its_own() -> None:
+    one, other = ComplexityMonitor("all"), ComplexityMonitor("all")
+    assert not {id(i) for i in one.instruments} & {id(i) for i in other.instruments}
+
+
+def test_an_unknown_set_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match="no preset 'evrything': choose one of 'default', 'noise', 'theory', 'all'"):
+        ComplexityMonitor("evrything")  # type: ignore[arg-type]
+
+
+def test_a_control_goes_to_the_instruments_of_a_set(tmp_path: Path) -> None:
+    monitor = ComplexityMonitor("default", every_n_steps=5, control="shuffle", probe=ProbeSet(128))
+    trainer = fit(Classifier(), [monitor], tmp_path)
+    assert "complexity/residual_median_shuffled" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("variant", ["plain", "dropout and batch norm"])
+@pytest.mark.filterwarnings("ignore:lightning_cx. .*(nan|contributions):UserWarning")
+def test_every_state_is_bitwise_identical_with_and_without_all(variant: str, tmp_path: Path) -> None:
+    options = {} if variant == "plain" else {"dropout": 0.3, "batch_norm": True}
+
+    def run(callbacks: list[Any]) -> dict[str, str]:
+        torch.manual_seed(3)
+        return fingerprint(fit(Classifier(**options), callbacks, tmp_path, accumulate_grad_batches=1))
+
+    monitor = ComplexityMonitor("all", every_n_steps=3, probe=ProbeSet(128))
+    assert run([monitor]) == run([])
+    assert monitor._session is not None
+    assert {"Kernel", "StepSize", "Averaging", "Neurons"} <= set(monitor._session.ledger.accounts)
+
+
+class Asked(Instrument):
+    """Asks for more projections than a tail index."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(gram=True, projections=64)
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def measure(self, observation: Any) -> Any:
+        from lightning_cx.instruments import Reading
+
+        return Reading()
+
+
+def test_a_tail_is_read_off_its_own_number_of_projections_whoever_asks_for_more(tmp_path: Path) -> None:
+    tail = TailIndex()
+    fit(Classifier(), [ComplexityMonitor([Asked(), tail], every_n_steps=1)], tmp_path)
+    assert tail._pools[""].pooled()[0].shape == (320, 16)
+
+
+@pytest.mark.filterwarnings("ignore:lightning_cx. .*nan:UserWarning", "ignore:.*LeafSpec", "ignore:.*not have many wor")
+def test_all_on_the_quickstart_stays_within_the_budget(tmp_path: Path) -> None:
+    pl.seed_everything(0)
+    monitor = ComplexityMonitor("all", overhead_budget=0.2)
+    trainer = pl.Trainer(
+        max_epochs=12,
+        accelerator="cpu",
+        logger=TensorBoardLogger(tmp_path, name=None),
+        callbacks=[monitor],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        log_every_n_steps=10,
+    )
+    trainer.fit(DigitClassifier(), DataLoader(noisy_digits(), batch_size=64, shuffle=True))
+    assert monitor.overhead < 0.2 * 1.25  # the first reading of a kind is paid on credit, at a guess
+    assert len(monitor._session.ledger.accounts) >= 5  # type: ignore[union-attr]
+    assert math.isfinite(float(trainer.callback_metrics["complexity/overhead"]))
