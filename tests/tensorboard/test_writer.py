@@ -88,7 +88,7 @@ def test_the_layout_comes_back_with_a_margin_chart_of_the_interval(run: Path) ->
     assert len(listed) == len(set(listed))
     drawn = {tags.RESIDUAL_SPECTROGRAM, tags.GRADIENT_SPECTRUM, tags.PROBE_GRADIENT_SPECTRUM, tags.BAND_DECAY}
     pictures = {*drawn, tags.EXAMPLE_NORMS, tags.TAIL_QUANTILES, tags.TAIL_SURVIVAL, tags.STOPPING_CURVE}
-    pictures |= {tags.KERNEL_SPECTRUM}
+    pictures |= {tags.KERNEL_SPECTRUM, tags.DWELLS}
     cards = {tags.RECOVERY_VERDICT, tags.NEURONS_CARD}
     assert set(listed).union(*margins) == set(ALL_TAGS) - pictures - cards
 
