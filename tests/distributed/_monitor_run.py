@@ -25,6 +25,7 @@ from lightning_cx.callbacks import rerun
 from lightning_cx.gradients import GradientTap
 from lightning_cx.instruments import GradientNoise, SpectralBias, TailIndex
 from lightning_cx.probe import ProbeReading
+from lightning_cx.probe.view import ModelView
 
 EXAMPLES = 384
 
@@ -129,6 +130,7 @@ PARTS = {
     "calibrate": (rerun, "calibrate_in_training"),
     "probe": (ProbeSet, "read"),
     "instrument": (GradientNoise, "measure"),
+    "passes": (ModelView, "losses"),
 }
 
 
@@ -176,7 +178,8 @@ def run(options: dict[str, Any], folder: str, stack: ExitStack) -> dict[str, Any
     warnings.simplefilter("ignore")
     warnings.showwarning = lambda message, *_, **__: told.append(str(message))  # type: ignore[assignment]
     warnings.filterwarnings("always", message="lightning_cx")
-    instruments = [GradientNoise(), SpectralBias(), TailIndex(batch_size=options.get("sums"))]
+    instruments: Any = [GradientNoise(), SpectralBias(), TailIndex(batch_size=options.get("sums"))]
+    instruments = options.get("preset", instruments)
     every = options.get("every", 1)
     cadence = {"overhead_budget": options["budget"]} if "budget" in options else {"every_n_steps": every}
     monitor: Any = ComplexityMonitor(instruments, probe=ProbeSet(128), strict=options.get("strict", False), **cadence)

@@ -232,3 +232,27 @@ def test_what_one_process_missed_of_two_optimizers_keeps_nobody_waiting(times: i
     assert first["after"] == second["after"] == both(pair=True, without=True)[0]["after"]
     assert ("gradient/norm/optimizer_1" in first["metrics"][-1]) is (times == 1)
     assert len(told(first, "out of order in attach")) == 1
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["plain", "all_gather"])
+def test_passes_of_instruments_are_made_by_both_and_both_know_the_numbers_of_the_first(together: bool) -> None:
+    one, other = both(preset="all", every=3, together=together, strict=True)
+    assert one["weights"] == other["weights"] == both(without=True, together=together)[0]["weights"]
+    assert one["failure"] == other["failure"] == ""
+    wanted = ("step_size/sharpness", "neurons/dead", "kernel/probe_alignment", "trajectory/training_loss")
+    assert all(math.isfinite(one["metrics"][-1][tag]) for tag in wanted)
+    assert str(one["metrics"]) == str(other["metrics"])
+    assert one["counts"]["StepSize"] == other["counts"]["StepSize"] == 4
+
+
+def test_numbers_of_passes_are_those_of_one_process_on_the_same_batches() -> None:
+    one, two = alone(preset="all", every=3)["metrics"][-1], both(preset="all", every=3)[0]["metrics"][-1]
+    for tag in ("step_size/sharpness", "kernel/probe_participation_ratio", "neurons/effective_rank_share"):
+        assert two[tag] == pytest.approx(one[tag], rel=1e-6)
+
+
+def test_passes_that_fail_in_one_process_stop_neither() -> None:
+    one, other = both(preset="all", every=2, fails=["passes", 99], rank=1)
+    assert one["steps"] == other["steps"] == 12
+    assert one["weights"] == other["weights"]
+    assert math.isfinite(one["metrics"][-1]["step_size/sharpness"])
