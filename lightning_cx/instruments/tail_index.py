@@ -52,7 +52,9 @@ class TailIndex(Instrument):
     too narrow.
 
     Beside these, xi and Hill's index of the norms of per-example gradients, and of the steps that the parameters take
-    (one optimizer step each, seen in 64 fixed projections of all parameters; from 128 sampled steps on).
+    (one optimizer step each, seen in 64 fixed projections of all parameters; from 128 sampled steps on). Momentum
+    smears a jump over 1 / (1 - momentum) steps; sampled closer than three times that, it looks like a scale that drifts
+    and is taken out with it, so heavy tails are missed.
 
     Args:
         batch_size: How many gradients one step of the optimizer sums; None takes the size of the sampled batches. Give
