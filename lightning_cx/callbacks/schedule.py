@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import final
 
 UNKNOWN_LENGTH = 600.0  # seconds that a run of unknown length is taken to last, when its first readings are weighed
+RESERVE = 0.1  # of the budget, kept for work that takes longer than the last time and for steps without any
 EARLY_SHARE = 0.5  # of its account of the whole planned run, a kind of work may spend on its first reading
 
 
@@ -176,7 +177,7 @@ class OverheadBudget(Schedule):
         if account.count == 0 and costs[work] <= EARLY_SHARE * own_share * planned:
             return True
         saved_up = account.spent + costs[work] <= own_share * ledger.elapsed
-        return saved_up and ledger.spent + costs[work] <= self.share * ledger.elapsed
+        return saved_up and ledger.spent + costs[work] <= (1 - RESERVE) * self.share * ledger.elapsed
 
     def _sharers(self, costs: Mapping[str, float], planned: float) -> set[str]:
         """Kinds of work that a fair share of the whole planned run can pay for at least once."""
