@@ -106,7 +106,8 @@ class ProbeReader:
     def view(self, trainer: Trainer, module: LightningModule) -> ModelView:
         """The model as it is now, for passes over the probe."""
         examples = None if self._data is None else len(self._data[0])
-        optimizer = trainer.optimizers[0] if trainer.optimizers else None
+        # Of several each moves a part of the model or has a loss of its own: what holds for one is wrong for all.
+        optimizer = trainer.optimizers[0] if len(trainer.optimizers) == 1 else None
         return self.probe.view(module, *self._ways(trainer, module), optimizer, examples)
 
     def _gradient_passes(self, examples: int, chunk_size: int) -> int:

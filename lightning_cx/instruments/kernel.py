@@ -20,6 +20,7 @@ from lightning_cx.instruments.kernel_reading import (
     of_kernel,
     on_probe,
     refused,
+    unknown_blocks,
 )
 from lightning_cx.instruments.parameter_blocks import Blocks, checked_blocks, parameter_blocks
 from lightning_cx.probe.view import ModelView
@@ -125,7 +126,7 @@ class Kernel(Instrument):
         found = block_shares({block: torch.stack([grams[n] for n in names]).sum(0) for block, names in members.items()})
         if not bool(found.covariance.isfinite().all()):
             why = "the gradients are not finite, or of fewer than 3 examples"
-            return joined(reading, refused((tags.KERNEL_BLOCK_SHARE,), why))
+            return joined(reading, unknown_blocks(found.blocks, why))
         if self.on == "batch":
             if self._recent and self._recent[-1].blocks != found.blocks:  # a block was frozen or set free
                 self._recent.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,9 +79,7 @@ def of_blocks(found: BlockShares) -> Reading:
     """Say which block gives the descent, with a card that has the whole intervals."""
     if not found.is_known:
         why = "the descent that these batches have in common cannot be told from noise, so it cannot be shared out"
-        scalars = {tags.of_layer(tags.KERNEL_BLOCK_SHARE, block): torch.nan for block in found.blocks}
-        card = {tags.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
-        return Reading(scalars, refusals=dict.fromkeys(scalars, why), texts=card)
+        return unknown_blocks(found.blocks, why)
     scalars, rows = {}, ["| block | share of the descent | 95% interval | share of the noise |", "|---|---|---|---|"]
     columns = (found.share, found.low, found.high, found.noise_share)
     for block, share, low, high, noise in zip(found.blocks, *(column.tolist() for column in columns), strict=True):
@@ -89,6 +87,14 @@ def of_blocks(found: BlockShares) -> Reading:
         scalars[tags.of_layer(tags.KERNEL_BLOCK_SHARE_LOW, block)] = low
         rows.append(f"| {block} | {share:.1%} | {low:.1%} to {high:.1%} | {noise:.1%} |")
     return Reading(scalars, texts={tags.KERNEL_BLOCK_SHARE: "\n".join(rows)})
+
+
+def unknown_blocks(blocks: Sequence[str], why: str) -> Reading:
+    """Say why no block has a share; ends of intervals go with it, or those of an earlier reading would stand."""
+    kinds = (tags.KERNEL_BLOCK_SHARE, tags.KERNEL_BLOCK_SHARE_LOW)
+    scalars = {tags.of_layer(kind, block): torch.nan for kind in kinds for block in blocks}
+    card = {tags.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
+    return Reading(scalars, refusals=dict.fromkeys(scalars, why), texts=card)
 
 
 def refused(names: tuple[str, ...], why: str) -> Reading:

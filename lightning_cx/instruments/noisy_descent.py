@@ -117,7 +117,7 @@ class NoisyDescent:
         """Take in how the model is trained at present, on how many examples."""
         self._settings = None
         if optimizer is None:
-            self._why = "the optimizer is not known"
+            self._why = "no single optimizer trains the model: none is known, or several share it"
         elif examples is None:
             self._why = "the size of the training set is not known"
         elif isinstance(found := sgd_settings(optimizer), str):

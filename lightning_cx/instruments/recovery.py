@@ -173,7 +173,7 @@ def _prediction(local: LocalModel, view: ModelView) -> tuple[float, str]:
 def _descent(optimizer: Optimizer | None, module: nn.Module) -> dict[str, Any] | str:
     """Settings of plain SGD, or why the optimizer is none."""
     if type(optimizer) is not SGD:
-        name = "no known one" if optimizer is None else type(optimizer).__name__
+        name = "none, or one of several" if optimizer is None else type(optimizer).__name__
         return f"the local rate is defined for SGD, and the optimizer is {name}"
     groups = optimizer.param_groups
     if any(float(group["weight_decay"]) != 0 for group in groups):

@@ -203,7 +203,7 @@ class StepSize(Instrument):
 
 def _gains(view: ModelView) -> tuple[StepGains | None, str]:
     if view.optimizer is None:
-        return None, "which optimizer trains the model is not known"
+        return None, "no single optimizer trains the model: none is known, or several share it"
     if view.sums:
         return None, view.sums
     own = {name: p for name, p in view.module.named_parameters() if p.requires_grad}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -120,6 +121,33 @@ def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss
     # One example alone draws others than it does in company, so that comparison tells a mean from a sum at most.
     others = _others_count(module, chunk, loss_of)
     return Reduction(found.mean, coupled=others, mixed=others, drawn=True, each=found.each)
+
+
+def find_reduction_of(
+    module: nn.Module,
+    company: tuple[Any, int],
+    alone: Sequence[Any],
+    place: Callable[[Any], Any],
+    loss_of: LossOf,
+) -> Reduction:
+    """The same of batches in host memory; where training batches hold one example, a few of them are put together.
+
+    One example is its own mean and its own sum, and passes of several go by what is found here.
+
+    Args:
+        module: The model.
+        company: A batch, and how many examples it holds.
+        alone: Batches of one example each: the first of the company, or some others where that holds one alone.
+        place: Puts a batch on the model's device.
+        loss_of: Loss of a batch.
+    """
+    ones = [Chunk(place(batch), 1) for batch in alone]
+    batch, count = company
+    if count == 1 and len(alone) > 1:
+        with suppress(Exception):  # no batch of several can be made, or the loss takes none: no pass of several, either
+            several = reduce(lambda one, k: join(one, alone[k], (k, 1)), range(1, len(alone)), alone[0])
+            return find_reduction(module, Chunk(place(several), len(alone)), ones, loss_of)
+    return find_reduction(module, Chunk(place(batch), count), ones[:count], loss_of)
 
 
 def _others_count(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> bool:

@@ -14,7 +14,7 @@ from lightning_cx.probe.batches import alike, padded_cat, take, to_cpu
 from lightning_cx.probe.feature_rule import measurable, raw_features
 from lightning_cx.probe.gradients import passes_of, probe_gradients, some_chunks
 from lightning_cx.probe.isolation import isolated_rng, isolated_streams
-from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction, read_chunks
+from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction_of, read_chunks
 from lightning_cx.probe.reading import ProbeReading
 from lightning_cx.probe.view import ModelView
 
@@ -219,9 +219,9 @@ class ProbeSet:
 
     def _adds_up(self, module: nn.Module, loss_of: LossOf, place: Callable[[Any], Any]) -> Reduction:
         if self._reduction is None:
-            alone = [Chunk(place(batch), 1) for batch in self._alone]
-            batch, count = self._chunks[self._company]
-            self._reduction = find_reduction(module, Chunk(place(batch), count), alone, loss_of)
+            company, count = self._chunks[self._company]
+            alone = self._alone if count > 1 else [batch for batch, _ in self._chunks[:ALONE]]
+            self._reduction = find_reduction_of(module, (company, count), alone, place, loss_of)
         return self._reduction
 
     def view(

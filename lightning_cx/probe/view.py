@@ -40,12 +40,12 @@ class ModelView:
         place: Puts a batch on the model's device.
         loss_of: Loss of a batch: a scalar, or one loss for each example.
         reduction: How the loss adds up.
-        optimizer: What trains the model, if anything.
+        optimizer: What trains the model, if it is one alone.
         training_examples: Size of the training set, where it is known.
 
     Attributes:
         module: The live model; read only.
-        optimizer: The live optimizer; read only.
+        optimizer: The live optimizer; read only. None where there is none, or several share the model.
         training_examples: Size of the training set, or None.
         sums: Why a step is larger than the mean loss tells, in words, where the training loss is a sum; else empty.
     """

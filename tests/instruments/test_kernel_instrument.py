@@ -255,12 +255,23 @@ def test_noise_is_not_shared_out() -> None:
     assert reading.texts[tags.KERNEL_BLOCK_SHARE].startswith("**unknown**")
 
 
+def test_no_number_of_an_earlier_reading_stands_where_the_shares_are_unknown() -> None:
+    noise, rows = dict.fromkeys(MEANS, 0.0), rows_of()
+    known = Kernel().measure(seen(sample_of(rows), one_hot())).scalars
+    shares = {tag for tag in known if "block_share" in tag}
+    assert len(shares) == 2 * len(BLOCKS)
+    for unknown in (rows_of(means=noise), {name: own * math.nan for name, own in rows.items()}):
+        reading = Kernel().measure(seen(sample_of(unknown), one_hot()))
+        assert {tag for tag in reading.refusals if "block_share" in tag} == shares
+        assert all(math.isnan(reading.scalars[tag]) for tag in shares)
+
+
 def test_gradients_that_are_not_finite_do_not_enter_the_pool() -> None:
     instrument, good = Kernel(), sample_of(rows_of())
     before = instrument.measure(seen(good, one_hot())).scalars
     bad = instrument.measure(seen(sample_of({k: v * math.nan for k, v in rows_of(seed=1).items()}), one_hot()))
     refusals_match(bad)
-    assert "not finite" in bad.refusals[tags.KERNEL_BLOCK_SHARE]
+    assert all("not finite" in bad.refusals[f"{tags.KERNEL_BLOCK_SHARE}/{block}"] for block in BLOCKS)
     after = instrument.measure(seen(good, one_hot())).scalars
     share = f"{tags.KERNEL_BLOCK_SHARE}/blocks.0"
     assert after[share] == pytest.approx(before[share])

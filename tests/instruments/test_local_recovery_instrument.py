@@ -196,7 +196,7 @@ OPTIMIZERS: dict[str, tuple[Any, str]] = {
         lambda net: torch.optim.Adam(net.parameters()),
         "the local rate is defined for SGD, and the optimizer is Adam",
     ),
-    "none": (lambda net: None, "defined for SGD, and the optimizer is no known one"),
+    "none": (lambda net: None, "defined for SGD, and the optimizer is none, or one of several"),
     "weight decay": (lambda net: sgd(net, weight_decay=1e-4), "weight decay moves the minimum"),
     "two learning rates": (two_groups, "parameter groups have settings of their own"),
     "maximising": (lambda net: sgd(net, maximize=True), "the optimizer maximises"),

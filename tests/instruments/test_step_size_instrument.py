@@ -195,7 +195,7 @@ def check_that_each_nan_has_a_reason(reading: Reading) -> None:
 def test_what_is_not_known_is_refused_with_a_reason() -> None:
     net, (x, y) = tanh_net(), data(48)
     reading = measured(StepSize(), view_of(net, x, y, None, 48))
-    assert reading.refusals[tags.EDGE] == "which optimizer trains the model is not known"
+    assert reading.refusals[tags.EDGE] == "no single optimizer trains the model: none is known, or several share it"
     check_that_each_nan_has_a_reason(reading)
 
     reading = measured(StepSize(), view_of(net, x, y, Adam(net.parameters()), 48))

@@ -292,3 +292,17 @@ def test_a_view_says_where_the_training_loss_is_a_sum():
         "sum": True,
         "none": False,
     }
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_read_of_joined_batches_does_not_depend_on_their_size_down_to_one(loss: str) -> None:
+    """One example is its own mean and its own sum: alone it does not tell how several of them add up."""
+    module = network()
+    one, many = (view_of(module, LOSSES[loss], size) for size in (1, 40))
+    of_one, of_many = one.jacobian(12), many.jacobian(12)
+    torch.testing.assert_close(of_one.hessian, of_many.hessian)
+    torch.testing.assert_close(of_one.residuals, of_many.residuals)
+    torch.testing.assert_close(of_one.gram, of_many.gram)
+    torch.testing.assert_close(one.gradients(8).gram, many.gradients(8).gram)
+    assert one.sums == many.sums
+    assert one.loss(12) == pytest.approx(many.loss(12))

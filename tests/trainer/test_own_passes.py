@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import GradientSpectrum, Instrument, Needs, Observation, Reading
+from lightning_cx.instruments import GradientSpectrum, Instrument, Needs, Observation, Reading, StepSize
+from lightning_cx.instruments.step_size import EDGE
 
 
 class Everything(Instrument):
@@ -237,3 +238,37 @@ def test_what_an_instrument_warns_of_is_told_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="is too large") as told:
         fit(classifier(), [ComplexityMonitor([Alarmed()], every_n_steps=1)], tmp_path)
     assert [str(w.message) for w in told if "too large" in str(w.message)] == ["lightning_cx: step 0 is too large"]
+
+
+class Shared(Classifier):
+    """Two optimizers, each with a part of the parameters, on one loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        self.manual_backward(F.cross_entropy(self.net(x), y))
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        first, *others = self.parameters()
+        return [torch.optim.SGD([first], lr=1e-6), torch.optim.SGD(others, lr=0.3)]
+
+
+def loss_of_shared(module: Shared, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(module.net(batch[0]), batch[1])
+
+
+@pytest.mark.filterwarnings("ignore:lightning_cx. .*nan:UserWarning")
+def test_where_two_optimizers_share_a_model_no_ratio_of_the_first_alone_is_given(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    step_size = StepSize(examples=32, rows=20)
+    monitor = ComplexityMonitor([step_size], every_n_steps=5, probe=ProbeSet(128, loss_fn=loss_of_shared), strict=True)
+    numbers = fit(Shared(), [monitor], tmp_path).callback_metrics
+    assert float(numbers["step_size/sharpness"]) > 0
+    assert torch.stack([numbers[name] for name in EDGE]).isnan().all()
+    assert numbers["step_size/gauss_newton_edge"].isnan()
