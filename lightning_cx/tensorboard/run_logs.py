@@ -25,8 +25,8 @@ def read_curves(logdir: Path | str) -> dict[str, Curve]:
         logdir: Folder of the run; where it holds no log itself, the only folder below it that does.
 
     Returns:
-        Steps and values by tag. Values and steps that are no finite numbers are left out; where a step was logged twice, as a resumed
-        run does, the later value counts. Tags in both kinds of files come from the event files.
+        Steps and values by tag. Values and steps that are no finite numbers are left out; where a step was logged
+        twice, as a resumed run does, the later value counts. Tags in both kinds of files come from the event files.
 
     Raises:
         ValueError: If there is no log, or more than one run.
