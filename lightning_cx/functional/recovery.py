@@ -110,7 +110,7 @@ def local_rate(
         >>> round(local_rate([10.0, 0.6], learning_rate=0.1, n=100), 6)
         0.0012
     """
-    if not learning_rate > 0 or n < 1:
+    if not 0 < learning_rate < math.inf or not n >= 1:
         raise ValueError(f"learning_rate and n must be positive, got learning_rate={learning_rate} and n={n}.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
@@ -137,6 +137,11 @@ def _larger_root(total: Tensor, product: Tensor) -> Tensor:
     return torch.where(squared < 0, product.clamp_min(0).sqrt(), real)
 
 
+UNREACHED = 0.01
+"""Share of the squared slopes of the loss along directions of the outputs in which it does not curve, from which on it
+is no parabola near by: all for an absolute error or a hinge, 1e-14 of rounding for a softmax in float32."""
+
+
 @dataclass(frozen=True, eq=False)
 class LocalModel:
     """What the outputs, made linear in the parameters, say of the minimum next to the model.
@@ -150,6 +155,7 @@ class LocalModel:
             loss is near; near 0, the model sits at a minimum above zero; nan where the loss is not known.
         quadratic: Whether the loss is a square of the outputs, with the same curvature for every example.
         tolerance: Share of the largest eigenvalue below which a direction is not determined.
+        reason: Why nothing can be said of a minimum, `rank` 0 and `removable` nan; empty where something can.
     """
 
     eigenvalues: Tensor
@@ -159,6 +165,7 @@ class LocalModel:
     removable: float
     quadratic: bool
     tolerance: float = RANK_TOLERANCE
+    reason: str = ""
 
     @property
     def is_determined(self) -> bool:
@@ -168,7 +175,7 @@ class LocalModel:
     @property
     def has_minimum(self) -> bool:
         """Whether a finite minimum is near: always for a square, otherwise only where little is left to take away."""
-        return self.quadratic or self.removable <= BESIDE_A_MINIMUM
+        return not self.reason and (self.quadratic or self.removable <= BESIDE_A_MINIMUM)
 
     def rate(
         self, learning_rate: float, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False
@@ -180,6 +187,8 @@ class LocalModel:
         return local_rate(self.eigenvalues, learning_rate, self.examples, parameters=self.parameters, **options)
 
     def __str__(self) -> str:
+        if self.reason:
+            return f"no minimum can be told: {self.reason}"
         which = "the minimum is isolated" if self.is_determined else "the rest is free"
         left = (
             f"; a linear step takes away {self.removable:.0%} of the loss" if self.removable == self.removable else ""
@@ -208,7 +217,9 @@ def local_model(
         tolerance: As for `jacobian_rank`.
 
     Returns:
-        LocalModel; of rank 0 and nan where an entry is not finite.
+        LocalModel; of rank 0 and nan, with the reason, where an entry is not finite, or where the loss has a slope in
+        directions of the outputs in which it does not curve upwards, as an absolute error, a hinge and the tails of
+        robust losses.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -231,8 +242,13 @@ def local_model(
         )
     values = (gram, hessian, residuals)
     if not n * outputs or not all(bool(value.isfinite().all()) for value in values):
-        return LocalModel(gram.new_zeros(0), 0, parameters, max(n, 0), math.nan, False)
+        why = "an entry is not finite" if n * outputs else "there are no examples"
+        return _nothing(parameters, n, why)
     root, inverse = _roots(hessian)
+    unreached = residuals - torch.einsum("iab,ibc,ic->ia", root, inverse, residuals)
+    if float(unreached.square().sum()) > UNREACHED * float(residuals.square().sum()):
+        why = "the loss has a slope where it has no curvature (an absolute error, a hinge), and no parabola's minimum"
+        return _nothing(parameters, n, why)
     matrix = torch.einsum("iab,ibjc,jcd->iajd", root, gram.view(n, outputs, n, outputs), root).reshape(gram.shape)
     spectrum, modes = eigh((matrix + matrix.T) / 2)
     spectrum, modes = spectrum.flip(0), modes.flip(1)
@@ -242,6 +258,10 @@ def local_model(
     taken = float((modes[:, :rank].T @ weighted).square().sum()) / (2 * n)
     removable = taken / loss if loss > 0 else math.nan
     return LocalModel(spectrum, rank, parameters, n, removable, _is_one_curvature(hessian), tolerance)
+
+
+def _nothing(parameters: int, n: int, why: str) -> LocalModel:
+    return LocalModel(torch.zeros(0, dtype=torch.float64), 0, parameters, max(n, 0), math.nan, False, reason=why)
 
 
 def _roots(hessian: Tensor) -> tuple[Tensor, Tensor]:

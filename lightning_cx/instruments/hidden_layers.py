@@ -16,6 +16,10 @@ CHECKED = 4
 AGREEMENT = 0.02
 """Relative deviation up to which a guess is right; half precision agrees to .01."""
 
+HEARD = 2e-5
+"""Share of its output that a reader makes of what it reads, at least; the rest is its bias. What float32 rounds away is
+half a percent of that."""
+
 MAX_OUTPUTS = 1 << 14
 """Positions at which the neurons of a convolution, or of a layer on sequences, are looked at; evenly spaced ones."""
 
@@ -35,9 +39,12 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "softplus": F.softplus,
 }
-# Parts through which a neuron that is turned round comes out turned round; a norm's shift belongs to the neuron.
-_ODD = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Softshrink)
-_ODD_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+# Parts through which a neuron that is turned round comes out turned round: those that do nothing in eval mode, those
+# without a state, and norms, whose shift belongs to the neuron.
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_ODD = (nn.Flatten, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Softshrink, *_POOLS)
+_ODD_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def hidden_layers(module: nn.Module, activations: Mapping[str, Tensor]) -> list[
         error, source, function = min(guesses, default=(float("inf"), "", ""), key=lambda guess: guess[0])
         if error <= AGREEMENT:
             way = between[1 : between.index(source) + 1]
-            odd = function in ("", "tanh") and all(isinstance(module.get_submodule(p), _ODD + _ODD_NORMS) for p in way)
+            odd = function in ("", "tanh") and _is_odd(module, few, layer, way)
             found.append(HiddenLayer(layer, reader, source, function, odd))
     return found
 
@@ -115,24 +122,27 @@ def _guesses(
     """How far what the reader would put out is from what it did, for each guess; the nearest part first."""
     axis = _axis(module.get_submodule(layer))
     neurons = len(_tensors(module.get_submodule(layer))[0])
-    read, wanted = module.get_submodule(reader), few[reader]
+    read = module.get_submodule(reader)
+    wanted = _without_bias(read, few[reader])
+    if not wanted.norm() > HEARD * few[reader].norm():
+        return  # what does not listen agrees with every guess
     for source in reversed(between):
         values = few[source]
         if values.dim() > 1 and values.shape[axis] == neurons:
             for function, of in _FUNCTIONS.items():
                 made = _applied(read, of(values), axis)
                 if made is not None and made.shape == wanted.shape:
-                    error = (made - wanted).norm() / wanted.norm().clamp_min(1e-30)
+                    error = (made - wanted).norm() / wanted.norm()
                     yield float(error), source, function
 
 
 def _applied(layer: nn.Module, x: Tensor, axis: int) -> Tensor | None:
-    """What the layer makes of it, without running it; None where it does not fit."""
-    weight, bias = _tensors(layer)
+    """What the layer makes of it, without its bias and without running it; None where it does not fit."""
+    weight, _ = _tensors(layer)
     if isinstance(layer, nn.Linear):
         if axis == 1:
             x = x.flatten(1)  # positions of a neuron stay together
-        return F.linear(x, weight, bias) if x.shape[-1] == weight.shape[1] else None
+        return F.linear(x, weight) if x.shape[-1] == weight.shape[1] else None
     groups = int(getattr(layer, "groups", 1))
     convolve = next(of for kind, of in _CONVOLUTIONS.items() if isinstance(layer, kind))
     if (
@@ -141,7 +151,45 @@ def _applied(layer: nn.Module, x: Tensor, axis: int) -> Tensor | None:
         or x.shape[1] != weight.shape[1] * groups
     ):
         return None
-    return convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, groups)
+    return convolve(x, weight, None, layer.stride, layer.padding, layer.dilation, groups)
+
+
+def _without_bias(layer: nn.Module, output: Tensor) -> Tensor:
+    bias = _tensors(layer)[1]
+    if bias is None:
+        return output
+    return output - (bias if isinstance(layer, nn.Linear) else bias.view(-1, *[1] * (output.dim() - 2)))
+
+
+def _is_odd(module: nn.Module, few: Mapping[str, Tensor], layer: str, way: list[str]) -> bool:
+    """Whether each part puts out what an odd one makes of what the part before it put out.
+
+    The names alone would not do: ``dropout(relu(x))`` with relu as a function passes for a dropout.
+    """
+    x = few[layer]
+    for name in way:
+        made = _turned_with(module.get_submodule(name), x)
+        if made is None or made.shape != few[name].shape:
+            return False
+        x = few[name]
+        if not (made - x).norm() <= AGREEMENT * x.norm():
+            return False
+    return True
+
+
+def _turned_with(part: nn.Module, x: Tensor) -> Tensor | None:
+    """What a part that turns round what comes in turned round makes of it; None for any other part."""
+    if isinstance(part, _IDLE):
+        return x
+    if isinstance(part, _ODD):
+        return part.forward(x)
+    if isinstance(part, _ODD_NORMS) and part.running_mean is not None and part.running_var is not None:
+        mean, variance, weight, bias = (
+            value if value is None else value.detach().float().cpu()
+            for value in (part.running_mean, part.running_var, part.weight, part.bias)
+        )
+        return F.batch_norm(x, mean, variance, weight, bias, eps=part.eps)
+    return None
 
 
 def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

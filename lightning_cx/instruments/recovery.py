@@ -130,7 +130,10 @@ class LocalRecovery(Instrument):
         # Rounding of a Jacobian in float32 leaves eigenvalues of 4e-9 of the largest at 200 rows where there are none.
         tolerance = max(RANK_TOLERANCE, *(torch.finfo(p.dtype).eps for p in view.parameters().values()))
         parts = jacobian.gram, jacobian.hessian, jacobian.residuals
-        return local_model(*parts, jacobian.parameters, loss, tolerance)
+        found = local_model(*parts, jacobian.parameters, loss, tolerance)
+        if found.reason:
+            raise ValueError(found.reason)
+        return found
 
     def _card(self) -> dict[str, str]:
         return {tags.RECOVERY_VERDICT: card(self._law, self._local, self._predicted, self._why)}

@@ -19,19 +19,29 @@ def teacher_weights(teacher: Teacher) -> dict[str, Tensor]:
         teacher: A module, a state dict, or the path of a checkpoint (Lightning's, or a saved state dict).
 
     Raises:
-        ValueError: If there is no such file, or no tensors in it.
+        ValueError: If there is no such file, it holds more than weights and plain values, or no tensors.
     """
     if isinstance(teacher, nn.Module):
         teacher = teacher.state_dict()
     if isinstance(teacher, str | Path):
         if not Path(teacher).is_file():
             raise ValueError(f"there is no file {str(teacher)!r}: pass a checkpoint, a state dict or a module.")
-        teacher = torch.load(teacher, map_location="cpu", weights_only=True)
+        teacher = _from_file(Path(teacher))
     state: Any = teacher.get("state_dict", teacher) if isinstance(teacher, Mapping) else {}
     weights = {name: value.detach().cpu() for name, value in state.items() if isinstance(value, Tensor)}
     if not weights:
         raise ValueError("the teacher has no weights: pass a module, its state dict, or a file that holds one.")
     return weights
+
+
+def _from_file(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler runs into what it finds: there is no one type
+        raise ValueError(
+            f"the file {str(path)!r} is not read as weights ({type(error).__name__}): load it yourself, and pass the "
+            'module or its state dict, as torch.load(path, weights_only=False)["state_dict"] if you trust the file.'
+        ) from error
 
 
 def layer_of(weights: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor | None]:
@@ -47,4 +57,7 @@ def layer_of(weights: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor 
     alike = same or [name for name in names if layer.endswith(f".{name}") or name.endswith(f".{layer}")]
     if len(alike) != 1:
         raise ValueError(f"the teacher has {len(alike)} layers that could be {layer!r}; it has {', '.join(names)}")
-    return weights[f"{alike[0]}.weight"], weights.get(f"{alike[0]}.bias")
+    weight = weights[f"{alike[0]}.weight"]
+    if weight.dim() < 2:
+        raise ValueError(f"the teacher's layer {alike[0]!r} is no linear or convolution layer, as {layer!r} is one")
+    return weight, weights.get(f"{alike[0]}.bias")

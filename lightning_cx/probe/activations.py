@@ -33,8 +33,9 @@ def activations_of(
     seen: dict[str, Tensor] = {}
 
     def record(part: nn.Module, _: object, output: Any) -> None:
-        if part in names and isinstance(output, Tensor) and output.is_floating_point():
-            seen.setdefault(names[part], output.detach())
+        name = names.get(part)
+        if name is not None and name not in seen and isinstance(output, Tensor) and output.is_floating_point():
+            seen[name] = output.detach().to("cpu", torch.float32, copy=True)  # before x.relu_() or x += y
 
     with isolated(module, guard=True), eagerly():
         handle = nn.modules.module.register_module_forward_hook(record)
@@ -46,7 +47,7 @@ def activations_of(
                     loss_of(chunk.batch)
                 for name, values in seen.items():
                     if values.dim() > 0 and values.shape[0] == chunk.examples:
-                        found.setdefault(name, []).append(values.float().cpu())
+                        found.setdefault(name, []).append(values)
         finally:
             handle.remove()
     return {name: padded_cat(parts) for name, parts in found.items() if len(parts) == len(chunks)}

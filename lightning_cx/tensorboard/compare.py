@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_cx.tensorboard import tags
 from lightning_cx.tensorboard.loss_levels import Fall, common_levels, fall_of
-from lightning_cx.tensorboard.run_logs import Curve, read_curves
+from lightning_cx.tensorboard.run_logs import Curve, folder_of, read_curves
 
 QUANTITIES: tuple[str, ...] = (
     tags.TRAJECTORY_DISTANCE,
@@ -139,10 +139,10 @@ def compare_runs(
         [2.0, 2.0]
     """
     names = [str(logdir) for logdir in logdirs]
-    if len(names) < 2 or len(set(names)) < len(names):
+    if len(names) < 2 or len({folder_of(Path(name)).resolve() for name in names}) < len(names):  # "a" and "a/" are one
         raise ValueError(f"a comparison takes two or more different runs, got {names}.")
-    if losses is not None and not all(math.isfinite(level) for level in losses):
-        raise ValueError(f"levels of the loss are finite numbers, got {list(losses)}.")
+    if losses is not None and (not len(losses) or not all(math.isfinite(level) for level in losses)):
+        raise ValueError(f"levels of the loss are one or more finite numbers, got {list(losses)}.")
     curves = {name: read_curves(name) for name in names}
     wanted = _wanted(curves, tags)
     falls = {name: fall_of(_loss_of(name, curves, loss_tag)) for name in names}

@@ -25,19 +25,20 @@ def read_curves(logdir: Path | str) -> dict[str, Curve]:
         logdir: Folder of the run; where it holds no log itself, the only folder below it that does.
 
     Returns:
-        Steps and values by tag. Values that are not finite are left out; where a step was logged twice, as a resumed
-        run does, the later value counts. Tags in both kinds of files come from the event files.
+        Steps and values by tag. Values and steps that are no finite numbers are left out; where a step was logged
+        twice, as a resumed run does, the later value counts. Tags in both kinds of files come from the event files.
 
     Raises:
         ValueError: If there is no log, or more than one run.
         ImportError: If there are event files and tensorboard is not installed.
     """
-    folder = _folder_of(Path(logdir))
+    folder = folder_of(Path(logdir))
     curves = _of_table(folder / TABLE) if (folder / TABLE).exists() else {}
     return {**curves, **(_of_events(folder) if any(folder.glob(EVENTS)) else {})}
 
 
-def _folder_of(logdir: Path) -> Path:
+def folder_of(logdir: Path) -> Path:
+    """The folder that holds the log of a run: this one, or the only one below it that does."""
     if not logdir.is_dir():
         raise ValueError(f"{logdir} is no folder: pass the log directory of a run, as trainer.logger.log_dir has it.")
     if any(logdir.glob(EVENTS)) or (logdir / TABLE).exists():
@@ -64,14 +65,15 @@ def _of_events(folder: Path) -> dict[str, Curve]:
 
 def _of_table(path: Path) -> dict[str, Curve]:
     points: dict[str, list[tuple[int, float]]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet puts a mark before the first name
         for row in csv.DictReader(file):
-            if not row.get("step"):
+            step = _number(row.get("step"))
+            if step is None or not math.isfinite(step):
                 continue
             for tag, text in row.items():
                 value = _number(text)
                 if tag not in ("step", "epoch") and value is not None:
-                    points.setdefault(tag, []).append((int(float(row["step"])), value))
+                    points.setdefault(tag, []).append((int(step), value))
     return _curves(points)
 
 

@@ -123,7 +123,9 @@ def test_rounding_is_not_counted_and_more_rows_than_parameters_neither() -> None
     [
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"learning_rate": math.inf}, "learning_rate=inf"),
         ({"n": 0}, "n=0"),
+        ({"n": math.nan}, "n=nan"),
         ({"momentum": 1.0}, "momentum must be in"),
         ({"tolerance": 1.0}, "a tolerance is a share"),
     ],
@@ -242,6 +244,27 @@ def test_scale_of_the_loss_and_rotation_of_the_outputs_do_not_matter() -> None:
         assert other.rank == plain.rank
     torch.testing.assert_close(louder.eigenvalues, 5 * plain.eigenvalues)
     torch.testing.assert_close(rotated.eigenvalues, plain.eigenvalues)
+
+
+@pytest.mark.parametrize("curvature", [0.0, -1.0])
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_a_loss_with_a_slope_but_no_curvature_has_no_linear_model(curvature: float, share: float) -> None:
+    """An absolute error or a hinge at all examples, a robust loss at some: nothing there says where a minimum is."""
+    hessian = torch.ones(10, 1, 1)
+    hessian[: round(10 * share)] = curvature
+    model = local_model(torch.eye(10), hessian, torch.ones(10, 1), 10, 1.0)
+    assert model.rank == 0
+    assert math.isnan(model.removable)
+    assert math.isnan(model.rate(0.1))
+    assert str(model).startswith("no minimum can be told: the loss has a slope where it has no curvature")
+
+
+def test_examples_without_a_slope_need_no_curvature() -> None:
+    hessian, residuals = torch.ones(10, 1, 1), torch.ones(10, 1)
+    hessian[:4], residuals[:4] = 0, 0  # beyond the margin of a squared hinge
+    model = local_model(torch.eye(10), hessian, residuals, 10, 0.3)
+    assert (model.rank, model.reason) == (6, "")
+    assert model.removable == pytest.approx(1)
 
 
 @pytest.mark.parametrize("n", [0, 4])

@@ -135,6 +135,59 @@ def test_sums_of_branches_are_left_out_and_what_is_inside_a_branch_is_found() ->
     ]
 
 
+class Between(nn.Module):
+    """A function that is no part, between parts that are odd."""
+
+    def __init__(self, function: str, *after: nn.Module) -> None:
+        super().__init__()
+        self.a, self.norm, self.after, self.b = (
+            nn.Linear(6, 8),
+            nn.BatchNorm1d(8),
+            nn.ModuleList(after),
+            nn.Linear(8, 2),
+        )
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = getattr(torch, self.function)(self.norm(self.a(x)))
+        for part in self.after:
+            x = part(x)
+        return self.b(x)
+
+
+@pytest.mark.parametrize("after", [(), (nn.Dropout(0.5),), (nn.Flatten(), nn.Identity()), (nn.Tanh(),)])
+@pytest.mark.parametrize("function", ["relu", "relu_", "tanh", "tanh_"])
+def test_a_function_before_an_odd_part_is_not_taken_for_that_part(function: str, after: tuple[nn.Module, ...]) -> None:
+    torch.manual_seed(0)
+    (hidden,) = found_in(Between(function, *after), ROWS)
+    assert hidden.source == ("norm" if not after else f"after.{len(after) - 1}")
+    assert hidden.odd is (function.startswith("tanh") and not after)  # a tanh that is no part is not looked for
+
+
+def test_averages_of_a_relu_that_is_no_part_are_not_odd() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.pool, self.b = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.pool(F.relu(self.a(x))).flatten(1))
+
+    torch.manual_seed(0)
+    (hidden,) = found_in(Pooled(), IMAGES)
+    assert (hidden.source, hidden.odd) == ("pool", False)
+
+
+def test_a_reader_that_does_not_listen_tells_nothing_of_what_it_reads() -> None:
+    torch.manual_seed(0)
+    net = Written("relu")
+    nn.init.zeros_(net.c.weight)  # as heads and last layers of a branch often begin
+    assert [h.name for h in found_in(net, ROWS)] == ["a"]
+    nn.init.normal_(net.c.weight, std=1e-7)
+    nn.init.constant_(net.c.bias, 1.0)  # nor does one that only its bias is heard of
+    assert [h.name for h in found_in(net, ROWS)] == ["a"]
+
+
 def test_a_single_layer_has_none_that_are_hidden() -> None:
     assert found_in(nn.Linear(6, 2), ROWS) == []
     assert found_in(nn.Sequential(nn.Flatten(), nn.Softmax(1)), ROWS) == []

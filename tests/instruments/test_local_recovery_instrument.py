@@ -286,6 +286,21 @@ def test_a_loss_of_zero_has_nothing_that_could_go() -> None:
     assert explained(reading)
 
 
+@pytest.mark.parametrize("loss", [F.l1_loss, lambda f, y: F.huber_loss(f, y, delta=0.1), F.soft_margin_loss])
+def test_an_absolute_error_is_refused_and_a_loss_that_curves_is_not(loss: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1)
+    x, y = (torch.arange(60).float() * 0.7).sin().view(20, 3), torch.ones(20, 1)
+    sgd = torch.optim.SGD(net.parameters(), 0.1)
+    reading = LocalRecovery().measure(seen(net, x, y, loss, sgd, 20))
+    assert explained(reading)
+    if loss is F.soft_margin_loss:
+        assert reading.scalars[tags.RECOVERY_RANK_SHARE] == 3 / 4  # three inputs in a plane, and the bias
+    else:
+        assert set(reading.refusals) == set(LOCAL)
+        assert "the loss has a slope where it has no curvature" in reading.refusals[tags.RECOVERY_RANK_SHARE]
+
+
 def test_data_that_is_not_finite_is_refused() -> None:
     net, x, y = linear(6, 40)
     x[0, 0] = math.nan

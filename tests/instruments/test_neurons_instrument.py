@@ -227,3 +227,18 @@ def test_half_of_a_model_in_bfloat16_is_read_too() -> None:
 
     reading = Neurons().measure(seen(net.bfloat16(), X.bfloat16(), Y, cast))
     assert math.isfinite(reading.scalars[tags.NEURONS_RANK])
+
+
+def test_files_that_hold_more_than_weights_say_what_to_do(tmp_path: Path) -> None:
+    rubbish, module = tmp_path / "rubbish", tmp_path / "module.pt"
+    rubbish.write_text("rubbish")
+    torch.save(shallow(), module)
+    for path in (rubbish, module):
+        with pytest.raises(ValueError, match=r"is not read as weights .*: load it yourself, and pass the module"):
+            Neurons(teacher=path)
+
+
+def test_a_teacher_whose_layer_of_that_name_is_a_norm_is_refused() -> None:
+    reading = read(shallow(), teacher=nn.Sequential(nn.LayerNorm(10), nn.Linear(10, 2)))
+    assert explained(reading)
+    assert reading.refusals[tags.NEURONS_ALIGNMENT].startswith("the teacher's layer '0' is no linear or convolution")

@@ -198,8 +198,26 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         compare_runs([one, other])
     with pytest.raises(ValueError, match=r"no run logged \['length'\]; give tags that are there: mine, trajectory/"):
         compare_runs([one, other], tags=["length"])
-    with pytest.raises(ValueError, match="levels of the loss are finite numbers"):
-        compare_runs([one, other], losses=[math.nan])
+    for levels in ([math.nan], []):
+        with pytest.raises(ValueError, match="levels of the loss are one or more finite numbers"):
+            compare_runs([one, other], losses=levels)
+
+
+@pytest.mark.parametrize("again", ["one/", "../parent/one", "link", "parent"])
+def test_one_run_by_two_names_is_no_comparison(tmp_path: Path, again: str) -> None:
+    folder = tmp_path / "parent" / "one"
+    one = write_table(folder, run(0.03))
+    (tmp_path / "parent" / "link").symlink_to(folder)
+    other = f"{tmp_path}/parent" if again == "parent" else f"{tmp_path}/parent/one/../{again}"
+    with pytest.raises(ValueError, match="a comparison takes two or more different runs"):
+        compare_runs([one, other])
+
+
+def test_rows_without_a_step_are_left_out_and_a_mark_before_the_first_name_is_no_part_of_it(tmp_path: Path) -> None:
+    rows = ["\ufeffstep,loss", "inf,1", "nan,2", "later,3", ",4", "5,6"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows), encoding="utf-8")
+    steps, losses = read_curves(tmp_path)["loss"]
+    assert (steps.tolist(), losses.tolist()) == ([5], [6])
 
 
 def test_event_files_without_tensorboard_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
