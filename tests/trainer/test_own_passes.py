@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from _lightning import Classifier, Stream, fingerprint, fit, images, loader
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -259,8 +259,8 @@ class Shared(Classifier):
         return [torch.optim.SGD([first], lr=1e-6), torch.optim.SGD(others, lr=0.3)]
 
 
-def loss_of_shared(module: Shared, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(module.net(batch[0]), batch[1])
+def loss_of_shared(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(module.net(batch[0]), batch[1])  # type: ignore[operator]
 
 
 @pytest.mark.filterwarnings("ignore:lightning_cx. .*nan:UserWarning")
