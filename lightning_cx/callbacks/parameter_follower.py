@@ -36,7 +36,7 @@ class ParameterFollower:
             self._sketch = None
             failures.tell(
                 "the steps of the parameters are not followed, since no process of a sharded module has them whole: "
-                "TailIndex(trajectory=False) does without"
+                "pass TailIndex(trajectory=False), and leave Dwelling and TrajectoryGeometry out"
             )
 
     @property
