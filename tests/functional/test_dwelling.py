@@ -11,10 +11,11 @@ import torch
 from _wells import Array, double_well, kramers, passages, relaxing, stable_double_well, walks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import lfilter
 
 from lightning_cx.functional import Episode, diffusion_exponent, dwell
 from lightning_cx.functional.dwelling import DwellReport, PathBlocks
-from lightning_cx.functional.dwelling.segments import segments
+from lightning_cx.functional.dwelling.segments import _exits, segments
 
 LENGTH = 512  # as many blocks as an instrument keeps
 
@@ -257,6 +258,13 @@ def test_a_stretch_ends_by_the_rule_of_the_theory() -> None:
     path[180:] = path[:120]  # and with one block beyond it, it does not
     path[180] += 6
     assert segments(path) == [(0, 300)]
+
+
+def test_noise_in_many_directions_that_resembles_itself_is_no_exit() -> None:
+    """A mean of four blocks lies nearer to these than to others: 68 exits here where that is not allowed for."""
+    noise = [np.random.default_rng(seed).standard_normal((400, 64)) for seed in range(4)]
+    paths = [lfilter([1], [1, -0.5], values, axis=0) for values in noise]
+    assert sum(len(_exits(path)) for path in paths) <= 8
 
 
 def naive_exponent(path: Array) -> float:
