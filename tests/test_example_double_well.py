@@ -1,0 +1,19 @@
+"""The example runs, and what it says comes out in a short form of it too."""
+
+from __future__ import annotations
+
+import pytest
+from test_examples import _logging_as_it_was, main_of
+
+__all__ = ["_logging_as_it_was"]  # an example quietens Lightning; the fixture undoes it
+
+
+def test_a_parameter_leaves_one_of_two_valleys_as_often_as_kramers_says_and_never_a_single_one(capsys) -> None:
+    found = main_of("double_well")(eps=0.07, steps=5000, seed=3)
+    assert found["kramers"] == pytest.approx(1580, abs=1)
+    assert found["two"].escapes >= 2
+    assert found["kramers"] / 2.5 < found["measured"] < found["kramers"] * 2.5  # of a handful of escapes
+    assert all(episode.distance == pytest.approx(2, abs=0.3) for episode in found["two"].episodes[1:])
+    assert found["one"].escapes == 0
+    assert len(found["one"].episodes) == 1
+    assert "Kramers: an escape every 1,580 steps." in capsys.readouterr().out
