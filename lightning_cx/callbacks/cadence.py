@@ -14,7 +14,7 @@ from lightning_cx.callbacks.collectives import numbers_of_all
 from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
 
 GRADIENTS, PROBE, PICTURES = "gradients", "the probe", "pictures"  # the kinds of work that share the budget, beside
-PARAMETERS = "the average of the parameters"  # and the passes of single instruments, which go by the instrument's name
+PARAMETERS = "the parameters"  # and the passes of single instruments, which go by the instrument's name
 
 WARM_UP_BATCHES = 2  # the first batches are slower than all others and tell nothing about the step time
 STEP_TIMES = 16  # recent plain steps whose median is the step time

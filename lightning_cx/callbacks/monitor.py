@@ -52,7 +52,8 @@ class ComplexityMonitor(Callback):
 
     Raises:
         ValueError: If `every_n_steps` or `overhead_budget` is out of range, there is no set of that name, or `control`
-            is not known or given together with a list of instruments.
+            is not known or given together with a list of instruments, or two instruments of one kind make passes of
+            their own.
         TypeError: If `instruments` holds something else than instruments.
 
     Example:
@@ -82,6 +83,10 @@ class ComplexityMonitor(Callback):
         strangers = [type(i).__name__ for i in chosen if not isinstance(i, Instrument)]
         if strangers or not chosen:
             raise TypeError(f"instruments must be a list of Instrument objects, got {strangers or 'an empty list'}.")
+        passing = [type(i).__name__ for i in chosen if i.needs.passes > 0]
+        if len(set(passing)) < len(passing):
+            twice = next(name for name in passing if passing.count(name) > 1)
+            raise ValueError(f"{twice} makes passes of its own twice, under the same tags: leave one of them out.")
         self._panel = Panel(chosen)
         self.every_n_steps = every_n_steps
         self.overhead_budget = overhead_budget

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 from lightning_cx.callbacks.failures import Failures
@@ -13,7 +12,6 @@ from lightning_cx.tensorboard.tags import Series
 
 FIRST = Series()
 Concerned: TypeAlias = Callable[[Needs, str], bool]
-KINDS = ("scalars", "histograms", "pictures", "refusals", "texts", "warnings")  # of what a reading holds by tag
 
 
 class Panel:
@@ -56,7 +54,7 @@ class Panel:
             name = type(instrument).__name__
             if concerned(instrument.needs, name) and not failures.off(name):
                 with failures.guard(name):
-                    readings.append(_named(instrument.measure(observation), series))
+                    readings.append(instrument.measure(observation).renamed(series.of))
         return readings
 
     def _of(self, series: Series) -> list[Instrument]:
@@ -96,14 +94,3 @@ def _fresh(instrument: Instrument) -> Instrument:
     like = copy.deepcopy(instrument)
     like.reset()
     return like
-
-
-def _named(reading: Reading, series: Series) -> Reading:
-    """The same reading under the tags of a series."""
-    if series == FIRST:
-        return reading
-
-    def under(kind: str) -> dict[str, Any]:
-        return {series.of(tag): value for tag, value in getattr(reading, kind).items()}
-
-    return replace(reading, **{kind: under(kind) for kind in KINDS})

@@ -10,11 +10,8 @@ from lightning_cx.callbacks._trainer import LightningModule, Trainer
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.gradients import ParameterSketch
+from lightning_cx.gradients.sketch import DIRECTIONS
 from lightning_cx.instruments import Needs, ParameterStep
-
-DIRECTIONS = 64
-"""A norm read off so many is right within 9% where a change is spread over many weights, within 28% where it is of rank
-one in a single matrix (measured over 200 draws); the factor stays the same while the kind of change does."""
 
 
 class ParameterFollower:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -247,6 +248,21 @@ class Reading:
     refusals: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     warnings: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def refused(cls, names: Sequence[str], why: str, texts: Mapping[str, str] | None = None) -> Reading:
+        """No numbers under these tags, and the reason."""
+        return cls(dict.fromkeys(names, math.nan), refusals=dict.fromkeys(names, why), texts=texts or {})
+
+    def joined(self, other: Reading) -> Reading:
+        """What both hold; of one tag what the other holds."""
+        kinds = (kind.name for kind in fields(self))
+        return Reading(**{kind: {**getattr(self, kind), **getattr(other, kind)} for kind in kinds})
+
+    def renamed(self, name: Callable[[str], str]) -> Reading:
+        """The same under other tags."""
+        kinds = {kind.name: getattr(self, kind.name) for kind in fields(self)}
+        return Reading(**{kind: {name(tag): value for tag, value in held.items()} for kind, held in kinds.items()})
 
 
 class Instrument(ABC):

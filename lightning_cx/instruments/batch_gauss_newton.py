@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -15,7 +12,6 @@ from lightning_cx.gradients.sample import EXACT
 from lightning_cx.probe.view import ModelView
 
 EXAMPLES = 31  # probe examples on which the output bias and the loss are recognised
-T = TypeVar("T")
 
 ALIKE = 1e-3  # relative miss of the output bias's Gram matrix; a float32 backward misses by 1e-6
 
@@ -66,9 +62,8 @@ def batch_reader(view: ModelView, outputs: int) -> BatchReader:
             None, None, f"{why}; the Gram matrix of gradients gives the Gauss-Newton matrix of one output"
         )
     try:
-        jacobian, sample = one_fewer_if_need_be(
-            lambda n: (view.jacobian(n), view.gradients(n, per_layer=True)), min(EXAMPLES, view.examples)
-        )
+        examples = min(EXAMPLES, view.examples)
+        jacobian, sample = view.jacobian(examples), view.gradients(examples, per_layer=True)
     except (UnsupportedGradientError, ValueError) as error:
         return BatchReader(None, None, str(error))
     truth = torch.outer(jacobian.residuals[:, 0], jacobian.residuals[:, 0])
@@ -80,22 +75,3 @@ def batch_reader(view: ModelView, outputs: int) -> BatchReader:
             why = "" if law else "the loss was not recognised as squared error or logistic on labels of 0 and 1"
             return BatchReader(name if law else None, law, why)
     return BatchReader(None, None, "the model has no output bias, which alone shows the residuals in a gradient")
-
-
-def one_fewer_if_need_be(read: Callable[[int], T], examples: int) -> T:
-    """Read so many examples, or one fewer: a layer as wide as the batch is long hides which axis holds the examples.
-
-    Args:
-        read: Takes a number of examples.
-        examples: How many.
-
-    Raises:
-        UnsupportedGradientError: If neither can be read, the reason of the first.
-    """
-    try:
-        return read(examples)
-    except UnsupportedGradientError:
-        if examples > 1:
-            with suppress(UnsupportedGradientError):
-                return read(examples - 1)
-        raise

@@ -13,11 +13,9 @@ from lightning_cx.functional import DwellReport, PointConvexity, one_point_conve
 from lightning_cx.functional.dwelling import PathBlocks
 from lightning_cx.functional.dwelling.report import dwell_blocks
 from lightning_cx.gradients import GradientSample
+from lightning_cx.gradients.sketch import DIRECTIONS
 from lightning_cx.instruments.base import DwellTimeline, Instrument, Needs, Observation, ParameterStep, Reading
 from lightning_cx.tensorboard import tags
-
-DIRECTIONS = 64
-"""Directions of the sketch of the parameters; on as many projections with the same seed gradients meet it."""
 
 PAIRS = 512
 """Newest gradients kept beside the points at which they were taken: half a megabyte."""

@@ -55,7 +55,7 @@ class GradientNoise(Instrument):
         noise, norms = whole_batch(sample)
         if not bool(norms.isfinite().all() & sample.gram.isfinite().all()):
             why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
-            return Reading(dict.fromkeys(TAGS, torch.nan), refusals=dict.fromkeys(TAGS, why))
+            return Reading.refused(TAGS, why)
         refusals: dict[str, str] = {}
         if len(norms) > 1 and bool(noise.noise.isfinite()):
             self._recent.append(noise)

@@ -15,11 +15,8 @@ from lightning_cx.instruments.kernel_reading import (
     MIN_EXAMPLES,
     SPECTRUM,
     TARGET,
-    joined,
     of_blocks,
     of_kernel,
-    on_probe,
-    refused,
     unknown_blocks,
 )
 from lightning_cx.instruments.parameter_blocks import Blocks, checked_blocks, parameter_blocks
@@ -101,7 +98,7 @@ class Kernel(Instrument):
         try:
             jacobian = view.jacobian(self.examples)
         except (UnsupportedGradientError, ValueError) as error:
-            reading = refused((*SPECTRUM, *TARGET), f"the outputs' derivatives could not be read: {error}")
+            reading = Reading.refused((*SPECTRUM, *TARGET), f"the outputs' derivatives could not be read: {error}")
         else:
             n, outputs = jacobian.residuals.shape
             traced = jacobian.gram.reshape(n, outputs, n, outputs).diagonal(dim1=1, dim2=3).sum(-1)
@@ -111,8 +108,8 @@ class Kernel(Instrument):
                 reading = self._with_blocks(reading, view.gradients(self.examples, per_layer=True))
             except (UnsupportedGradientError, ValueError) as error:
                 why = f"the gradients of the probe could not be read: {error}"
-                reading = joined(reading, refused((tags.KERNEL_BLOCK_SHARE,), why))
-        return on_probe(reading)
+                reading = reading.joined(Reading.refused((tags.KERNEL_BLOCK_SHARE,), why))
+        return reading.renamed(tags.on_probe)
 
     def _with_blocks(self, reading: Reading, sample: GradientSample) -> Reading:
         """Add the descent by block, unless it is switched off."""
@@ -122,17 +119,17 @@ class Kernel(Instrument):
         try:
             members = parameter_blocks(grams, self.blocks)
         except ValueError as error:
-            return joined(reading, refused((tags.KERNEL_BLOCK_SHARE,), str(error)))
+            return reading.joined(Reading.refused((tags.KERNEL_BLOCK_SHARE,), str(error)))
         found = block_shares({block: torch.stack([grams[n] for n in names]).sum(0) for block, names in members.items()})
         if not bool(found.covariance.isfinite().all()):
             why = "the gradients are not finite, or of fewer than 3 examples"
-            return joined(reading, unknown_blocks(found.blocks, why))
+            return reading.joined(unknown_blocks(found.blocks, why))
         if self.on == "batch":
             if self._recent and self._recent[-1].blocks != found.blocks:  # a block was frozen or set free
                 self._recent.clear()
             self._recent.append(found)
             found = pool_block_shares(list(self._recent))
-        return joined(reading, of_blocks(found))
+        return reading.joined(of_blocks(found))
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": [asdict(shares) for shares in self._recent]}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,9 +42,9 @@ def of_kernel(gram: Tensor, targets: Tensor | None, called: str, whole: Tensor |
     """Say all of one kernel [n, n]; `whole` is the one whose eigenvalues are shown, where outputs stand apart."""
     every, n = (*SPECTRUM, *TARGET), len(gram)
     if not bool(gram.isfinite().all()):
-        return refused(every, "the gradients are not finite (NaN or inf in the data, or an overflow)")
+        return Reading.refused(every, "the gradients are not finite (NaN or inf in the data, or an overflow)")
     if n < MIN_EXAMPLES:
-        return refused(every, f"{n} examples are too few to read a kernel: {MIN_EXAMPLES} are needed")
+        return Reading.refused(every, f"{n} examples are too few to read a kernel: {MIN_EXAMPLES} are needed")
     decay, size = eigenvalue_decay(gram), kernel_dimension(gram)
     values = (decay.exponent, decay.spread, size.participation_ratio, size.participation_error)
     scalars = dict(zip(SPECTRUM, map(float, (*values, size.effective_rank, size.effective_error)), strict=True))
@@ -59,14 +58,14 @@ def of_kernel(gram: Tensor, targets: Tensor | None, called: str, whole: Tensor |
     eigenvalues = principal_eigenvalues(gram if whole is None else whole, n)
     histograms = {tags.KERNEL_SPECTRUM: (eigenvalues / eigenvalues[:1]).log10()} if len(eigenvalues) else {}
     reading = Reading(scalars, histograms=histograms, refusals=refusals)
-    return joined(reading, _of_target(gram, targets, called))
+    return reading.joined(_of_target(gram, targets, called))
 
 
 def _of_target(gram: Tensor, targets: Tensor | None, called: str) -> Reading:
     if targets is None:
-        return refused(TARGET, "no targets were found in this batch")
+        return Reading.refused(TARGET, "no targets were found in this batch")
     if len(targets) != len(gram):
-        return refused(TARGET, f"there are {len(targets)} {called} for {len(gram)} gradients")
+        return Reading.refused(TARGET, f"there are {len(targets)} {called} for {len(gram)} gradients")
     targets = targets.cpu()
     alignment, chance = kernel_target_alignment(gram, targets), chance_alignment(gram, targets)
     power = cumulative_power(gram, targets)
@@ -95,26 +94,3 @@ def unknown_blocks(blocks: Sequence[str], why: str) -> Reading:
     scalars = {tags.of_layer(kind, block): torch.nan for kind in kinds for block in blocks}
     card = {tags.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
     return Reading(scalars, refusals=dict.fromkeys(scalars, why), texts=card)
-
-
-def refused(names: tuple[str, ...], why: str) -> Reading:
-    """Say why there are no numbers."""
-    return Reading(dict.fromkeys(names, torch.nan), refusals=dict.fromkeys(names, why))
-
-
-def joined(one: Reading, other: Reading) -> Reading:
-    """Put what two readings hold into one."""
-
-    def both(kind: str) -> Mapping[str, Any]:
-        return {**getattr(one, kind), **getattr(other, kind)}
-
-    return Reading(both("scalars"), both("histograms"), both("pictures"), both("refusals"), both("texts"))
-
-
-def on_probe(reading: Reading) -> Reading:
-    """The same reading under the tags of the probe."""
-
-    def named(kind: str) -> Mapping[str, Any]:
-        return {tags.on_probe(tag): value for tag, value in getattr(reading, kind).items()}
-
-    return Reading(named("scalars"), named("histograms"), named("pictures"), named("refusals"), named("texts"))

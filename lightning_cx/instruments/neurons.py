@@ -92,7 +92,7 @@ class Neurons(Instrument):
         if not found:
             names = (*SHARES, *(TEACHER if self._teacher else ()))
             why = "; ".join(missing.values()) or "the model has no hidden linear or convolution layer that can be told"
-            return Reading(dict.fromkeys(names, torch.nan), refusals=dict.fromkeys(names, why))
+            return Reading.refused(names, why)
         reports = {layer: _report(layer, module, activations) for layer in found}
         scalars, refusals = _shares(list(reports.values()))
         for layer, report in reports.items() if self.per_layer else ():

@@ -87,14 +87,14 @@ class LocalRecovery(Instrument):
     def _measure_law(self, step: int, loss: float) -> Reading:
         if not math.isfinite(loss):
             why = "the loss on the probe is not known, or not finite"
-            return Reading(dict.fromkeys(LAW, torch.nan), refusals=dict.fromkeys(LAW, why))
+            return Reading.refused(LAW, why)
         if not self._history.add(step, loss):
             return Reading()
         steps, losses = self._history.latest(self.tail)
         law = self._law = loss_tail(steps, losses)
         if law.law == "unknown":
             why = f"{law.reason} in the latest {self.tail:.0%} of the steps"
-            return Reading(dict.fromkeys(LAW, torch.nan), refusals=dict.fromkeys(LAW, why), texts=self._card())
+            return Reading.refused(LAW, why, self._card())
         scale = law.rate_now / law.rate if law.rate else 1.0
         values = (float(CODES[law.law]), law.rate_now, law.low * scale, law.high * scale)
         return Reading(dict(zip(LAW, values, strict=True)), texts=self._card())
@@ -104,13 +104,12 @@ class LocalRecovery(Instrument):
             local = self._local_model(view)
         except (UnsupportedGradientError, ValueError) as refusal:  # the model, the loss or the size, in words
             self._local, self._predicted, self._why = None, math.nan, str(refusal)
-            nothing, whys = dict.fromkeys(LOCAL, torch.nan), dict.fromkeys(LOCAL, str(refusal))
-            return Reading(nothing, refusals=whys, texts=self._card())
+            return Reading.refused(LOCAL, str(refusal), self._card())
         self._local = local
         short = _not_all(local.rank, local.parameters, local.examples, view.training_examples)
         self._predicted, self._why = (math.nan, short) if short else _prediction(local, view)
         if short:
-            return Reading(dict.fromkeys(LOCAL, torch.nan), refusals=dict.fromkeys(LOCAL, short), texts=self._card())
+            return Reading.refused(LOCAL, short, self._card())
         removable = "the loss is zero, negative or not finite" if math.isnan(local.removable) else ""
         share = local.rank / local.parameters if local.parameters else math.nan
         values, reasons = (self._predicted, share, local.removable), (self._why, "", removable)

@@ -15,7 +15,7 @@ from lightning_cx.functional import (
 )
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
-from lightning_cx.instruments.batch_gauss_newton import BatchReader, batch_reader, one_fewer_if_need_be
+from lightning_cx.instruments.batch_gauss_newton import BatchReader, batch_reader
 from lightning_cx.instruments.sharpness import PARTS, UNKNOWN, Interval, Sharpness
 from lightning_cx.instruments.step_size_card import card, warning
 from lightning_cx.probe.view import ModelView
@@ -173,12 +173,12 @@ class StepSize(Instrument):
                 f"the Gauss-Newton curvature of {outputs} outputs takes as many rows an example, for two examples at "
                 f"least: StepSize(rows={2 * outputs})"
             )
-        jacobian = one_fewer_if_need_be(view.jacobian, examples)
+        jacobian = view.jacobian(examples)
         return gauss_newton(jacobian.gram, jacobian.hessian)
 
     def _count_outputs(self, view: ModelView) -> int:
         if self._outputs is None:
-            self._outputs = one_fewer_if_need_be(view.jacobian, 3).outputs.shape[1]
+            self._outputs = view.jacobian(1).outputs.shape[1]
         return self._outputs
 
     def _find_reader(self, view: ModelView) -> None:
@@ -196,7 +196,7 @@ class StepSize(Instrument):
             return Reading()
         found, why = self._reader.read(sample)
         if found is None or why:
-            return Reading(dict.fromkeys(BATCH, math.nan), refusals=dict.fromkeys(BATCH, why))
+            return Reading.refused(BATCH, why)
         alone = dict.fromkeys(BATCH[1:], "a batch of one example shows no spread") if found.examples == 1 else {}
         return Reading(dict(zip(BATCH, _of_sample(found, None), strict=True)), refusals=alone)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from lightning_cx.functional import distance_from_start, positive_magnitude, spanning_tree_length
@@ -103,7 +102,7 @@ class TrajectoryGeometry(Instrument):
         sketch, increment = made.sketch.detach().cpu().double(), made.increment.detach().cpu().double()
         every = (tags.TRAJECTORY_DISTANCE, *SHAPE, *(INDEX if self.index else ()))
         if not bool(sketch.isfinite().all() & increment.isfinite().all()):
-            return _refuse(every, "the parameters are not finite")
+            return Reading.refused(every, "the parameters are not finite")
         if self._path.start is None:
             self._path.add(step - 1, sketch - increment)
         self._descent.see_step(step, increment)
@@ -114,11 +113,9 @@ class TrajectoryGeometry(Instrument):
             return Reading(scalars)
         if len(self._path) < POINTS:
             waiting = f"{len(self._path)} points of the path so far: {POINTS} are needed, one for each sampled step"
-            return _together(Reading(scalars), _refuse(every[1:], waiting))
-        readings = [Reading(scalars), self._shape()]
-        if self.index:
-            readings.append(_read_index(self._descent.index(step - since)))
-        return _together(*readings)
+            return Reading(scalars).joined(Reading.refused(every[1:], waiting))
+        reading = Reading(scalars).joined(self._shape())
+        return reading.joined(_read_index(self._descent.index(step - since))) if self.index else reading
 
     def _shape(self) -> Reading:
         steps, sketches = self._path.points()
@@ -157,19 +154,10 @@ class TrajectoryGeometry(Instrument):
 def _loss(loss: float) -> Reading:
     if math.isfinite(loss):
         return Reading({tags.TRAJECTORY_LOSS: loss})
-    return _refuse((tags.TRAJECTORY_LOSS,), "the loss of the probe's examples is not known or not finite")
+    return Reading.refused((tags.TRAJECTORY_LOSS,), "the loss of the probe's examples is not known or not finite")
 
 
 def _read_index(found: tuple[float, float, float] | str | None) -> Reading:
     if found is None:
         return Reading()
-    return _refuse(INDEX, found) if isinstance(found, str) else Reading(dict(zip(INDEX, found, strict=True)))
-
-
-def _refuse(wanted: tuple[str, ...], why: str) -> Reading:
-    return Reading(dict.fromkeys(wanted, torch.nan), refusals=dict.fromkeys(wanted, why))
-
-
-def _together(*readings: Reading) -> Reading:
-    scalars = {tag: value for reading in readings for tag, value in reading.scalars.items()}
-    return Reading(scalars, refusals={tag: why for reading in readings for tag, why in reading.refusals.items()})
+    return Reading.refused(INDEX, found) if isinstance(found, str) else Reading(dict(zip(INDEX, found, strict=True)))

@@ -6,7 +6,6 @@ from collections import deque
 from dataclasses import asdict
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from lightning_cx.functional import SvrgGain, batch_size_advice, pool_noise_scales, svrg_gain
@@ -31,6 +30,7 @@ BREAK_EVEN = 0.5
 
 SPEEDUP: tuple[str, ...] = (tags.BATCH_SPEEDUP, tags.BATCH_SPEEDUP_LOW, tags.BATCH_SPEEDUP_HIGH)
 SVRG: tuple[str, ...] = (tags.SVRG_RATIO, tags.SVRG_RATIO_LOW, tags.SVRG_RATIO_HIGH, tags.SVRG_BEST)
+COMPARED: tuple[str, ...] = (*SVRG, tags.SNAPSHOT_AGE)
 
 
 @final
@@ -85,7 +85,7 @@ class VarianceReduction(Instrument):
         noise, _ = whole_batch(sample)
         if not bool(noise.noise.isfinite()):
             why = "noise shows in batches of two or more finite gradients"
-            return Reading(dict.fromkeys(SPEEDUP, torch.nan), refusals=dict.fromkeys(SPEEDUP, why))
+            return Reading.refused(SPEEDUP, why)
         self._recent.append(noise)
         size = self.batch_size or sum(block.batch_size for block in sample.blocks) or sample.batch_size
         advice = batch_size_advice(pool_noise_scales(list(self._recent)), size)
@@ -101,12 +101,12 @@ class VarianceReduction(Instrument):
         found = self._projections(model)
         before, self._snapshot = self._snapshot, None if isinstance(found, str) else (step, found)
         if isinstance(found, str):
-            return _refused(found)
+            return Reading.refused(COMPARED, found)
         if before is None:
-            return _refused("this is the first snapshot: the next measurement compares with it")
+            return Reading.refused(COMPARED, "this is the first snapshot: the next measurement compares with it")
         then, snapshot = before
         if snapshot.shape != found.shape:
-            return _refused("the snapshot is of other examples: the next measurement compares with a new one")
+            return Reading.refused(COMPARED, "the snapshot is of other examples: the next measurement takes a new one")
         gain = svrg_gain(found, snapshot)
         values = (gain.ratio, gain.low, gain.high, gain.best)
         scalars = dict(zip(SVRG, map(float, values), strict=True))
@@ -133,10 +133,6 @@ class VarianceReduction(Instrument):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
         self._recent.extend(NoiseScale(**scale) for scale in state["recent"])
-
-
-def _refused(why: str) -> Reading:
-    return Reading(dict.fromkeys(SVRG, torch.nan), refusals=dict.fromkeys(SVRG, why))
 
 
 def _card(gain: SvrgGain, age: int) -> str:

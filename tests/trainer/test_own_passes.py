@@ -131,7 +131,7 @@ def test_each_instrument_with_passes_has_an_account_of_its_own_and_the_budget_ho
     fit(classifier(), [monitor], tmp_path, max_epochs=60, data=loader(320))
     assert monitor._session is not None
     accounts = monitor._session.ledger.accounts
-    assert {"gradients", "Everything", "the average of the parameters"} <= set(accounts)
+    assert {"gradients", "Everything", "the parameters"} <= set(accounts)
     assert accounts["Everything"].count == len(own.steps) >= 1
     assert monitor.overhead < 0.3  # at most one reading over
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import lightning_cx.instruments
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import Instrument, TailIndex
+from lightning_cx.instruments import Instrument, Kernel, StepSize, TailIndex
 from lightning_cx.instruments.base import Needs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -52,6 +52,12 @@ def test_each_monitor_has_instruments_of_its_own() -> None:
 def test_an_unknown_set_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(ValueError, match="no preset 'evrything': choose one of 'default', 'noise', 'theory', 'all'"):
         ComplexityMonitor("evrything")  # type: ignore[arg-type]
+
+
+def test_two_of_a_kind_that_make_passes_would_share_tags_and_are_refused() -> None:
+    with pytest.raises(ValueError, match="StepSize makes passes of its own twice, under the same tags"):
+        ComplexityMonitor([StepSize(), StepSize(every_n_steps=5)])
+    assert len(ComplexityMonitor([Kernel(), Kernel(on="probe")]).instruments) == 2
 
 
 def test_a_control_goes_to_the_instruments_of_a_set(tmp_path: Path) -> None:
