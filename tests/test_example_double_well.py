@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from test_examples import _logging_as_it_was, main_of
 
@@ -13,7 +15,10 @@ def test_a_parameter_leaves_one_of_two_valleys_as_often_as_kramers_says_and_neve
     assert found["kramers"] == pytest.approx(1580, abs=1)
     assert found["two"].escapes >= 2
     assert found["kramers"] / 2.5 < found["measured"] < found["kramers"] * 2.5  # of a handful of escapes
-    assert all(episode.distance == pytest.approx(2, abs=0.3) for episode in found["two"].episodes[1:])
+    both_long = [b for a, b in pairwise(found["two"].episodes) if min(a.length, b.length) > 1000]
+    assert both_long
+    assert all(episode.distance == pytest.approx(2, abs=0.2) for episode in both_long)
+    assert all(1 < episode.distance < 3 for episode in found["two"].episodes[1:])  # short ones may lean
     assert found["one"].escapes == 0
     assert len(found["one"].episodes) == 1
     assert "Kramers: an escape every 1,580 steps." in capsys.readouterr().out

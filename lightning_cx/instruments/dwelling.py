@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_cx.functional import DwellReport, PointConvexity, one_point_convexity
 from lightning_cx.functional.dwelling import PathBlocks
-from lightning_cx.functional.dwelling.report import dwell_blocks
+from lightning_cx.functional.dwelling.dwells import dwell_blocks
 from lightning_cx.gradients import GradientSample
 from lightning_cx.gradients.sketch import DIRECTIONS
 from lightning_cx.instruments.base import DwellTimeline, Instrument, Needs, Observation, ParameterStep, Reading
@@ -31,10 +31,10 @@ CONVEXITY: tuple[str, ...] = (tags.ONE_POINT_CONVEXITY, tags.ONE_POINT_CONVEXITY
 class Dwelling(Instrument):
     """Times in which the parameters stay in one place, jumps by which they leave it, and whether the place pulls back.
 
-    Each sampled optimizer step adds a sketch of all parameters to the path, which is kept as at most 512 block means.
-    From 16 blocks on dwells and escapes are told apart from wandering, drifting and slow relaxation; a short dwell, of
-    fewer than 8 blocks, is not seen. The gradient of the sampled batch, on the same random directions, gives the
-    one-point convexity of the present dwell, whatever the optimizer makes of it.
+    Each sampled optimizer step adds a sketch of all parameters to the path, which is kept as at most 2048 block means.
+    From 16 blocks on dwells and escapes are told apart from wandering, drifting and slow relaxation; a dwell of fewer
+    than 8 blocks is seen where the place is known from a longer one. The gradient of the sampled batch, on the same
+    random directions, gives the one-point convexity of the present dwell, whatever the optimizer makes of it.
 
     Args:
         convexity: Whether to read gradients too; without them sampled steps cost less.

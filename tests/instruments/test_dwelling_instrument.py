@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import dwell, one_point_convexity
+from lightning_cx.functional.dwelling.blocks import MAX_BLOCKS
 from lightning_cx.gradients import GradientSample
 from lightning_cx.gradients.sample import Block
 from lightning_cx.instruments import Dwelling, DwellTimeline, Observation, ParameterStep, Reading
@@ -134,9 +135,9 @@ def test_readings_come_as_often_as_the_path_grows_by_a_sixteenth() -> None:
 def test_memory_is_bounded() -> None:
     instrument = Dwelling()
     shown(instrument, *descent(3000))
-    assert len(instrument._path) <= 512
+    assert len(instrument._path) <= MAX_BLOCKS
     assert len(instrument._pairs) == PAIRS
-    assert instrument._path.width == 8
+    assert instrument._path.width == 2
 
 
 def test_sparse_steps_are_judged_by_steps() -> None:

@@ -12,7 +12,8 @@
 from lightning_cx.functional.dwelling.blocks import PathBlocks
 from lightning_cx.functional.dwelling.convexity import PointConvexity, one_point_convexity
 from lightning_cx.functional.dwelling.diffusion import DiffusionExponent, diffusion_exponent
-from lightning_cx.functional.dwelling.report import DwellReport, Episode, dwell
+from lightning_cx.functional.dwelling.dwells import dwell
+from lightning_cx.functional.dwelling.report import DwellReport, Episode
 
 __all__ = [
     "DiffusionExponent",

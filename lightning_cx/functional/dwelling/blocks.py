@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_cx.functional.dwelling.diffusion import Array
 
-MAX_BLOCKS = 512
-"""When so many are full they are merged in pairs: between 256 and 512 of them, 256 KiB for 64 numbers."""
+MAX_BLOCKS = 2048
+"""When so many are full they are merged in pairs: between 1024 and 2048 of them, 1 MiB for 64 numbers."""
 
 FILLED = 0.75
 """Blocks widen too where samples are so sparse that a smaller share of the blocks holds one."""
@@ -28,6 +28,7 @@ class Blocks:
         first: First sampled step of each block, [n], ascending.
         last: Last sampled step of each block, [n].
         means: Mean position, [n, k].
+        counts: Samples in each block, [n].
         width: Steps that a block spans.
         origin: Where the path began, [k].
     """
@@ -35,8 +36,18 @@ class Blocks:
     first: np.ndarray
     last: np.ndarray
     means: Array
+    counts: np.ndarray
     width: int
     origin: Array
+
+    def coarser(self, factor: int) -> Blocks:
+        """The same path in blocks that span so many times as many steps."""
+        width = factor * self.width
+        starts = np.flatnonzero(np.diff(self.first // width, prepend=-1))
+        ends = np.r_[starts[1:], len(self.first)] - 1
+        counts = np.add.reduceat(self.counts, starts)
+        sums = np.add.reduceat(self.means * self.counts[:, None], starts)
+        return Blocks(self.first[starts], self.last[ends], sums / counts[:, None], counts, width, self.origin)
 
 
 class PathBlocks:
@@ -86,8 +97,7 @@ class PathBlocks:
         self._held[number] = (first, last, count, total)
 
     def _is_sparse(self) -> bool:
-        numbers = list(self._held)
-        return len(numbers) >= _FEW and len(numbers) < FILLED * (numbers[-1] - numbers[0] + 1)
+        return len(self) >= _FEW and len(self) < FILLED * (next(reversed(self._held)) - next(iter(self._held)) + 1)
 
     def blocks(self) -> Blocks:
         """The path as it is known now."""
@@ -97,14 +107,26 @@ class PathBlocks:
             np.array([first for first, *_ in held], dtype=np.int64),
             np.array([last for _, last, *_ in held], dtype=np.int64),
             torch.stack(means).numpy() if means else np.empty((0, 1)),
+            np.array([count for *_, count, _ in held], dtype=np.int64),
             self.width,
             self._origin.numpy(),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"width": self.width, "held": dict(self._held), "origin": self._origin}
+        spans = {number: (first, last, count) for number, (first, last, count, _) in self._held.items()}
+        sums = [total for *_, total in self._held.values()]
+        return {
+            "width": self.width,
+            "spans": spans,
+            "sums": torch.stack(sums) if sums else None,
+            "origin": self._origin,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.width, self._held, self._origin = state["width"], dict(state["held"]), state["origin"]
+        self.width, self._origin = state["width"], state["origin"]
+        sums = state["sums"] if state["spans"] else ()
+        self._held = {
+            number: (*span, total) for (number, span), total in zip(state["spans"].items(), sums, strict=True)
+        }

@@ -1,49 +1,16 @@
-"""Where training dwells: episodes in which the path of the parameters stays in one place, and escapes from them."""
+"""What is known of a path: the places where it dwelt, and the jumps between them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from lightning_cx.functional.dwelling.blocks import Blocks, PathBlocks
-from lightning_cx.functional.dwelling.diffusion import (
-    MIN_BLOCKS,
-    NULL_ERROR,
-    Array,
-    DiffusionExponent,
-    diffusion_exponent,
-    growth_exponent,
-    points,
-)
-from lightning_cx.functional.dwelling.segments import Span, segments
-from lightning_cx.functional.inputs import as_tensor
-
-CONFINED = 0.5
-"""Growth exponent of the mean squared displacement below which a stretch is a dwell; THEORY, section 7."""
-
-CHANCE = 3.0
-"""White noise of n blocks shows an exponent of 0 +- 3 / n (measured .4, .2 and .1 for n = 8, 16 and 32): so much over
-`CONFINED` is no evidence against a dwell."""
-
-SURE = 3.1
-"""Standard errors of free diffusion that the exponent of all dwells together lies below 1: one walk in 1000."""
-
-SHARE = 0.5
-"""Of the path since the first dwell, so much lies within dwells at least: a walk that seems to stay now and then does
-not."""
+from lightning_cx.functional.dwelling.diffusion import DiffusionExponent
 
 MIN_PATH = 16
 """Blocks of a path, at least: two dwells of the shortest length."""
-
-_EDGE = 1  # blocks next to a jump belong to the way
-_LATER = (0.0, 0.5)  # a stretch may have to settle before it is one: shares of it that are left out
-_LATEST = (0.0, 0.5, 0.75)  # for the present one
 
 
 @dataclass(frozen=True)
@@ -56,7 +23,7 @@ class Episode:
         center: Mean position, [k] float64.
         distance: Distance of the centre from that of the episode before; nan for the first.
         from_start: Distance of the centre from where the path began.
-        exponent: Growth exponent of the mean squared displacement within, about 0.
+        exponent: Growth exponent of the mean squared displacement within, about 0; nan for a visit of 3 or 4 blocks.
         escaped: Whether it ended with a jump to another episode; False where it goes on or where the path drifted off.
     """
 
@@ -86,7 +53,8 @@ class DwellReport:
         episodes: Dwells in order of time; empty where the path wanders or drifts, or where too little is known.
         exponent: Growth exponent since the last jump (within the present dwell where there is one).
         blocks: Number of blocks of the path that were judged.
-        width: Steps that a block spans: what lasts less than about 8 of these is not seen.
+        width: Steps that a block spans. A dwell in a place that is new is seen from about 8 of these on, a visit to one
+            that is known from 3 on.
         end: Last sampled step.
         steps: Middle step of each block, [blocks].
         distances: Distance of each block from where the path began, [blocks] float64.
@@ -122,166 +90,3 @@ class DwellReport:
             return f"no dwell: {self.reason}"
         count = f"{len(self.episodes)} dwell{'s' if len(self.episodes) > 1 else ''}, {self.escapes} escaped"
         return "\n".join([f"{count} (blocks of {self.width} steps)", *(f"  {episode}" for episode in self.episodes)])
-
-
-def dwell(sketches: Any, steps: Any = None, block: int | None = None) -> DwellReport:
-    """Find the times in which training stays in one place, and the jumps by which it leaves for another.
-
-    Means over blocks of steps are cut where two in a row lie beyond ``median + 6 MAD`` of the distances from the
-    centre, and stretches that return, drift apart or lie no further from each other than free diffusion would carry
-    them are put together again. A stretch is a dwell where its mean squared displacement grows with an exponent below
-    .5, and all dwells together must be told from a random walk: a walk, a drift towards a minimum, and noise around
-    one minimum have no escapes.
-
-    Args:
-        sketches: ``[T, k]`` positions, or ``[T]``; real. Distances are Euclidean: divide sketches of k random
-            directions by sqrt(k). Rows that are not finite are left out.
-        steps: ``[T]`` integer step numbers, strictly ascending; None counts from 0.
-        block: Steps that a block spans, longer than the path takes to forget where it was within one place, and shorter
-            than an eighth of a dwell. None: as many as make at most 512 blocks.
-
-    Returns:
-        DwellReport; without episodes, and with the reason, where there are fewer than 16 blocks.
-
-    Raises:
-        ValueError: If shapes do not fit, steps do not ascend, or `block` is below 1.
-
-    References:
-        Kramers 1940 for the time between escapes; THEORY, section 7, for the rule.
-
-    Example:
-        >>> noise = 0.1 * np.random.default_rng(0).standard_normal(300)
-        >>> print(dwell(noise + (np.arange(300) >= 200)))
-        2 dwells, 1 escaped (blocks of 1 steps)
-          steps 0 to 199 (199 steps): escaped
-          steps 200 to 299 (99 steps, 0.985 from the one before)
-    """
-    path = torch.from_numpy(points(sketches))
-    numbers = torch.arange(len(path)) if steps is None else as_tensor(steps).detach().cpu().long()
-    if numbers.shape != (len(path),) or bool((numbers.diff() <= 0).any()):
-        raise ValueError(f"{len(path)} positions need as many ascending steps, got {list(numbers.shape)}.")
-    collected = PathBlocks() if block is None else PathBlocks(block, limit=None)
-    for step, position in zip(numbers.tolist(), path, strict=True):
-        if bool(position.isfinite().all()):
-            collected.add(step, position)
-    return dwell_blocks(collected.blocks())
-
-
-def dwell_blocks(blocks: Blocks) -> DwellReport:
-    """Find the dwells of a path of which only block means are known; `dwell` says how."""
-    n = len(blocks.means)
-    if n < MIN_PATH:
-        exponent = diffusion_exponent(blocks.means)
-        return _report(blocks, (), exponent, f"{n} blocks of the path so far, {MIN_PATH} are needed")
-    spans = segments(blocks.means)
-    found = _confirmed(blocks.means, spans)
-    if found and found[-1][0] == len(spans) - 1:
-        exponent = found[-1][2]
-    else:
-        exponent = diffusion_exponent(blocks.means[slice(*spans[-1])])
-    reason = _doubt(n, found)
-    return _report(blocks, () if reason else _episodes(blocks, spans, found), exponent, reason)
-
-
-_Found = tuple[int, Span, DiffusionExponent]  # number of the stretch, where it is a dwell, its exponent
-
-
-def _confirmed(means: Array, spans: list[Span]) -> list[_Found]:
-    """Stretches that are confined, from their beginning or from later on."""
-    found: list[_Found] = []
-    last = len(spans) - 1
-    for number, (start, end) in enumerate(spans):
-        for share in _LATEST if number == last else _LATER:
-            begin = start + int(share * (end - start))
-            if end - begin < MIN_BLOCKS:
-                break
-            inner = means[begin + (_EDGE if begin else 0) : end - (0 if number == last else _EDGE)]
-            exponent = growth_exponent(inner)
-            if exponent.value < CONFINED + CHANCE / len(inner):
-                found.append((number, (begin, end), exponent))
-                break
-    return found
-
-
-def _doubt(n: int, found: list[_Found]) -> str:
-    """Why what was found may be a walk; empty if it is none."""
-    if not found:
-        return "no stretch of the path stays in one place"
-    if _is_like_a_walk(found):
-        return "the path is too short to tell dwelling from wandering"
-    if sum(end - begin for _, (begin, end), _ in found) < SHARE * (n - found[0][1][0]):
-        return "most of the path lies in no place where it stays"
-    return ""
-
-
-def _is_like_a_walk(found: list[_Found]) -> bool:
-    """Whether the exponents of some stretches, weighted by their lengths, are none too low for a random walk."""
-    lengths = np.array([end - begin for _, (begin, end), _ in found])
-    exponents, directions = (
-        np.average([getattr(exponent, name) for *_, exponent in found], weights=lengths)
-        for name in ("value", "directions")
-    )
-    return bool(exponents > 1 - SURE * NULL_ERROR / math.sqrt(lengths.sum() * directions))
-
-
-def _escapes(means: Array, spans: list[Span], found: list[_Found]) -> list[bool]:
-    """Which dwells were left for the next one by a jump.
-
-    Not those after which the path drifted, nor where both dwells are some only after a time to settle, nor where the
-    path wandered all the time along the line between them, hidden by the noise of other directions. And the dwells
-    that were left must be told from a walk by themselves: the fall from the initial weights, too, seems to stay
-    somewhere for a few blocks now and then, and what follows, however long, is no evidence that it did.
-    """
-    left = []
-    for here, there in pairwise(found):
-        is_late = [found[1][0] > spans[found[0]][0] for found in (here, there)]
-        left.append(there[0] == here[0] + 1 and not all(is_late) and _stay_apart(means, here[1], there[1]))
-    departures = [here for here, gone in zip(found, left, strict=False) if gone]
-    if departures and _is_like_a_walk(departures):
-        left = [False] * len(left)
-    return [*left, False]
-
-
-def _stay_apart(means: Array, here: Span, there: Span) -> bool:
-    """Whether each of two dwells is confined along the line between their centres.
-
-    A sixteenth of each is left out on either side: in many directions noise hides where the way begins and ends.
-    """
-    line = means[slice(*there)].mean(0) - means[slice(*here)].mean(0)
-    along = means @ (line / np.abs(line).max())
-    edges = (max(_EDGE, (end - begin) // 16) for begin, end in (here, there))
-    inner = [along[begin + edge : end - edge, None] for (begin, end), edge in zip((here, there), edges, strict=True)]
-    return all(growth_exponent(path).value < CONFINED + CHANCE / len(path) for path in inner)
-
-
-def _episodes(blocks: Blocks, spans: list[Span], found: list[_Found]) -> tuple[Episode, ...]:
-    centers = [torch.from_numpy(blocks.means[slice(*span)].mean(0)) for _, span, _ in found]
-    distances = [math.nan, *(float((there - here).norm()) for here, there in pairwise(centers))]
-    return tuple(
-        Episode(
-            start=int(blocks.first[begin]),
-            end=int(blocks.last[end - 1]),
-            center=center,
-            distance=distance,
-            from_start=float(np.linalg.norm(center.numpy() - blocks.origin)),
-            exponent=exponent.value,
-            escaped=gone,
-        )
-        for (_, (begin, end), exponent), center, distance, gone in zip(
-            found, centers, distances, _escapes(blocks.means, spans, found), strict=True
-        )
-    )
-
-
-def _report(blocks: Blocks, episodes: tuple[Episode, ...], exponent: DiffusionExponent, reason: str) -> DwellReport:
-    distances = np.linalg.norm(blocks.means - blocks.origin, axis=1)
-    return DwellReport(
-        episodes=episodes,
-        exponent=exponent,
-        blocks=len(blocks.means),
-        width=blocks.width,
-        end=int(blocks.last[-1]) if len(blocks.last) else 0,
-        steps=torch.from_numpy((blocks.first + blocks.last) // 2),
-        distances=torch.from_numpy(distances),
-        reason=reason,
-    )

@@ -40,13 +40,12 @@ def segments(blocks: Array) -> list[Span]:
     what noise, drift and free diffusion do.
 
     Args:
-        blocks: ``[n, k]`` block means, finite.
+        blocks: ``[n, k]`` block means, finite and of a size whose squares are normal doubles.
 
     Returns:
         Spans of blocks in order, at least one if there are any blocks; what lies between two of them is travel.
     """
     n = len(blocks)
-    blocks = _unit_size(blocks)
     cuts = {0, *_exits(blocks), *(n - cut for cut in _exits(blocks[::-1]))}
     cuts = {cut for cut in cuts if n - cut >= WARM_UP} | {0, n}  # too short to tell: it may come back yet
     stretches = [[span] for span in pairwise(sorted(cuts)) if span[1] - span[0] >= WARM_UP]
@@ -57,12 +56,6 @@ def segments(blocks: Array) -> list[Span]:
         stretches.remove(min(short, key=lambda stretch: stretch[-1][1] - stretch[0][0]))
         stretches = _merged(blocks, stretches)  # what lay on both sides of an excursion may be one place
     return [(stretch[0][0], stretch[-1][1]) for stretch in stretches]
-
-
-def _unit_size(blocks: Array) -> Array:
-    """Squares of tiny or huge numbers would leave the range of doubles."""
-    size = float(np.abs(blocks).max(initial=0.0))
-    return blocks / size if size > 0 else blocks
 
 
 def _merged(blocks: Array, stretches: list[list[Span]]) -> list[list[Span]]:
@@ -87,14 +80,7 @@ def _exits(blocks: Array) -> list[int]:
     start, now, renew, center, limit = 0, WARM_UP, 0, blocks[:1].mean(0), 0.0
     while now + EXIT_BLOCKS <= len(blocks):
         if now >= renew:  # a centre of many blocks hardly changes with one more
-            members = blocks[start:now]
-            center = members.mean(0)
-            distances = np.linalg.norm(members - center, axis=1)
-            median, n = np.median(distances), len(members)
-            # A new block lies further from a mean that it is no part of, by 29% for 4 members: in many
-            # directions, where distances hardly vary, that alone would be an exit.
-            outside = median * np.sqrt((n + 1) / (n - 1))
-            limit = outside + EXIT_DEVIATIONS * np.median(np.abs(distances - median))
+            center, limit = place(blocks[start:now], EXIT_DEVIATIONS)
             renew = now + max(1, (now - start) // 8)
         if (np.linalg.norm(blocks[now : now + EXIT_BLOCKS] - center, axis=1) > limit).all():
             found.append(now)
@@ -102,6 +88,17 @@ def _exits(blocks: Array) -> list[int]:
         else:
             now += 1
     return found
+
+
+def place(members: Array, deviations: float) -> tuple[Array, float]:
+    """Centre of a stretch, and the distance from it beyond which another block lies outside."""
+    center = members.mean(0)
+    distances = np.linalg.norm(members - center, axis=1)
+    median, n = np.median(distances), len(members)
+    # A new block lies further from a mean that it is no part of, by 29% for 4 members: in many directions, where
+    # distances hardly vary, that alone would be an exit.
+    outside = median * np.sqrt((n + 1) / (n - 1))
+    return center, float(outside + deviations * np.median(np.abs(distances - median)))
 
 
 def _jump_ratio(blocks: Array, before: Sequence[Span], after: Sequence[Span]) -> float:

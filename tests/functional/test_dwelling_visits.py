@@ -1,0 +1,171 @@
+"""Short visits to known places are found, at a width of blocks that the path itself shows."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from _wells import Array, double_well, passages, relaxing, walks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_cx.functional import dwell
+from lightning_cx.functional.dwelling import DwellReport, PathBlocks
+from lightning_cx.functional.dwelling.scale import widths
+from lightning_cx.functional.dwelling.visits import TRAVEL, with_visits
+
+
+def share_found(report: DwellReport, true: list[tuple[int, int]]) -> tuple[int, int]:
+    """Passages that an escape of its own shows, within three blocks; and escapes that are none."""
+    left = [(here.end, there.start) for here, there in pairwise(report.episodes) if here.escaped]
+    near, hits = 3 * report.width, 0
+    for gone, arrived in true:
+        if hit := next((e for e in left if e[0] - near <= arrived and e[1] + near >= gone), None):
+            left.remove(hit)
+            hits += 1
+    return hits, len(left)
+
+
+@pytest.mark.parametrize(("eps", "time"), [(0.05, 6000), (0.06, 3000), (0.08, 2000)])
+def test_nine_of_ten_passages_are_found_at_a_width_that_the_path_shows(eps: float, time: int) -> None:
+    hits = made_up = count = 0
+    for x in double_well(eps, 12, time, seed=314).T:
+        true = passages(x)
+        found, too_many = share_found(dwell(x), true)
+        hits, made_up, count = hits + found, made_up + too_many, count + len(true)
+    assert count > 80
+    assert hits >= 0.89 * count
+    assert made_up <= 0.03 * count
+
+
+def places(*stays: tuple[int, float], directions: int = 3, noise: float = 0.1, seed: int = 4) -> Array:
+    """A path that is so many blocks at each of these places on a line."""
+    centers = np.repeat([at for _, at in stays], [length for length, _ in stays])
+    drawn = np.random.default_rng(seed).standard_normal((len(centers), directions))
+    return noise * drawn + centers[:, None]
+
+
+def test_a_visit_of_three_blocks_to_a_known_place_is_two_escapes() -> None:
+    report = dwell(places((60, 0), (60, 1), (40, 0), (3, 1), (40, 0)), block=1)
+    assert [(e.start, e.end, e.escaped) for e in report.episodes] == [
+        (0, 59, True),
+        (60, 119, True),
+        (120, 159, True),
+        (160, 162, True),
+        (163, 202, False),
+    ]
+    assert np.isnan(report.episodes[3].exponent)
+    assert report.present is report.episodes[-1]
+
+
+def test_an_excursion_to_a_place_that_is_not_known_is_none() -> None:
+    assert dwell(places((60, 0), (60, 1), (40, 0), (6, 2), (40, 0)), block=1).escapes == 2
+    assert dwell(places((60, 0), (2, 1), (60, 0)), block=1).escapes == 0
+
+
+def test_where_a_visit_ends_the_path_it_is_the_present_dwell() -> None:
+    report = dwell(places((60, 0), (60, 1), (40, 0), (5, 1)), block=1)
+    assert report.escapes == 3
+    assert report.present is not None
+    assert (report.present.start, report.present.end) == (160, 164)
+
+
+def test_a_long_way_between_two_places_is_no_jump() -> None:
+    for way, escapes in ((TRAVEL - 2, 3), (TRAVEL + 4, 2)):
+        wander = [(1, 5.0 + 3 * k) for k in range(way)]
+        path = places((60, 0), (60, 1), (40, 0), *wander, (40, 1))
+        assert dwell(path, block=1).escapes == escapes
+
+
+def test_noise_in_many_directions_leaves_single_blocks_alone() -> None:
+    """Centres of 2.4 apart under noise of size 2.4: means tell the places apart, single blocks do not."""
+    path = places((100, 0), (100, 0.3), (100, 0), directions=64, noise=0.3)
+    stays = [((0, 100), True), ((100, 200), True), ((200, 300), False)]
+    assert with_visits(path, stays) == stays
+
+
+def test_more_noise_in_the_same_place_is_no_other_place() -> None:
+    path = places((60, 0), (60, 1), (60, 0))
+    path[120:] += 0.25 * np.random.default_rng(0).standard_normal((60, 3))
+    report = dwell(path, block=1)
+    assert [(e.start, e.end, e.escaped) for e in report.episodes] == [(0, 59, True), (60, 119, True), (120, 179, False)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-100, 100), st.floats(0.01, 100), st.integers(0, 2**31))
+def test_place_size_and_rotation_change_no_visit(shift: float, scale: float, seed: int) -> None:
+    path = places((60, 0), (60, 1), (40, 0), (4, 1), (40, 0))
+    turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((3, 3)))[0]
+    stays = [((0, 60), True), ((60, 120), True), ((120, 204), False)]
+    found = with_visits(path, stays)
+    assert found == [
+        ((0, 60), True),
+        ((60, 120), True),
+        ((120, 160), True),
+        ((160, 164), True),
+        ((164, 204), False),
+    ]
+    assert with_visits(shift + scale * path @ turn, stays) == found
+
+
+def test_dwells_that_no_jump_parts_know_no_visits() -> None:
+    path = places((60, 0), (4, 1), (60, 0), (60, 1))
+    stays = [((0, 124), False), ((124, 184), False)]
+    assert with_visits(path, stays) == stays
+    assert with_visits(path, []) == []
+
+
+# --- the width of blocks
+
+
+def blocks_of(path: Array, limit: int = 16384):
+    held = PathBlocks(limit=limit)
+    for step, position in enumerate(path):
+        held.add(step, torch.from_numpy(position))
+    return held.blocks()
+
+
+@pytest.mark.parametrize("time", [4.0, 16.0])
+def test_blocks_are_about_as_wide_as_the_path_remembers(time: float) -> None:
+    for path in relaxing(8192, time, 6, seed=9):
+        assert time / 2 <= widths(blocks_of(path))[0].width <= 4 * time
+
+
+def test_blocks_of_what_does_not_remember_are_the_finest_and_of_what_wanders_few() -> None:
+    for path in relaxing(4096, 0.1, 4, seed=2):
+        found = widths(blocks_of(path))
+        assert [(each.width, len(each.means)) for each in found] == [(1, 4096), (4, 1024)]
+    for path in walks(4096, 1, 4, seed=2):
+        found = widths(blocks_of(path))
+        assert [(each.width, len(each.means)) for each in found] == [(8, 512)]
+
+
+def test_escapes_do_not_hide_the_width_of_a_place() -> None:
+    """Jumps make most of the mean squared displacement; the median does not see them."""
+    x = double_well(0.08, 4, 3000, seed=5, dt=0.02).T
+    assert all(widths(blocks_of(path[:, None]))[0].width <= 2 for path in x)
+
+
+def test_wider_blocks_find_the_jump_that_noise_hides_from_fine_ones() -> None:
+    rng = np.random.default_rng(8)
+    path = 0.5 * rng.standard_normal((8000, 64))
+    path[3000:, 0] += 1.0  # an eighth of the size of the noise of a step
+    assert dwell(path, block=1).escapes == 0
+    report = dwell(path)
+    assert report.escapes == 1
+    assert abs(report.episodes[1].start - 3000) <= 2 * report.width
+
+
+def test_coarser_blocks_are_those_of_a_path_that_was_collected_so() -> None:
+    rng = np.random.default_rng(1)
+    fine, coarse = PathBlocks(3, limit=None), PathBlocks(12, limit=None)
+    for step in np.cumsum(rng.integers(1, 9, 500)).tolist():
+        position = torch.from_numpy(rng.standard_normal(2))
+        fine.add(step, position)
+        coarse.add(step, position)
+    made, expected = fine.blocks().coarser(4), coarse.blocks()
+    np.testing.assert_allclose(made.means, expected.means, atol=1e-12)
+    for name in ("first", "last", "counts", "width"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(expected, name))
