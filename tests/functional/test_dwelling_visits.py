@@ -47,14 +47,15 @@ def places(*stays: tuple[int, float], directions: int = 3, noise: float = 0.1, s
     return noise * drawn + centers[:, None]
 
 
-def test_a_visit_of_three_blocks_to_a_known_place_is_two_escapes() -> None:
-    report = dwell(places((60, 0), (60, 1), (40, 0), (3, 1), (40, 0)), block=1)
+@pytest.mark.parametrize("length", [2, 3, 4])
+def test_a_visit_of_few_blocks_to_a_known_place_is_two_escapes(length: int) -> None:
+    report = dwell(places((60, 0), (60, 1), (40, 0), (length, 1), (40, 0)), block=1)
     assert [(e.start, e.end, e.escaped) for e in report.episodes] == [
         (0, 59, True),
         (60, 119, True),
         (120, 159, True),
-        (160, 162, True),
-        (163, 202, False),
+        (160, 159 + length, True),
+        (160 + length, 199 + length, False),
     ]
     assert np.isnan(report.episodes[3].exponent)
     assert report.present is report.episodes[-1]
@@ -62,6 +63,7 @@ def test_a_visit_of_three_blocks_to_a_known_place_is_two_escapes() -> None:
 
 def test_an_excursion_to_a_place_that_is_not_known_is_none() -> None:
     assert dwell(places((60, 0), (60, 1), (40, 0), (6, 2), (40, 0)), block=1).escapes == 2
+    assert dwell(places((60, 0), (60, 1), (40, 0), (1, 1), (40, 0)), block=1).escapes == 2
     assert dwell(places((60, 0), (2, 1), (60, 0)), block=1).escapes == 0
 
 

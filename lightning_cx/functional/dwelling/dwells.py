@@ -54,8 +54,8 @@ def dwell(sketches: Any, steps: Any = None, block: int | None = None) -> DwellRe
     centre, and stretches that return, drift apart or lie no further from each other than free diffusion would carry
     them are put together again. A stretch is a dwell where its mean squared displacement grows with an exponent below
     .5, and all dwells together must be told from a random walk: a walk, a drift towards a minimum, and noise around
-    one minimum have no escapes. Where a dwell was left for another, both places are known, and visits of three blocks
-    to them are found too.
+    one minimum have no escapes. Where a dwell was left for another, both places are known, and visits of two blocks to
+    them are found too.
 
     Args:
         sketches: ``[T, k]`` positions, or ``[T]``; real. Distances are Euclidean: divide sketches of k random

@@ -23,7 +23,7 @@ class Episode:
         center: Mean position, [k] float64.
         distance: Distance of the centre from that of the episode before; nan for the first.
         from_start: Distance of the centre from where the path began.
-        exponent: Growth exponent of the mean squared displacement within, about 0; nan for a visit of 3 or 4 blocks.
+        exponent: Growth exponent of the mean squared displacement within, about 0; nan for fewer than 5 blocks.
         escaped: Whether it ended with a jump to another episode; False where it goes on or where the path drifted off.
     """
 
@@ -54,7 +54,7 @@ class DwellReport:
         exponent: Growth exponent since the last jump (within the present dwell where there is one).
         blocks: Number of blocks of the path that were judged.
         width: Steps that a block spans. A dwell in a place that is new is seen from about 8 of these on, a visit to one
-            that is known from 3 on.
+            that is known from 2 on.
         end: Last sampled step.
         steps: Middle step of each block, [blocks].
         distances: Distance of each block from where the path began, [blocks] float64.

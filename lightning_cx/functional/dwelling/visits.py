@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from lightning_cx.functional.dwelling.diffusion import MIN_BLOCKS, Array
-from lightning_cx.functional.dwelling.segments import EXIT_DEVIATIONS, Span, place
+from lightning_cx.functional.dwelling.segments import EXIT_BLOCKS, EXIT_DEVIATIONS, Span, place
 
-VISIT = 3
+VISIT = EXIT_BLOCKS
 """So many blocks in a place that is known are a visit, if one of them lies in its core."""
 
 CORE_DEVIATIONS = 1.0
@@ -89,7 +89,8 @@ def _places(blocks: Array, stays: Sequence[Stay]) -> tuple[list[int], list[Array
             labels[number] = len(places)
             places.append(members)
     # Noise in many directions may hide from single blocks what long means tell apart.
-    blurred = {a for (a, b), gone in zip(pairwise(labels), left, strict=False) if gone and a == b}
+    hops = zip(pairwise(labels), pairwise(span for span, _ in stays), left, strict=False)
+    blurred = {a for (a, b), (here, there), gone in hops if gone and a == b and there[0] - here[1] <= TRAVEL}
     kept = [n for n in range(len(places)) if n not in blurred]
     return [kept.index(n) if n in kept else -1 for n in labels], [places[n] for n in kept]
 
