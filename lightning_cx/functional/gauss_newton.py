@@ -64,7 +64,7 @@ def gauss_newton(gram: Tensor, hessian: Tensor) -> GaussNewton:
 
     Raises:
         ValueError: If shapes do not fit, or the loss is not convex in its outputs: its curvature then is not that of
-            a Gauss-Newton matrix.
+            a Gauss-Newton matrix. A loss that is saturated on all examples looks like that too, for rounding.
 
     References:
         THEORY section 8; Martens 2020, "New insights and perspectives on the natural gradient method", section 8.
@@ -83,9 +83,10 @@ def gauss_newton(gram: Tensor, hessian: Tensor) -> GaussNewton:
         return _unknown(gram, n)
     curvature, directions = torch.linalg.eigh((hessian + hessian.mT) / 2)
     if float(curvature.min()) < -CONCAVE * float(curvature.abs().max()):
-        least = float(curvature.min())
+        least, largest = float(curvature.min()), float(curvature.max())
         raise ValueError(
-            f"the loss is not convex in its outputs (second derivative {least:.3g}): no Gauss-Newton matrix"
+            "there is no Gauss-Newton matrix: the loss is not convex in its outputs, or so flat there that only "
+            f"rounding is left of its second derivatives (from {least:.2g} to {largest:.2g})"
         )
     root = directions * curvature.clamp_min(0).sqrt()[:, None]  # B_i, [n, C, C]
     blocks = gram.view(n, outputs, n * outputs)

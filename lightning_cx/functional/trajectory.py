@@ -171,8 +171,8 @@ def pairwise_distances(points: Any) -> Tensor:
         ValueError: If the points are not a matrix.
     """
     points = _matrix(points)
-    if not len(points):
-        return points.new_zeros(0, 0)
+    if not points.numel():  # no points, or points without a coordinate, which coincide
+        return points.new_zeros(len(points), len(points))
     points = points - points[:1]
     size = points.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # squares of 1e200 would overflow
     return torch.cdist(points / size, points / size, compute_mode="donot_use_mm_for_euclid_dist") * size

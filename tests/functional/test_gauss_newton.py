@@ -196,6 +196,8 @@ def test_other_losses_are_not_recognised() -> None:
 def test_a_loss_that_is_concave_somewhere_has_no_gauss_newton_matrix() -> None:
     with pytest.raises(ValueError, match="not convex in its outputs"):
         gauss_newton(torch.eye(2), torch.tensor([1.0, -0.1]).reshape(2, 1, 1))
+    with pytest.raises(ValueError, match=r"only rounding is left of its second derivatives \(from -3e-10 to 8e-10\)"):
+        gauss_newton(torch.eye(2), torch.tensor([8e-10, -3e-10]).reshape(2, 1, 1))
     rounding = gauss_newton(torch.eye(2), torch.tensor([1.0, -1e-8]).reshape(2, 1, 1))
     assert float(rounding.value) == pytest.approx(0.5)
 

@@ -171,6 +171,9 @@ def test_one_point_equal_points_and_none() -> None:
     assert float(spanning_tree_length(same)) == 0.0
     assert float(positive_magnitude(same, 1.0)) == 1.0
     assert math.isnan(distance_from_start(same).exponent)
+    no_coordinates = torch.zeros(4, 0)
+    assert float(spanning_tree_length(no_coordinates)) == 0
+    assert float(positive_magnitude(no_coordinates, scale=1.0)) == pytest.approx(1)
     nothing = torch.zeros(0, 3)
     assert math.isnan(spanning_tree_length(nothing))
     assert math.isnan(positive_magnitude(nothing, 1.0))
