@@ -61,6 +61,14 @@ def test_a_visit_of_few_blocks_to_a_known_place_is_two_escapes(length: int) -> N
     assert report.present is report.episodes[-1]
 
 
+def test_of_many_dwells_the_newest_are_listed() -> None:
+    report = dwell(places(*[(30, k % 2) for k in range(30)]), block=1)
+    lines = str(report).splitlines()
+    assert lines[:2] == ["30 dwells, 29 escaped (blocks of 1 steps)", "  10 earlier"]
+    assert len(lines) == 22
+    assert lines[-1].startswith("  steps 870 to 899 (29 steps")
+
+
 def test_an_excursion_to_a_place_that_is_not_known_is_none() -> None:
     assert dwell(places((60, 0), (60, 1), (40, 0), (6, 2), (40, 0)), block=1).escapes == 2
     assert dwell(places((60, 0), (60, 1), (40, 0), (1, 1), (40, 0)), block=1).escapes == 2

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from lightning_cx.functional.dwelling.diffusion import DiffusionExponent
 
+LISTED = 20
+"""Newest dwells that are listed in words."""
+
 MIN_PATH = 16
 """Blocks of a path, at least: two dwells of the shortest length."""
 
@@ -89,4 +92,6 @@ class DwellReport:
         if not self.episodes:
             return f"no dwell: {self.reason}"
         count = f"{len(self.episodes)} dwell{'s' if len(self.episodes) > 1 else ''}, {self.escapes} escaped"
-        return "\n".join([f"{count} (blocks of {self.width} steps)", *(f"  {episode}" for episode in self.episodes)])
+        listed = [f"  {episode}" for episode in self.episodes[-LISTED:]]
+        earlier = [f"  {len(self.episodes) - LISTED} earlier"] if len(self.episodes) > LISTED else []
+        return "\n".join([f"{count} (blocks of {self.width} steps)", *earlier, *listed])
