@@ -122,7 +122,9 @@ class Dwelling(Instrument):
                 refusals[tags.DWELL_DISTANCE] = report.reason or "the last dwell was left, and no other has begun"
         scalars[tags.DIFFUSION_EXPONENT] = report.exponent.value
         if math.isnan(report.exponent.value):
-            refusals[tags.DIFFUSION_EXPONENT] = report.reason or "the parameters do not move"
+            refusals[tags.DIFFUSION_EXPONENT] = (
+                report.reason or "too few blocks since the last jump, or the parameters do not move"
+            )
         texts = {tags.DWELL_COUNT: f"**{report.exponent}**\n\n```\n{report}\n```"}
         if self.convexity:
             convexity = self._convexity(report)

@@ -43,9 +43,10 @@ class Wells:
         self.found: dict[float, list[bool]] = {}
         self.long: dict[float, list[bool]] = {}
         self.escapes: dict[float, int] = {}
+        self.made_up: dict[float, int] = {}
         self.time = 3000
         for eps in (0.05, 0.06, 0.08):
-            self.found[eps], self.long[eps], self.escapes[eps] = [], [], 0
+            self.found[eps], self.long[eps], self.escapes[eps], self.made_up[eps] = [], [], 0, 0
             for x in double_well(eps, 12, self.time, seed=2024).T:
                 report, true = dwell(x, block=1), passages(x)
                 hits = matched(report, true)
@@ -54,6 +55,8 @@ class Wells:
                 self.found[eps] += hits
                 self.long[eps] += [hit for hit, lasts in zip(hits, is_long, strict=True) if lasts]
                 self.escapes[eps] += report.escapes
+                # A valley begins at .58, where the force is largest: who was there for a while has escaped.
+                self.made_up[eps] += report.escapes - sum(matched(report, passages(x, bottom=0.6)))
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +65,14 @@ def wells() -> Wells:
 
 
 def test_89_percent_of_the_passages_between_two_wells_are_found(wells: Wells) -> None:
-    every = [hit for hits in wells.found.values() for hit in hits]
-    assert len(every) > 300
-    assert np.mean(every) >= 0.89
+    assert sum(map(len, wells.found.values())) > 300
+    assert all(np.mean(hits) >= 0.89 for hits in wells.found.values())
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.06, 0.08])
 def test_hardly_one_is_missed_between_dwells_of_sixteen_blocks_and_hardly_one_made_up(wells: Wells, eps: float) -> None:
     assert np.mean(wells.long[eps]) >= 0.94
-    assert wells.escapes[eps] - sum(wells.found[eps]) <= 0.03 * len(wells.found[eps])
+    assert wells.made_up[eps] <= 0.03 * len(wells.found[eps])
 
 
 @pytest.mark.parametrize(("eps", "theory"), [(0.05, 659), (0.06, 287), (0.08, 101)])
@@ -239,6 +241,8 @@ def test_huge_and_tiny_paths_are_judged_alike(size: float) -> None:
 def test_wrong_arguments_say_what_is_needed() -> None:
     with pytest.raises(ValueError, match="a path is real"):
         dwell(np.zeros((3, 3, 3)))
+    with pytest.raises(ValueError, match="a path is real"):
+        dwell(np.zeros((3, 0)))
     with pytest.raises(ValueError, match="as many ascending steps"):
         dwell(np.zeros((4, 2)), steps=[0, 1, 1, 2])
     with pytest.raises(ValueError, match="as many ascending steps"):

@@ -89,6 +89,70 @@ def test_a_long_way_between_two_places_is_no_jump() -> None:
         assert dwell(path, block=1).escapes == escapes
 
 
+def at(length: int, center: float, noise: Array) -> Array:
+    return center + 0.1 * noise[:length]
+
+
+def test_time_spent_elsewhere_is_no_dwell() -> None:
+    noise = np.random.default_rng(4).standard_normal((4, 200, 3))
+    wander = 5 + 0.8 * np.random.default_rng(5).standard_normal((300, 3)).cumsum(0)
+    path = np.concatenate([at(60, 0, noise[0]), at(60, 1, noise[1]), at(60, 0, noise[2]), wander, at(200, 0, noise[3])])
+    report = dwell(np.concatenate([path, at(60, 1, noise[1])]), block=1)
+    assert [(e.start, e.end, e.escaped) for e in report.episodes if e.length > 20] == [
+        (0, 59, True),
+        (60, 119, True),
+        (120, 179, False),
+        (480, 679, True),
+        (680, 739, False),
+    ]
+    assert all(float(e.center.abs().max()) < 1.2 for e in report.episodes)
+
+
+def test_a_drift_through_a_known_place_is_no_visit() -> None:
+    noise = np.random.default_rng(4).standard_normal((5, 200, 3))
+    drift = 0.2 * np.arange(100)[:, None] + at(100, 0, noise[4])
+    path = [
+        at(60, 0, noise[0]),
+        at(60, 1, noise[1]),
+        at(60, 0, noise[2]),
+        drift,
+        at(200, 0, noise[3]),
+        at(60, 1, noise[1]),
+    ]
+    assert dwell(np.concatenate(path), block=1).escapes == 3
+
+
+def test_lone_blocks_far_apart_are_no_visit() -> None:
+    path = places((60, 0), (60, 1), (40, 0), (1, 1), (5, 3), (1, 1), (40, 0))
+    assert dwell(path, block=1).escapes == 2
+
+
+def test_an_early_jump_is_found_however_long_the_path_goes_on() -> None:
+    for length in (500, 2000, 8000):
+        for left_at in (80, 150, 300, 400):
+            noise = 0.1 * np.random.default_rng(left_at).standard_normal(length)
+            assert dwell(noise + 2.0 * (np.arange(length) >= left_at)).escapes == 1
+
+
+def test_a_rate_that_falls_tenfold_and_comes_back_is_no_escape() -> None:
+    draw, x, path = np.random.default_rng(3), np.zeros(40), []
+    for step in range(2000):
+        rate = 0.3 if step % 500 < 250 else 0.03
+        x = x - rate * (x + draw.standard_normal(40))
+        path.append(x)
+    assert sum(dwell(one).escapes for one in np.array(path).T) == 0
+
+
+def test_the_exponent_is_that_of_the_present_dwell() -> None:
+    report = dwell(places((60, 0), (60, 1), (40, 0), (20, 1)), block=1)
+    assert report.present is not None
+    assert report.exponent.value == pytest.approx(report.present.exponent, abs=0.2)
+    assert report.exponent.value < 0.5
+    short = dwell(places((60, 0), (60, 1), (40, 0), (5, 1)), block=1)
+    assert short.present is not None
+    assert np.isnan(short.exponent.value)
+
+
 def test_noise_in_many_directions_leaves_single_blocks_alone() -> None:
     """Centres of 2.4 apart under noise of size 2.4: means tell the places apart, single blocks do not."""
     path = places((100, 0), (100, 0.3), (100, 0), directions=64, noise=0.3)
@@ -168,10 +232,23 @@ def test_wider_blocks_find_the_jump_that_noise_hides_from_fine_ones() -> None:
     assert abs(report.episodes[1].start - 3000) <= 2 * report.width
 
 
+@pytest.mark.parametrize("scale", [1e-170, 1e150])
+def test_the_width_does_not_depend_on_the_size(scale: float) -> None:
+    path = walks(2000, 1, 1, seed=6)[0]
+    assert dwell(path * scale).width == dwell(path).width == 4
+
+
+def test_a_gap_in_the_path_leaves_the_rest_as_it_is() -> None:
+    path = places((1000, 0), (999, 1), (1, 1))
+    steps = np.r_[np.arange(1999), 10**7]
+    report = dwell(path, steps=steps)
+    assert (report.width, report.blocks, report.escapes) == (1, 2000, 1)
+
+
 def test_coarser_blocks_are_those_of_a_path_that_was_collected_so() -> None:
     rng = np.random.default_rng(1)
     fine, coarse = PathBlocks(3, limit=None), PathBlocks(12, limit=None)
-    for step in np.cumsum(rng.integers(1, 9, 500)).tolist():
+    for step in (np.cumsum(rng.integers(1, 9, 500)) - 12).tolist():  # some below 0
         position = torch.from_numpy(rng.standard_normal(2))
         fine.add(step, position)
         coarse.add(step, position)

@@ -14,8 +14,9 @@ from lightning_cx.functional.dwelling.diffusion import Array
 MAX_BLOCKS = 2048
 """When so many are full they are merged in pairs: between 1024 and 2048 of them, 1 MiB for 64 numbers."""
 
-FILLED = 0.75
-"""Blocks widen too where samples are so sparse that a smaller share of the blocks holds one."""
+FILLED = 2 / 3
+"""Blocks widen too where samples are so sparse that fewer of the blocks have one in the block before: with samples at a
+period, where a quarter of the blocks holds none. A gap in the path does not count."""
 
 _FEW = 8  # blocks from which their filling is judged
 
@@ -43,7 +44,7 @@ class Blocks:
     def coarser(self, factor: int) -> Blocks:
         """The same path in blocks that span so many times as many steps."""
         width = factor * self.width
-        starts = np.flatnonzero(np.diff(self.first // width, prepend=-1))
+        starts = np.flatnonzero(np.r_[True, np.diff(self.first // width) != 0])
         ends = np.r_[starts[1:], len(self.first)] - 1
         counts = np.add.reduceat(self.counts, starts)
         sums = np.add.reduceat(self.means * self.counts[:, None], starts)
@@ -73,6 +74,7 @@ class PathBlocks:
             raise ValueError(f"blocks span a step, and 16 are kept, at least; got width={width}, limit={limit}.")
         self.width, self.limit = width, limit
         self._held: dict[int, tuple[int, int, int, Tensor]] = {}  # first and last step, samples, their sum
+        self._followed = 0  # blocks of which the one before holds a sample too
         self._origin = torch.zeros(1, dtype=torch.float64)
 
     def __len__(self) -> int:
@@ -80,12 +82,12 @@ class PathBlocks:
 
     def add(self, step: int, position: Tensor) -> None:
         """Take in the position ``[k]`` at a step; steps come in ascending order."""
-        position = position.detach().double().cpu()
+        position = position.detach().to("cpu", torch.float64, copy=True)
         if not self._held:
             self._origin = position
         self._put(step // self.width, (step, step, 1, position))
         while self.limit is not None and (len(self) > self.limit or self._is_sparse()):
-            held, self._held, self.width = self._held, {}, 2 * self.width
+            held, self._held, self.width, self._followed = self._held, {}, 2 * self.width, 0
             for number, block in held.items():
                 self._put(number // 2, block)
 
@@ -94,10 +96,12 @@ class PathBlocks:
         if number in self._held:
             known = self._held[number]
             first, count, total = known[0], known[2] + count, known[3] + total
+        else:
+            self._followed += number - 1 in self._held
         self._held[number] = (first, last, count, total)
 
     def _is_sparse(self) -> bool:
-        return len(self) >= _FEW and len(self) < FILLED * (next(reversed(self._held)) - next(iter(self._held)) + 1)
+        return len(self) >= _FEW and self._followed < FILLED * (len(self) - 1)
 
     def blocks(self) -> Blocks:
         """The path as it is known now."""
@@ -130,3 +134,4 @@ class PathBlocks:
         self._held = {
             number: (*span, total) for (number, span), total in zip(state["spans"].items(), sums, strict=True)
         }
+        self._followed = sum(number - 1 in self._held for number in self._held)

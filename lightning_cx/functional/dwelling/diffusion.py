@@ -19,6 +19,13 @@ MIN_BLOCKS = 8
 """Fewer points have lags 1 to 3 at most: 29% of stretches of white noise of 8 points show an exponent over .5 where
 lags end at 2, 11% where they end at 4."""
 
+CONFINED = 0.5
+"""Growth exponent of the mean squared displacement below which a stretch is a dwell; THEORY, section 7."""
+
+CHANCE = 3.0
+"""White noise of n blocks shows an exponent of 0 +- 3 / n (measured .4, .2 and .1 for n = 8, 16 and 32): so much over
+`CONFINED` is no evidence against a dwell."""
+
 LAGS = 8
 """Lags are spread evenly in logarithm from 1 to half of the path; more of them are nearly the same numbers."""
 
@@ -100,10 +107,15 @@ def growth_exponent(values: Array) -> DiffusionExponent:
     return DiffusionExponent(slope, NULL_ERROR / math.sqrt(n * directions), directions)
 
 
+def is_confined(exponent: DiffusionExponent, points: int) -> bool:
+    """Whether the exponent of so many points is that of a path that stays in one place."""
+    return exponent.value < CONFINED + CHANCE / points
+
+
 def points(path: Any) -> Array:
     """A path as ``[n, k]`` float64."""
     values = as_tensor(path)
-    if values.ndim not in (1, 2) or values.is_complex():
+    if values.ndim not in (1, 2) or values.is_complex() or (len(values) and not values.numel()):
         raise ValueError(f"a path is real, [n, k] or [n], got {list(values.shape)} of {values.dtype}.")
     values = values.detach().double().cpu()
     return (values[:, None] if values.ndim == 1 else values).numpy()

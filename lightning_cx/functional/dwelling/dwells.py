@@ -17,26 +17,27 @@ from lightning_cx.functional.dwelling.diffusion import (
     DiffusionExponent,
     diffusion_exponent,
     growth_exponent,
+    is_confined,
     points,
 )
 from lightning_cx.functional.dwelling.report import MIN_PATH, DwellReport, Episode
-from lightning_cx.functional.dwelling.scale import CONFINED, FEW, widths
-from lightning_cx.functional.dwelling.segments import Span, segments
+from lightning_cx.functional.dwelling.scale import FEW, widths
+from lightning_cx.functional.dwelling.segments import Span, place, segments
 from lightning_cx.functional.dwelling.visits import Stay, with_visits
 from lightning_cx.functional.inputs import as_tensor
 
 FINEST = 16384
 """Blocks at most into which a path is divided at first."""
 
-ENOUGH = 32
-"""Points of which the exponent of a stretch is taken at least, where it has so many blocks."""
-
-CHANCE = 3.0
-"""White noise of n blocks shows an exponent of 0 +- 3 / n (measured .4, .2 and .1 for n = 8, 16 and 32): so much over
-`CONFINED` is no evidence against a dwell."""
+ENOUGH = 128
+"""Points of which the exponent of a stretch is taken at least, where it has so many blocks: those of fewer say less."""
 
 SURE = 3.1
 """Standard errors of free diffusion that the exponent of all dwells together lies below 1: one walk in 1000."""
+
+WITHIN_DEVIATIONS = 3.0
+"""The centre of a dwell that lies no further from that of another than the median distance of its blocks along the line
+between them, and so many median absolute deviations, is in the same place."""
 
 SHARE = 0.5
 """Of the path since the first dwell, so much lies within dwells at least: a walk that seems to stay now and then does
@@ -113,6 +114,8 @@ def _judged(blocks: Blocks) -> DwellReport:
         return _report(blocks, (), exponent, reason)
     left = _escapes(means, spans, found)
     stays = with_visits(means, [(dwell.span, gone) for dwell, gone in zip(found, left, strict=True)])
+    if (newest := stays[-1][0]) != found[-1].span and newest[1] == n:
+        exponent = diffusion_exponent(_condensed(means[slice(*newest)], n))
     return _report(blocks, _episodes(blocks, stays), exponent, "")
 
 
@@ -141,7 +144,7 @@ def _confirmed(means: Array, spans: list[Span]) -> list[_Found]:
             inner = means[begin + (_EDGE if begin else 0) : end - (0 if number == last else _EDGE)]
             inner = _condensed(inner, len(means))
             exponent = growth_exponent(inner)
-            if exponent.value < CONFINED + CHANCE / len(inner):
+            if is_confined(exponent, len(inner)):
                 found.append(_Found(number, (begin, end), exponent, len(inner)))
                 break
     return found
@@ -186,16 +189,18 @@ def _escapes(means: Array, spans: list[Span], found: list[_Found]) -> list[bool]
 
 
 def _stay_apart(means: Array, here: Span, there: Span) -> bool:
-    """Whether each of two dwells is confined along the line between their centres.
+    """Whether two dwells lie apart, and each is confined, along the line between their centres.
 
     A sixteenth of each is left out on either side: in many directions noise hides where the way begins and ends.
     """
     line = means[slice(*there)].mean(0) - means[slice(*here)].mean(0)
-    along = means @ (line / np.abs(line).max())
+    along = means @ (line / (np.linalg.norm(line) or 1.0))
     edges = (max(_EDGE, (end - begin) // 16) for begin, end in (here, there))
     inner = [along[begin + edge : end - edge, None] for (begin, end), edge in zip((here, there), edges, strict=True)]
+    if not np.linalg.norm(line) > max(place(path, WITHIN_DEVIATIONS)[1] for path in inner):
+        return False  # as where weights freeze amid the noise and thaw again
     inner = [_condensed(path, len(means)) for path in inner]
-    return all(growth_exponent(path).value < CONFINED + CHANCE / len(path) for path in inner)
+    return all(is_confined(growth_exponent(path), len(path)) for path in inner)
 
 
 def _episodes(blocks: Blocks, stays: list[Stay]) -> tuple[Episode, ...]:

@@ -7,10 +7,7 @@ import math
 import numpy as np
 
 from lightning_cx.functional.dwelling.blocks import Blocks
-from lightning_cx.functional.dwelling.diffusion import Array
-
-CONFINED = 0.5
-"""Growth exponent of the mean squared displacement below which a stretch is a dwell; THEORY, section 7."""
+from lightning_cx.functional.dwelling.diffusion import CONFINED, Array
 
 FEW = 512
 """A path that no width shows confined is judged in so many blocks at most: there is nothing short to be seen."""
@@ -43,5 +40,6 @@ def widths(blocks: Blocks) -> list[Blocks]:
 
 def _exponent(means: Array) -> float:
     """Growth of the median squared displacement from one block to four."""
+    means = means / (float(np.abs(means).max()) or 1.0)  # squares of huge numbers are none any more
     near, far = (float(np.median(np.square(means[lag:] - means[:-lag]).sum(1))) for lag in (1, _LAG))
     return math.log(far / near) / math.log(_LAG) if near > 0 and far > 0 else 0.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -51,17 +52,27 @@ def segments(blocks: Array) -> list[Span]:
     stretches = [[span] for span in pairwise(sorted(cuts)) if span[1] - span[0] >= WARM_UP]
     if not stretches:
         return [(0, n)] if n else []
-    stretches = _merged(blocks, stretches)
+
+    @cache
+    def known(before: tuple[Span, ...], after: tuple[Span, ...]) -> float:
+        return _jump_ratio(blocks, before, after)
+
+    def ratio_of(before: Sequence[Span], after: Sequence[Span]) -> float:
+        return known(tuple(before), tuple(after))
+
+    stretches = _merged(stretches, ratio_of)
     while short := [stretch for stretch in stretches[1:-1] if stretch[-1][1] - stretch[0][0] < MIN_BLOCKS]:
         stretches.remove(min(short, key=lambda stretch: stretch[-1][1] - stretch[0][0]))
-        stretches = _merged(blocks, stretches)  # what lay on both sides of an excursion may be one place
+        stretches = _merged(stretches, ratio_of)  # what lay on both sides of an excursion may be one place
     return [(stretch[0][0], stretch[-1][1]) for stretch in stretches]
 
 
-def _merged(blocks: Array, stretches: list[list[Span]]) -> list[list[Span]]:
+def _merged(
+    stretches: list[list[Span]], ratio_of: Callable[[Sequence[Span], Sequence[Span]], float]
+) -> list[list[Span]]:
     """Put neighbours together, the least distinct first, until only jumps are left between them."""
     stretches = list(stretches)
-    ratios = [_jump_ratio(blocks, *pair) for pair in pairwise(stretches)]
+    ratios = [ratio_of(*pair) for pair in pairwise(stretches)]
     while ratios:
         least = int(np.argmin(ratios))
         if ratios[least] > 1:
@@ -70,7 +81,7 @@ def _merged(blocks: Array, stretches: list[list[Span]]) -> list[list[Span]]:
         del ratios[least]
         for number in (least - 1, least):
             if 0 <= number < len(ratios):
-                ratios[number] = _jump_ratio(blocks, stretches[number], stretches[number + 1])
+                ratios[number] = ratio_of(stretches[number], stretches[number + 1])
     return stretches
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from lightning_cx.functional.dwelling.diffusion import MIN_BLOCKS, Array
+from lightning_cx.functional.dwelling.diffusion import MIN_BLOCKS, Array, growth_exponent, is_confined
 from lightning_cx.functional.dwelling.segments import EXIT_BLOCKS, EXIT_DEVIATIONS, Span, place
 
 VISIT = EXIT_BLOCKS
@@ -30,10 +30,11 @@ HELD = 0.5
 Stay: TypeAlias = tuple[Span, bool]  # where, and whether it ended with a jump to the next
 
 
-class _Run(NamedTuple):
-    label: int
+class _Stay(NamedTuple):
+    label: int  # of the place, -1 if it is not known
     first: int
     last: int  # the block after it
+    dwell: int = -1  # number of the dwell that it is, or is part of
 
 
 def with_visits(blocks: Array, stays: Sequence[Stay]) -> list[Stay]:
@@ -41,7 +42,7 @@ def with_visits(blocks: Array, stays: Sequence[Stay]) -> list[Stay]:
 
     A few blocks alone cannot be told from an excursion. In a place in which the path is known to dwell they can: each
     block belongs to the nearest place within whose limit it lies (median and 6 median absolute deviations of the
-    distances of its own blocks), and the path goes from place to place as its blocks do.
+    distances of its own blocks). A place that the path passes while it drifts is not visited.
 
     Args:
         blocks: ``[n, k]`` block means, finite.
@@ -50,75 +51,123 @@ def with_visits(blocks: Array, stays: Sequence[Stay]) -> list[Stay]:
     Returns:
         Dwells and visits in order of time. The dwells alone where no two places can be told block by block.
     """
-    dwells = [span for span, _ in stays]
     labels, places = _places(blocks, stays)
     if len(places) < 2:
         return list(stays)
     where, is_core = _of_blocks(blocks, places)
-    for number, (start, end) in enumerate(dwells):
-        if np.mean(where[start:end] >= 0) < HELD:  # it stays what it is
-            where[start:end], is_core[start:end] = len(places) + number, True
+    found: list[_Stay] = []
+    at = 0
+    for number, ((start, end), _) in enumerate(stays):
+        if labels[number] >= 0 or np.mean(where[start:end] >= 0) < HELD:  # else it is made of several places
+            found += _runs(where, is_core, at, start)
+            found += _divided(_Stay(labels[number], start, end, number), where, is_core)
+            at = end
+    found += _runs(where, is_core, at, len(blocks))
+    found = _joined(blocks, found)
+    left = [_is_left(here, there, stays) for here, there in pairwise(found)]
+    return [((stay.first, stay.last), gone) for stay, gone in zip(found, [*left, False], strict=True)]
+
+
+def _is_left(here: _Stay, there: _Stay, stays: Sequence[Stay]) -> bool:
+    """Whether the path jumped from one to the next."""
+    if here.label == there.label >= 0:
+        return False
+    is_near = min(here.label, there.label) >= 0 and there.first - here.last <= TRAVEL
+    return is_near or (0 <= here.dwell == there.dwell - 1 and stays[here.dwell][1])
+
+
+def _joined(blocks: Array, found: Sequence[_Stay]) -> list[_Stay]:
+    """Leave out places that the path only passes, and join what goes on in one place."""
+    near = [there.first - here.last <= TRAVEL for here, there in pairwise(found)]
+    joined: list[_Stay] = []
+    for stay, *is_near in zip(found, [True, *near], [*near, True], strict=True):
+        if stay.dwell < 0 and not all(is_near) and not _stays(blocks[stay.first : stay.last]):
+            continue
+        last = joined[-1] if joined else stay
+        goes_on = last.label == stay.label >= 0 and stay.first - last.last <= TRAVEL
+        if joined and goes_on and min(last.dwell, stay.dwell) < 0:
+            joined[-1] = _Stay(stay.label, last.first, stay.last, max(last.dwell, stay.dwell))
         else:
-            is_core[start:end] |= where[start:end] == labels[number]
-    runs = _runs(where, is_core)
-    spans, left = [list(run[1:]) for run in runs], [False] * len(runs)
-    for (start, end), gone in stays:
-        held = [number for number, run in enumerate(runs) if start < run.last and run.first < end]
-        if held:
-            spans[held[0]][0], spans[held[-1]][1] = min(spans[held[0]][0], start), max(spans[held[-1]][1], end)
-            left[held[-1]] = gone
-    for number, (here, there) in enumerate(pairwise(runs)):
-        if max(here.label, there.label) < len(places):
-            left[number] |= there.first - here.last <= TRAVEL
-    return [((first, last), gone) for (first, last), gone in zip(spans, [*left[:-1], False], strict=True)]
+            joined.append(stay)
+    return joined
+
+
+def _stays(path: Array) -> bool:
+    return len(path) >= MIN_BLOCKS and is_confined(growth_exponent(path), len(path))
+
+
+def _divided(dwell: _Stay, where: np.ndarray, is_core: np.ndarray) -> list[_Stay]:
+    """A dwell, divided where the path was in the place of another one."""
+    own = np.zeros(len(where), dtype=bool)
+    own[dwell.first : dwell.last] = where[dwell.first : dwell.last] == dwell.label
+    runs = _runs(where, is_core | own, dwell.first, dwell.last) if dwell.label >= 0 else []
+    if all(run.label == dwell.label for run in runs):
+        return [dwell]
+    bounds = [dwell.first, *(last for run in runs for last in run[1:3]), dwell.last]
+    parts: list[_Stay] = []
+    for number, run in enumerate(runs):
+        before, after = bounds[2 * number], bounds[2 * number + 3]
+        first, last = (before, after) if run.label == dwell.label else run[1:3]
+        first = before if number == 0 and first - before < MIN_BLOCKS else first
+        last = after if number == len(runs) - 1 and after - last < MIN_BLOCKS else last
+        if parts and parts[-1].label == run.label:
+            first = parts.pop().first
+        parts.append(_Stay(run.label, first, last, dwell.dwell))
+    return parts
 
 
 def _places(blocks: Array, stays: Sequence[Stay]) -> tuple[list[int], list[Array]]:
     """Number of the place of each dwell, -1 where it is not known, and the blocks from which each place is known."""
     left = [gone for _, gone in stays]
     known = [here or before for here, before in zip(left, [False, *left], strict=False)]
-    order = sorted(range(len(stays)), key=lambda n: stays[n][0][0] - stays[n][0][1])
-    places: list[Array] = []
-    labels = [-1] * len(stays)
-    for number in order:
-        members = blocks[slice(*stays[number][0])]
-        near = [n for n, other in enumerate(places) if _is_within(members, other) or _is_within(other, members)]
-        if near:
-            labels[number] = near[0]
-        elif known[number] and len(members) >= KNOWN:
-            labels[number] = len(places)
-            places.append(members)
+    if not any(known):
+        return [-1] * len(stays), []
+    centers, limits = _centers([blocks[slice(*span)] for span, _ in stays], EXIT_DEVIATIONS)
+    lengths = [end - start for (start, end), _ in stays]
+    labels, first_of = [-1] * len(stays), []  # the dwell from which each place is known
+    for number in sorted(range(len(stays)), key=lambda n: -lengths[n]):
+        apart = np.linalg.norm(centers[first_of] - centers[number], axis=1)
+        near = np.flatnonzero(apart <= np.maximum(limits[first_of], limits[number]))
+        if len(near):
+            labels[number] = int(near[0])
+        elif known[number] and lengths[number] >= KNOWN:
+            labels[number] = len(first_of)
+            first_of.append(number)
     # Noise in many directions may hide from single blocks what long means tell apart.
     hops = zip(pairwise(labels), pairwise(span for span, _ in stays), left, strict=False)
     blurred = {a for (a, b), (here, there), gone in hops if gone and a == b and there[0] - here[1] <= TRAVEL}
-    kept = [n for n in range(len(places)) if n not in blurred]
-    return [kept.index(n) if n in kept else -1 for n in labels], [places[n] for n in kept]
+    kept = [n for n in range(len(first_of)) if n not in blurred]
+    renamed = {n: number for number, n in enumerate(kept)}
+    return [renamed.get(n, -1) for n in labels], [blocks[slice(*stays[first_of[n]][0])] for n in kept]
 
 
-def _is_within(members: Array, other: Array) -> bool:
-    center, limit = place(other, EXIT_DEVIATIONS)
-    return bool(np.linalg.norm(members.mean(0) - center) <= limit)
+def _centers(places: Sequence[Array], deviations: float) -> tuple[Array, Array]:
+    """Centres and limits of some places."""
+    centers, limits = zip(*(place(members, deviations) for members in places), strict=True)
+    return np.array(centers), np.array(limits)
 
 
 def _of_blocks(blocks: Array, places: Sequence[Array]) -> tuple[np.ndarray, np.ndarray]:
     """The place of each block, -1 for none, and whether it lies in the core of that place."""
-    centers, limits = zip(*(place(members, EXIT_DEVIATIONS) for members in places), strict=True)
-    cores = [place(members, CORE_DEVIATIONS)[1] for members in places]
+    centers, limits = _centers(places, EXIT_DEVIATIONS)
+    cores = _centers(places, CORE_DEVIATIONS)[1]
     distances = np.stack([np.linalg.norm(blocks - center, axis=1) for center in centers])
-    within = np.where(distances <= np.array(limits)[:, None], distances, np.inf)
+    within = np.where(distances <= limits[:, None], distances, np.inf)
     where = within.argmin(0)
-    is_core = distances[where, np.arange(len(blocks))] <= np.array(cores)[where]
+    is_core = distances[where, np.arange(len(blocks))] <= cores[where]
     return np.where(np.isfinite(within.min(0)), where, -1), is_core
 
 
-def _runs(where: np.ndarray, is_core: np.ndarray) -> list[_Run]:
-    """Times in one place, from the first to the last block there."""
-    known = np.flatnonzero(where >= 0)
-    runs: list[_Run] = []
-    for members in np.split(known, np.flatnonzero(np.diff(where[known])) + 1):
-        if len(members) >= VISIT and is_core[members].any():
-            label, first, last = int(where[members[0]]), int(members[0]), int(members[-1]) + 1
-            if runs and runs[-1].label == label:
-                first = runs.pop().first
-            runs.append(_Run(label, first, last))
+def _runs(where: np.ndarray, is_core: np.ndarray, start: int, end: int) -> list[_Stay]:
+    """Times in one place within a part of the path, each with two blocks in a row there and one in the core."""
+    known = start + np.flatnonzero(where[start:end] >= 0)
+    runs: list[_Stay] = []
+    gaps = (np.diff(where[known]) != 0) | (np.diff(known) > MIN_BLOCKS)
+    for members in np.split(known, np.flatnonzero(gaps) + 1):
+        streak = np.split(members, np.flatnonzero(np.diff(members) > 1) + 1)
+        if max(map(len, streak)) >= VISIT and is_core[members].any():
+            run = _Stay(int(where[members[0]]), int(members[0]), int(members[-1]) + 1)
+            if runs and runs[-1].label == run.label and run.first - runs[-1].last < MIN_BLOCKS:
+                run = run._replace(first=runs.pop().first)
+            runs.append(run)
     return runs
