@@ -1,6 +1,6 @@
 """The numbers of docs/dwelling.md: passages found between two wells, and escapes where there is nothing to leave.
 
-python benchmarks/dwelling.py            # some four minutes on one core
+python benchmarks/dwelling.py            # some three minutes on one core
 python benchmarks/dwelling.py --seed 7   # other draws
 """
 
