@@ -56,8 +56,8 @@ class DwellReport:
         episodes: Dwells in order of time; empty where the path wanders or drifts, or where too little is known.
         exponent: Growth exponent since the last jump (within the present dwell where there is one).
         blocks: Number of blocks of the path that were judged.
-        width: Steps that a block spans. A dwell in a place that is new is seen from about 8 of these on, a visit to one
-            that is known from 2 on.
+        width: Steps that a block spans. A dwell in a new place is seen from about 8 of these on, a visit to one that is
+            known from 2 on. A single escape takes more: the dwell that was left must be told from a walk.
         end: Last sampled step.
         steps: Middle step of each block, [blocks].
         distances: Distance of each block from where the path began, [blocks] float64.
