@@ -18,7 +18,7 @@ CORE_DEVIATIONS = 1.0
 """The core of a place holds three quarters of its own blocks: an excursion may come as near as its border."""
 
 KNOWN = 2 * MIN_BLOCKS
-"""A place is known from a dwell of so many blocks: shorter ones may be but a halt on the way. In a first version of this
+"""A place is known from a dwell of so many blocks: shorter ones may be a halt on the way. In a first version of this
 rule 20 visits beside 674 passages of a double well were made up with these, and 8 without."""
 
 TRAVEL = 2 * MIN_BLOCKS
