@@ -9,30 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from lightning_cx.functional import dwell
-from lightning_cx.functional.dwelling import DwellReport
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "functional"))
-from _wells import Array, double_well, kramers, passages, relaxing, walks
+from _wells import Array, double_well, kramers, matched, passages, relaxing, walks
 
 CHAINS = 12
 TIMES = 20  # of the mean time between escapes
-
-
-def matched(report: DwellReport, true: list[tuple[int, int]]) -> tuple[int, int]:
-    """Passages that an escape of its own shows, within three blocks; and escapes that are none."""
-    left = [(here.end, there.start) for here, there in pairwise(report.episodes) if here.escaped]
-    near, hits = 3 * report.width, 0
-    for gone, arrived in true:
-        if hit := next((e for e in left if e[0] - near <= arrived and e[1] + near >= gone), None):
-            left.remove(hit)
-            hits += 1
-    return hits, len(left)
 
 
 def wells(seed: int) -> None:
@@ -45,7 +32,7 @@ def wells(seed: int) -> None:
         for x in double_well(eps, CHAINS, time, seed).T:
             true = passages(x)
             found, others = matched(dwell(x), true)
-            hits, made_up, count = hits + found, made_up + others, count + len(true)
+            hits, made_up, count = hits + sum(found), made_up + others, count + len(true)
         mean = CHAINS * time / (hits + made_up)
         print(f"| {eps} | {kramers(eps):.0f} | {mean:.0f} | {count} | {hits / count:.1%} | {made_up} |", flush=True)
 

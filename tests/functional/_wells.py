@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_cx.functional.dwelling import DwellReport
 
 Array = NDArray[np.float64]
 BARRIER = 0.25  # of V = (x^2 - 1)^2 / 4, between its minima at -1 and 1
@@ -34,6 +37,18 @@ def passages(x: Array, bottom: float = 0.8) -> list[tuple[int, int]]:
     known = np.flatnonzero(side)
     changes = np.flatnonzero(np.diff(side[known]))
     return list(zip(known[changes].tolist(), known[changes + 1].tolist(), strict=True))
+
+
+def matched(report: DwellReport, true: list[tuple[int, int]]) -> tuple[list[bool], int]:
+    """Which passages an escape of its own shows, within three blocks; and how many escapes are none."""
+    left = [(here.end, there.start) for here, there in pairwise(report.episodes) if here.escaped]
+    near, found = 3 * report.width, []
+    for gone, arrived in true:
+        hit = next((e for e in left if e[0] - near <= arrived and e[1] + near >= gone), None)
+        found.append(hit is not None)
+        if hit is not None:
+            left.remove(hit)
+    return found, len(left)
 
 
 def walks(length: int, directions: int, count: int, seed: int) -> Array:

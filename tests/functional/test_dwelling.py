@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from _wells import Array, double_well, kramers, passages, relaxing, stable_double_well, walks
+from _wells import Array, double_well, kramers, matched, passages, relaxing, stable_double_well, walks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import lfilter
 
 from lightning_cx.functional import Episode, diffusion_exponent, dwell
-from lightning_cx.functional.dwelling import DwellReport, PathBlocks
+from lightning_cx.functional.dwelling import PathBlocks
 from lightning_cx.functional.dwelling.segments import _exits, segments
 
 LENGTH = 512  # as many blocks as an instrument keeps
-
-
-def escapes(report: DwellReport) -> list[tuple[int, int]]:
-    """Last step of each dwell that was left, and first of the next."""
-    return [(here.end, there.start) for here, there in pairwise(report.episodes) if here.escaped]
-
-
-def matched(report: DwellReport, true: list[tuple[int, int]]) -> list[bool]:
-    """Which passages were found, each by an escape of its own, within three blocks."""
-    left, found = escapes(report), []
-    for gone, arrived in true:
-        hit = next((e for e in left if e[0] - 3 <= arrived and e[1] + 3 >= gone), None)
-        found.append(hit is not None)
-        if hit is not None:
-            left.remove(hit)
-    return found
 
 
 class Wells:
@@ -49,14 +32,14 @@ class Wells:
             self.found[eps], self.long[eps], self.escapes[eps], self.made_up[eps] = [], [], 0, 0
             for x in double_well(eps, 12, self.time, seed=2024).T:
                 report, true = dwell(x, block=1), passages(x)
-                hits = matched(report, true)
+                hits, _ = matched(report, true)
                 ends = [0, *(arrived for _, arrived in true), len(x)]
                 is_long = [min(b - a, c - b) >= 16 for a, b, c in zip(ends, ends[1:], ends[2:], strict=False)]
                 self.found[eps] += hits
                 self.long[eps] += [hit for hit, lasts in zip(hits, is_long, strict=True) if lasts]
                 self.escapes[eps] += report.escapes
                 # A valley begins at .58, where the force is largest: who was there for a while has escaped.
-                self.made_up[eps] += report.escapes - sum(matched(report, passages(x, bottom=0.6)))
+                self.made_up[eps] += matched(report, passages(x, bottom=0.6))[1]
 
 
 @pytest.fixture(scope="module")

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from _wells import Array, double_well, passages, relaxing, walks
+from _wells import Array, double_well, matched, passages, relaxing, walks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_cx.functional import dwell
-from lightning_cx.functional.dwelling import DwellReport, PathBlocks
+from lightning_cx.functional.dwelling import PathBlocks
 from lightning_cx.functional.dwelling.scale import widths
 from lightning_cx.functional.dwelling.visits import TRAVEL, with_visits
-
-
-def share_found(report: DwellReport, true: list[tuple[int, int]]) -> tuple[int, int]:
-    """Passages that an escape of its own shows, within three blocks; and escapes that are none."""
-    left = [(here.end, there.start) for here, there in pairwise(report.episodes) if here.escaped]
-    near, hits = 3 * report.width, 0
-    for gone, arrived in true:
-        if hit := next((e for e in left if e[0] - near <= arrived and e[1] + near >= gone), None):
-            left.remove(hit)
-            hits += 1
-    return hits, len(left)
 
 
 @pytest.mark.parametrize(("eps", "time"), [(0.05, 6000), (0.06, 3000), (0.08, 2000)])
@@ -33,8 +20,8 @@ def test_nine_of_ten_passages_are_found_at_a_width_that_the_path_shows(eps: floa
     hits = made_up = count = 0
     for x in double_well(eps, 12, time, seed=314).T:
         true = passages(x)
-        found, too_many = share_found(dwell(x), true)
-        hits, made_up, count = hits + found, made_up + too_many, count + len(true)
+        found, too_many = matched(dwell(x), true)
+        hits, made_up, count = hits + sum(found), made_up + too_many, count + len(true)
     assert count > 80
     assert hits >= 0.89 * count
     assert made_up <= 0.03 * count

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from _lightning import Classifier, fingerprint, fit, loader
+from _lightning import LOOPS, Classifier, fingerprint, fit, loader
 from _models import Unread
 from _tensorboard import read_events
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -31,19 +31,10 @@ def monitor(instrument: Dwelling | None = None, **options: Any) -> ComplexityMon
     return ComplexityMonitor([instrument or Dwelling()], **{"every_n_steps": 1, "strict": True, **options})
 
 
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "dropout": ({"dropout": 0.3}, {}),
-    "BatchNorm": ({"batch_norm": True}, {}),
-    "gradient accumulation": ({"dropout": 0.1}, {"accumulate_grad_batches": 2}),
-    "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
-    "64-true": ({}, {"precision": "64-true"}),
-}
-
-
 @pytest.mark.filterwarnings("ignore:lightning_cx.*BatchNorm in training mode")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LOOPS)
 def test_every_state_is_bitwise_identical_with_and_without(variant: str, tmp_path: Path) -> None:
-    module_options, trainer_options = VARIANTS[variant]
+    module_options, trainer_options = LOOPS[variant]
 
     def run(callbacks: list) -> dict[str, str]:
         pl.seed_everything(3)

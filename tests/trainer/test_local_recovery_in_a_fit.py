@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from _lightning import Classifier, fingerprint, fit
+from _lightning import LOOPS, Classifier, fingerprint, fit
 from _models import Unread
 from _tensorboard import read_events
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,12 +29,8 @@ from lightning_cx.tensorboard import tags
 # Small runs have too few readings of the loss at first, and the monitor says so once; Adam has no local rate.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. .*recovery/")
 
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "dropout": ({"dropout": 0.3}, {}),
-    "BatchNorm": ({"batch_norm": True}, {}),
-    "gradient accumulation": ({"dropout": 0.1}, {"accumulate_grad_batches": 2}),
-    "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
-    "64-true": ({}, {"precision": "64-true"}),
+VARIANTS = {
+    **LOOPS,
     "replay": ({"net": "unread"}, {}),
 }
 

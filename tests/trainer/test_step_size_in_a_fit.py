@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from _lightning import Classifier, fingerprint, fit
+from _lightning import LOOPS, Classifier, fingerprint, fit
 from _small_views import formed_hessian
 from _tensorboard import read_events, serve
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -139,19 +139,10 @@ def test_each_number_is_that_of_the_formed_hessian_at_that_step(name: str, tmp_p
     assert not math.isnan(curve.seen[-1][tags.EDGE])
 
 
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "dropout": ({"dropout": 0.3}, {}),
-    "BatchNorm": ({"batch_norm": True}, {}),
-    "gradient accumulation": ({"dropout": 0.1}, {"accumulate_grad_batches": 2}),
-    "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
-    "64-true": ({}, {"precision": "64-true"}),
-}
-
-
 @pytest.mark.filterwarnings("ignore:lightning_cx")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LOOPS)
 def test_every_state_is_bitwise_identical_with_and_without(variant: str, tmp_path: Path) -> None:
-    module_options, trainer_options = VARIANTS[variant]
+    module_options, trainer_options = LOOPS[variant]
 
     def run(callbacks: list) -> dict[str, str]:
         pl.seed_everything(3)

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from _lightning import Classifier, fingerprint, fit, loader
+from _lightning import LOOPS, Classifier, fingerprint, fit, loader
 from _models import Mlp, Unread
 from _tensorboard import read_events, serve
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,12 +28,8 @@ def monitor(*instruments: Instrument, **options: Any) -> ComplexityMonitor:
     return ComplexityMonitor(list(instruments), **{"every_n_steps": 1, "strict": True, **options})
 
 
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "dropout": ({"dropout": 0.3}, {}),
-    "BatchNorm": ({"batch_norm": True}, {}),
-    "gradient accumulation": ({"dropout": 0.1}, {"accumulate_grad_batches": 2}),
-    "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
-    "64-true": ({}, {"precision": "64-true"}),
+VARIANTS = {
+    **LOOPS,
     "gradient clipping": ({}, {"gradient_clip_val": 0.1}),
 }
 

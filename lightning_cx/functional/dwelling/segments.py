@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ from scipy.special import gammaincinv, ndtr
 from lightning_cx.functional.dwelling.diffusion import MIN_BLOCKS, Array, effective_directions
 
 Span: TypeAlias = tuple[int, int]  # of blocks: the first, and the one after the last
+Stretch: TypeAlias = tuple[Span, ...]  # what was put together, and perhaps left in between
 
 EXIT_DEVIATIONS = 6.0
 """Median absolute deviations beyond the median distance from the centre; THEORY, section 7."""
@@ -49,17 +50,10 @@ def segments(blocks: Array) -> list[Span]:
     n = len(blocks)
     cuts = {0, *_exits(blocks), *(n - cut for cut in _exits(blocks[::-1]))}
     cuts = {cut for cut in cuts if n - cut >= WARM_UP} | {0, n}  # too short to tell: it may come back yet
-    stretches = [[span] for span in pairwise(sorted(cuts)) if span[1] - span[0] >= WARM_UP]
+    stretches = [(span,) for span in pairwise(sorted(cuts)) if span[1] - span[0] >= WARM_UP]
     if not stretches:
         return [(0, n)] if n else []
-
-    @cache
-    def known(before: tuple[Span, ...], after: tuple[Span, ...]) -> float:
-        return _jump_ratio(blocks, before, after)
-
-    def ratio_of(before: Sequence[Span], after: Sequence[Span]) -> float:
-        return known(tuple(before), tuple(after))
-
+    ratio_of = cache(partial(_jump_ratio, blocks))
     stretches = _merged(stretches, ratio_of)
     while short := [stretch for stretch in stretches[1:-1] if stretch[-1][1] - stretch[0][0] < MIN_BLOCKS]:
         stretches.remove(min(short, key=lambda stretch: stretch[-1][1] - stretch[0][0]))
@@ -67,9 +61,7 @@ def segments(blocks: Array) -> list[Span]:
     return [(stretch[0][0], stretch[-1][1]) for stretch in stretches]
 
 
-def _merged(
-    stretches: list[list[Span]], ratio_of: Callable[[Sequence[Span], Sequence[Span]], float]
-) -> list[list[Span]]:
+def _merged(stretches: list[Stretch], ratio_of: Callable[[Stretch, Stretch], float]) -> list[Stretch]:
     """Put neighbours together, the least distinct first, until only jumps are left between them."""
     stretches = list(stretches)
     ratios = [ratio_of(*pair) for pair in pairwise(stretches)]
@@ -112,7 +104,7 @@ def place(members: Array, deviations: float) -> tuple[Array, float]:
     return center, float(outside + deviations * np.median(np.abs(distances - median)))
 
 
-def _jump_ratio(blocks: Array, before: Sequence[Span], after: Sequence[Span]) -> float:
+def _jump_ratio(blocks: Array, before: Stretch, after: Stretch) -> float:
     """Squared jump from one stretch to the next, over the largest that free diffusion explains.
 
     What counts is the smaller of two: the jump of the means of the nearest blocks, and that of the centres. Free
@@ -135,13 +127,13 @@ def _jump_ratio(blocks: Array, before: Sequence[Span], after: Sequence[Span]) ->
     return jump / largest if largest > 0 else np.inf if jump > 0 else 0.0
 
 
-def _center(blocks: Array, nearest_first: Iterable[Span], stretch: Sequence[Span]) -> Array:
+def _center(blocks: Array, nearest_first: Iterable[Span], stretch: Stretch) -> Array:
     """Centre of the nearest part that is long enough: a mean over several places would lie between them."""
     long = (span for span in nearest_first if span[1] - span[0] >= MIN_BLOCKS)
     return blocks[slice(*next(long, (stretch[0][0], stretch[-1][1])))].mean(0)
 
 
-def _moves(blocks: Array, stretch: Sequence[Span], wide: int, lag: int) -> tuple[Array, int] | None:
+def _moves(blocks: Array, stretch: Stretch, wide: int, lag: int) -> tuple[Array, int] | None:
     """How means of so many blocks move over the lag, or over the longest there is, within the parts of a stretch."""
     parts = [(span, min(lag, (span[1] - span[0] - wide) // 2)) for span in stretch if span[1] - span[0] >= MIN_BLOCKS]
     reach = max((reached for _, reached in parts), default=0)

@@ -30,7 +30,9 @@ HELD = 0.5
 Stay: TypeAlias = tuple[Span, bool]  # where, and whether it ended with a jump to the next
 
 
-class _Stay(NamedTuple):
+class _Part(NamedTuple):
+    """Of the path, in one place."""
+
     label: int  # of the place, -1 if it is not known
     first: int
     last: int  # the block after it
@@ -55,12 +57,12 @@ def with_visits(blocks: Array, stays: Sequence[Stay]) -> list[Stay]:
     if len(places) < 2:
         return list(stays)
     where, is_core = _of_blocks(blocks, places)
-    found: list[_Stay] = []
+    found: list[_Part] = []
     at = 0
     for number, ((start, end), _) in enumerate(stays):
         if labels[number] >= 0 or np.mean(where[start:end] >= 0) < HELD:  # else it is made of several places
             found += _runs(where, is_core, at, start)
-            found += _divided(_Stay(labels[number], start, end, number), where, is_core)
+            found += _divided(_Part(labels[number], start, end, number), where, is_core)
             at = end
     found += _runs(where, is_core, at, len(blocks))
     found = _joined(blocks, found)
@@ -68,7 +70,7 @@ def with_visits(blocks: Array, stays: Sequence[Stay]) -> list[Stay]:
     return [((stay.first, stay.last), gone) for stay, gone in zip(found, [*left, False], strict=True)]
 
 
-def _is_left(here: _Stay, there: _Stay, stays: Sequence[Stay]) -> bool:
+def _is_left(here: _Part, there: _Part, stays: Sequence[Stay]) -> bool:
     """Whether the path jumped from one to the next."""
     if here.label == there.label >= 0:
         return False
@@ -76,17 +78,17 @@ def _is_left(here: _Stay, there: _Stay, stays: Sequence[Stay]) -> bool:
     return is_near or (0 <= here.dwell == there.dwell - 1 and stays[here.dwell][1])
 
 
-def _joined(blocks: Array, found: Sequence[_Stay]) -> list[_Stay]:
+def _joined(blocks: Array, found: Sequence[_Part]) -> list[_Part]:
     """Leave out places that the path only passes, and join what goes on in one place."""
     near = [there.first - here.last <= TRAVEL for here, there in pairwise(found)]
-    joined: list[_Stay] = []
+    joined: list[_Part] = []
     for stay, *is_near in zip(found, [True, *near], [*near, True], strict=True):
         if stay.dwell < 0 and not all(is_near) and not _stays(blocks[stay.first : stay.last]):
             continue
         last = joined[-1] if joined else stay
         goes_on = last.label == stay.label >= 0 and stay.first - last.last <= TRAVEL
         if joined and goes_on and min(last.dwell, stay.dwell) < 0:
-            joined[-1] = _Stay(stay.label, last.first, stay.last, max(last.dwell, stay.dwell))
+            joined[-1] = _Part(stay.label, last.first, stay.last, max(last.dwell, stay.dwell))
         else:
             joined.append(stay)
     return joined
@@ -96,23 +98,22 @@ def _stays(path: Array) -> bool:
     return len(path) >= MIN_BLOCKS and is_confined(growth_exponent(path), len(path))
 
 
-def _divided(dwell: _Stay, where: np.ndarray, is_core: np.ndarray) -> list[_Stay]:
+def _divided(dwell: _Part, where: np.ndarray, is_core: np.ndarray) -> list[_Part]:
     """A dwell, divided where the path was in the place of another one."""
-    own = np.zeros(len(where), dtype=bool)
-    own[dwell.first : dwell.last] = where[dwell.first : dwell.last] == dwell.label
-    runs = _runs(where, is_core | own, dwell.first, dwell.last) if dwell.label >= 0 else []
+    is_own = where == dwell.label
+    runs = _runs(where, is_core | is_own, dwell.first, dwell.last) if dwell.label >= 0 else []
     if all(run.label == dwell.label for run in runs):
         return [dwell]
-    bounds = [dwell.first, *(last for run in runs for last in run[1:3]), dwell.last]
-    parts: list[_Stay] = []
+    ends, starts = [dwell.first, *(run.last for run in runs)], [*(run.first for run in runs), dwell.last]
+    parts: list[_Part] = []
     for number, run in enumerate(runs):
-        before, after = bounds[2 * number], bounds[2 * number + 3]
-        first, last = (before, after) if run.label == dwell.label else run[1:3]
+        before, after = ends[number], starts[number + 1]
+        first, last = (before, after) if run.label == dwell.label else (run.first, run.last)
         first = before if number == 0 and first - before < MIN_BLOCKS else first
         last = after if number == len(runs) - 1 and after - last < MIN_BLOCKS else last
         if parts and parts[-1].label == run.label:
             first = parts.pop().first
-        parts.append(_Stay(run.label, first, last, dwell.dwell))
+        parts.append(_Part(run.label, first, last, dwell.dwell))
     return parts
 
 
@@ -158,15 +159,15 @@ def _of_blocks(blocks: Array, places: Sequence[Array]) -> tuple[np.ndarray, np.n
     return np.where(np.isfinite(within.min(0)), where, -1), is_core
 
 
-def _runs(where: np.ndarray, is_core: np.ndarray, start: int, end: int) -> list[_Stay]:
+def _runs(where: np.ndarray, is_core: np.ndarray, start: int, end: int) -> list[_Part]:
     """Times in one place within a part of the path, each with two blocks in a row there and one in the core."""
     known = start + np.flatnonzero(where[start:end] >= 0)
-    runs: list[_Stay] = []
+    runs: list[_Part] = []
     gaps = (np.diff(where[known]) != 0) | (np.diff(known) > MIN_BLOCKS)
     for members in np.split(known, np.flatnonzero(gaps) + 1):
         streak = np.split(members, np.flatnonzero(np.diff(members) > 1) + 1)
         if max(map(len, streak)) >= VISIT and is_core[members].any():
-            run = _Stay(int(where[members[0]]), int(members[0]), int(members[-1]) + 1)
+            run = _Part(int(where[members[0]]), int(members[0]), int(members[-1]) + 1)
             if runs and runs[-1].label == run.label and run.first - runs[-1].last < MIN_BLOCKS:
                 run = run._replace(first=runs.pop().first)
             runs.append(run)
