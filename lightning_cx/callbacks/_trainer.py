@@ -22,7 +22,7 @@ from lightning_cx.callbacks._flavour import (
     move_data_to_device,
 )
 from lightning_cx.callbacks.sharded import is_sharded
-from lightning_cx.probe.batches import leaves
+from lightning_cx.probe import leaves
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

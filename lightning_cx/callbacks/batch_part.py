@@ -9,8 +9,7 @@ from torch import Tensor
 
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import ProbeSet
-from lightning_cx.probe.targets import targets_of
+from lightning_cx.probe import ProbeSet, targets_of
 
 
 class BatchPart:

@@ -18,7 +18,7 @@ from lightning_cx.callbacks.probe_check import ProbeCheck
 from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.callbacks.schedule import next_check
 from lightning_cx.callbacks.strategies import check_strategy
-from lightning_cx.functional.stopping import Decision
+from lightning_cx.functional import stopping
 from lightning_cx.probe import ProbeSet
 from lightning_cx.rules import ResidualWatch, SpectralRisk, StoppingRule
 
@@ -227,7 +227,7 @@ class ComplexityEarlyStopping(Callback):
             self._off, self.reason, self._check = True, self._check.refusal, None
         return self._off
 
-    def _stop(self, trainer: Trainer, decision: Decision) -> None:
+    def _stop(self, trainer: Trainer, decision: stopping.Decision) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if not can_stop(trainer):

@@ -23,6 +23,7 @@ from lightning_cx.callbacks.rerun import NOT_THEIR_MEAN, Rerun
 from lightning_cx.callbacks.sharded import held_parameters, whole_parameters
 from lightning_cx.callbacks.status import in_words
 from lightning_cx.gradients import (
+    CONTRIBUTION,
     AmbiguousLayoutError,
     Calibration,
     GradientSample,
@@ -31,9 +32,8 @@ from lightning_cx.gradients import (
     UnreachedError,
     UnsupportedGradientError,
 )
-from lightning_cx.gradients.sample import CONTRIBUTION
 from lightning_cx.instruments import Needs
-from lightning_cx.probe.eager import anything_compiled, compiled_parts
+from lightning_cx.probe import anything_compiled, compiled_parts
 
 
 class GradientSampler:

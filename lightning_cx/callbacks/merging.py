@@ -10,9 +10,7 @@ from torch import Tensor
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer
 from lightning_cx.callbacks.collectives import gathered_rows, numbers_of_all, summed
-from lightning_cx.functional import noise_scale
-from lightning_cx.functional.noise import NoiseScale
-from lightning_cx.functional.tail_index.pooling import centred_norms
+from lightning_cx.functional import NoiseScale, noise_scale, tails
 from lightning_cx.gradients import Block, GradientSample
 
 BUCKET = 1 << 22  # entries that are added up over processes in one go: what is copied at a time, against latency
@@ -41,7 +39,7 @@ def merged(trainer: Trainer, module: LightningModule, sample: GradientSample) ->
     norms = sample.squared_norms
     if norms is None:
         return replace(sample, sums=None)
-    centred = torch.zeros_like(norms) if sample.gram is None else centred_norms(sample.gram)
+    centred = torch.zeros_like(norms) if sample.gram is None else tails.centred_norms(sample.gram)
     gathered = gathered_rows(trainer, torch.cat([norms[:, None], centred[:, None], *rows], 1))
     blocks = [
         _block(part, _noise_of(numbers) if noise is not None else None, sample)

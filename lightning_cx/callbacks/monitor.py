@@ -17,8 +17,7 @@ from lightning_cx.callbacks.presets import Preset, preset
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
 from lightning_cx.callbacks.strategies import check_strategy
-from lightning_cx.instruments import Instrument
-from lightning_cx.instruments.control import Control
+from lightning_cx.instruments import Control, Instrument
 from lightning_cx.probe import ProbeSet
 
 

@@ -14,8 +14,7 @@ from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.probe_reader import ProbeReader
 from lightning_cx.callbacks.processes import together
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import ProbeReading, ProbeSet
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ModelView, ProbeReading, ProbeSet
 
 
 class MonitoredProbe:

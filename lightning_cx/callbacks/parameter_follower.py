@@ -9,8 +9,7 @@ from torch import Tensor
 from lightning_cx.callbacks._trainer import LightningModule, Trainer
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.sharded import is_sharded
-from lightning_cx.gradients import ParameterSketch
-from lightning_cx.gradients.sketch import DIRECTIONS
+from lightning_cx.gradients import DIRECTIONS, ParameterSketch
 from lightning_cx.instruments import Needs, ParameterStep
 
 

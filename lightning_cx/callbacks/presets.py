@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from lightning_cx.instruments import (
     Averaging,
+    Control,
     Dwelling,
     GradientNoise,
     GradientSpectrum,
@@ -21,7 +22,6 @@ from lightning_cx.instruments import (
     TrajectoryGeometry,
     VarianceReduction,
 )
-from lightning_cx.instruments.control import Control
 
 Preset: TypeAlias = Literal["default", "noise", "theory", "all"]
 

@@ -9,7 +9,7 @@ from lightning_cx.callbacks.collectives import any_process
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.probe_reader import ProbeReader
 from lightning_cx.callbacks.processes import attempt, trouble
-from lightning_cx.functional.stopping import Decision
+from lightning_cx.functional import stopping
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import Needs
 from lightning_cx.probe import ProbeReading, ProbeSet
@@ -74,7 +74,7 @@ class ProbeCheck:
         """Whether all processes have their examples: streams fill up one batch after another."""
         return not self.reader.streamed or not any_process(trainer, self.reader.streaming)
 
-    def look(self, trainer: Trainer, module: LightningModule, step: int) -> Decision | None:
+    def look(self, trainer: Trainer, module: LightningModule, step: int) -> stopping.Decision | None:
         """Pass the probe once and ask the rule; None where that failed somewhere.
 
         Args:
@@ -102,7 +102,7 @@ class ProbeCheck:
             )
         return self.reader.read_share(trainer, module)
 
-    def _ask(self, trainer: Trainer, module: LightningModule, step: int, whole: ProbeReading) -> Decision:
+    def _ask(self, trainer: Trainer, module: LightningModule, step: int, whole: ProbeReading) -> stopping.Decision:
         first = not self.watch.begun
         decision = self.watch.check(step, whole)
         if first:

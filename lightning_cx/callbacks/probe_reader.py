@@ -25,9 +25,7 @@ from lightning_cx.callbacks.processes import together
 from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import ProbeReading, ProbeSet
-from lightning_cx.probe.passes import LossOf
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import LossOf, ModelView, ProbeReading, ProbeSet
 
 BASIS_SECONDS = 5e-10  # times n^3: what a graph basis of 512 examples took on two cores (46 ms), and some
 GRADIENT_SHARE = 2.0  # the same for per-example gradients: a backward, and the Gram matrix on top

@@ -11,22 +11,19 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, replayed_loss
-from lightning_cx.functional.linalg import one_thread
+from lightning_cx.functional import linalg
 from lightning_cx.gradients import (
+    CONTRIBUTION,
     AmbiguousLayoutError,
     Calibration,
     GradientSample,
+    add_up,
     affordable_examples,
     calibrate_in_training,
     find_layout,
     replay_gradients,
 )
-from lightning_cx.gradients.replay import add_up
-from lightning_cx.gradients.sample import CONTRIBUTION
-from lightning_cx.probe import isolated
-from lightning_cx.probe.batches import join, spread_out, take
-from lightning_cx.probe.draws import drawing, watched_pass
-from lightning_cx.probe.eager import eagerly
+from lightning_cx.probe import drawing, eagerly, isolated, join, spread_out, take, watched_pass
 
 NOT_THEIR_MEAN = (
     "rows are of examples replayed alone, and the batch gradient is not their mean (weights, ignored labels, in-batch "
@@ -67,7 +64,7 @@ class Rerun:
         """
         mixed = replace(self, batch=spread_out(self.batch, self.examples))
         mode = partial(watched_pass, self.module)
-        with eagerly(), one_thread():  # a handful of examples
+        with eagerly(), linalg.one_thread():  # a handful of examples
             found = calibrate_in_training(parameters, mixed._loss_of, mixed._exchanged, self.examples, mode)
             if ambiguous:
                 with mode(False, 0):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_cx.gradients import GradientSample
-from lightning_cx.gradients.sample import CONTRIBUTION, EXACT
+from lightning_cx.gradients import CONTRIBUTION, EXACT, GradientSample
 
 MEANING = {
     EXACT: "each row is the derivative of the example's own loss",

@@ -27,14 +27,18 @@ from lightning_cx.gradients.errors import (
     UnreachedError,
     UnsupportedGradientError,
 )
-from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms
-from lightning_cx.gradients.in_training import calibrate_in_training
-from lightning_cx.gradients.replay import affordable_examples, replay_gradients
-from lightning_cx.gradients.sample import Block, GradientSample, LayerGradients
-from lightning_cx.gradients.sketch import ParameterSketch
+from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms, ride
+from lightning_cx.gradients.in_training import UNCHANGED, calibrate_in_training
+from lightning_cx.gradients.replay import add_up, affordable_examples, replay_gradients
+from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, Block, GradientSample, LayerGradients
+from lightning_cx.gradients.sketch import DIRECTIONS, ParameterSketch
 from lightning_cx.gradients.tap import GradientTap
 
 __all__ = [
+    "CONTRIBUTION",
+    "DIRECTIONS",
+    "EXACT",
+    "UNCHANGED",
     "AmbiguousLayoutError",
     "Block",
     "Calibration",
@@ -45,6 +49,7 @@ __all__ = [
     "ParameterSketch",
     "UnreachedError",
     "UnsupportedGradientError",
+    "add_up",
     "affordable_examples",
     "calibrate",
     "calibrate_in_training",
@@ -53,4 +58,5 @@ __all__ = [
     "per_example_gram",
     "per_example_norms",
     "replay_gradients",
+    "ride",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_cx.functional.noise import NoiseScale
+from lightning_cx.functional import NoiseScale
 
 EXACT = "exact"
 CONTRIBUTION = "contribution"

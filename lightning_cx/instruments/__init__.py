@@ -24,12 +24,14 @@ from lightning_cx.instruments.base import (
     Needs,
     Observation,
     ParameterStep,
+    Picture,
     QuantilePlot,
     Reading,
     Spectrogram,
     StoppingCurve,
     SurvivalPlot,
 )
+from lightning_cx.instruments.control import Control
 from lightning_cx.instruments.dwelling import Dwelling
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
@@ -46,6 +48,7 @@ from lightning_cx.instruments.variance_reduction import VarianceReduction
 __all__ = [
     "Averaging",
     "BandDecay",
+    "Control",
     "DwellTimeline",
     "Dwelling",
     "GradientNoise",
@@ -59,6 +62,7 @@ __all__ = [
     "Neurons",
     "Observation",
     "ParameterStep",
+    "Picture",
     "QuantilePlot",
     "Reading",
     "SpectralBias",

@@ -7,11 +7,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import AveragingGain, TailAverage, averaging_gain
+from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
-from lightning_cx.probe.batch_statistics import batch_statistics
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ModelView, batch_statistics
 from lightning_cx.tensorboard import tags
 
 MIN_WEIGHTS = 16
@@ -64,7 +63,7 @@ class Averaging(Instrument):
             if given is not None and given < 1:
                 raise ValueError(f"{name} is a positive number or None, got {name}={given}.")
         self.every_n_steps, self.examples = every_n_steps, examples
-        self._average = TailAverage()
+        self._average = averaging.TailAverage()
 
     def reset(self) -> None:
         self._average.reset()
@@ -91,7 +90,7 @@ class Averaging(Instrument):
         refusals = {tag: why for tag in TAGS if scalars[tag] != scalars[tag]}
         return Reading(scalars, refusals=refusals, texts={tags.AVERAGING_GAIN: self._card(gain, notes)})
 
-    def _compare(self, model: ModelView) -> tuple[AveragingGain | None, str, list[str]]:
+    def _compare(self, model: ModelView) -> tuple[averaging.AveragingGain | None, str, list[str]]:
         """The gain, or why there is none; and what a reader should know."""
         if self._average.count < MIN_WEIGHTS:
             return None, f"an average takes {MIN_WEIGHTS} weights at least, so far there are {self._average.count}", []
@@ -116,7 +115,7 @@ class Averaging(Instrument):
     def _fits(self, live: dict[str, Tensor]) -> bool:
         return self._average.shapes == {name: values.shape for name, values in live.items()}
 
-    def _card(self, gain: AveragingGain, notes: list[str]) -> str:
+    def _card(self, gain: averaging.AveragingGain, notes: list[str]) -> str:
         sign = 0
         if bool(gain.low > 0) or bool(gain.high < 0):
             sign = 1 if bool(gain.low > 0) else -1

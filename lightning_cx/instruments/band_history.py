@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import DecayRates, decay_rates
+from lightning_cx.functional import complexity, decay_rates
 from lightning_cx.instruments.base import BandDecay, Picture, Spectrogram
 from lightning_cx.tensorboard import tags
 
@@ -35,7 +35,7 @@ class BandHistory:
         if len(self._steps) > MAX_COLUMNS:
             self._steps, self._columns = self._steps[::2], self._columns[::2]
 
-    def rates(self) -> DecayRates:
+    def rates(self) -> complexity.DecayRates:
         """How fast each band falls at present."""
         steps = torch.tensor([step for step, _ in self._recent])
         return decay_rates(steps, torch.stack([bands for _, bands in self._recent]))

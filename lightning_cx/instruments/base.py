@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.dwelling_picture import DwellTimeline
-from lightning_cx.probe.reading import ProbeReading
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ModelView, ProbeReading
 
 
 @dataclass(frozen=True)

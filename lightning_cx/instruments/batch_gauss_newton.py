@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_cx.functional import GaussNewton, ResidualLaw, gauss_newton_from_gradients, residual_law
-from lightning_cx.gradients import GradientSample, UnsupportedGradientError
-from lightning_cx.gradients.sample import EXACT
-from lightning_cx.probe.view import ModelView
+from lightning_cx.functional import curvature
+from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
+from lightning_cx.probe import ModelView
 
 EXAMPLES = 31  # probe examples on which the output bias and the loss are recognised
 
@@ -27,10 +26,10 @@ class BatchReader:
     """
 
     bias: str | None
-    law: ResidualLaw | None
+    law: curvature.ResidualLaw | None
     why: str = ""
 
-    def read(self, sample: GradientSample) -> tuple[GaussNewton | None, str]:
+    def read(self, sample: GradientSample) -> tuple[curvature.GaussNewton | None, str]:
         """Gauss-Newton matrix of a batch, or None and the reason.
 
         Args:
@@ -45,7 +44,7 @@ class BatchReader:
         layer = sample.layers.get(self.bias)
         if sample.gram is None or layer is None or layer.gram is None:
             return None, f"the gradients of {self.bias} were not read"
-        found = gauss_newton_from_gradients(sample.gram, layer.gram, self.law)
+        found = curvature.gauss_newton_from_gradients(sample.gram, layer.gram, self.law)
         return found, "" if bool(found.value.isfinite()) else "the gradients of this batch are zero or not finite"
 
 
@@ -71,7 +70,7 @@ def batch_reader(view: ModelView, outputs: int) -> BatchReader:
     for name in single:
         gram = sample.layers[name].gram if name in sample.layers else None
         if gram is not None and float((gram - truth).norm()) <= ALIKE * float(truth.norm()):
-            law = residual_law(jacobian.residuals[:, 0], jacobian.hessian[:, 0, 0])
+            law = curvature.residual_law(jacobian.residuals[:, 0], jacobian.hessian[:, 0, 0])
             why = "" if law else "the loss was not recognised as squared error or logistic on labels of 0 and 1"
             return BatchReader(name if law else None, law, why)
     return BatchReader(None, None, "the model has no output bias, which alone shows the residuals in a gradient")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.base import Instrument, Observation, Reading
-from lightning_cx.probe.reading import ProbeReading
+from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 
 Control: TypeAlias = Literal["shuffle"] | None

@@ -9,11 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import DwellReport, PointConvexity, one_point_convexity
-from lightning_cx.functional.dwelling import PathBlocks
-from lightning_cx.functional.dwelling.dwells import dwell_blocks
-from lightning_cx.gradients import GradientSample
-from lightning_cx.gradients.sketch import DIRECTIONS
+from lightning_cx.functional import one_point_convexity, trajectories
+from lightning_cx.gradients import DIRECTIONS, GradientSample
 from lightning_cx.instruments.base import DwellTimeline, Instrument, Needs, Observation, ParameterStep, Reading
 from lightning_cx.tensorboard import tags
 
@@ -49,7 +46,7 @@ class Dwelling(Instrument):
         self.reset()
 
     def reset(self) -> None:
-        self._path = PathBlocks()
+        self._path = trajectories.PathBlocks()
         self._seen = self._new = 0
         self._pairs: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=PAIRS)
         self._point: tuple[int, Tensor] | None = None  # where the newest step began, until its gradient comes
@@ -69,9 +66,9 @@ class Dwelling(Instrument):
             return Reading()
         return self._read()
 
-    def report(self) -> DwellReport:
+    def report(self) -> trajectories.DwellReport:
         """The dwells so far, with their centres on the directions of the sketch."""
-        return dwell_blocks(self._path.blocks())
+        return trajectories.dwell_blocks(self._path.blocks())
 
     def _take_step(self, step: int, made: ParameterStep) -> bool:
         """Add to the path, and say whether it is time for a reading."""
@@ -132,14 +129,14 @@ class Dwelling(Instrument):
             refusals |= dict.fromkeys(CONVEXITY, convexity.reason) if convexity.reason else {}
         return Reading(scalars, pictures={tags.DWELLS: _timeline(report)}, refusals=refusals, texts=texts)
 
-    def _convexity(self, report: DwellReport) -> PointConvexity:
+    def _convexity(self, report: trajectories.DwellReport) -> trajectories.PointConvexity:
         """Of the present dwell: elsewhere there is no centre to return to."""
         present = report.present
         if present is None:
-            return PointConvexity(math.nan, math.nan, 0, "there is no dwell whose centre could pull")
+            return trajectories.PointConvexity(math.nan, math.nan, 0, "there is no dwell whose centre could pull")
         within = [(gradient, point) for step, gradient, point in self._pairs if step >= present.start]
         if not within:
-            return PointConvexity(math.nan, math.nan, 0, self._why_no_pairs)
+            return trajectories.PointConvexity(math.nan, math.nan, 0, self._why_no_pairs)
         gradients, points = (torch.stack(parts) for parts in zip(*within, strict=True))
         return one_point_convexity(gradients, points)
 
@@ -159,7 +156,7 @@ class Dwelling(Instrument):
         self._point, self._gradient = state["waiting"]
 
 
-def _timeline(report: DwellReport) -> DwellTimeline:
+def _timeline(report: trajectories.DwellReport) -> DwellTimeline:
     return DwellTimeline(
         steps=report.steps.tolist(),
         distances=report.distances,

@@ -9,8 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import noise_scale, noise_scale_of_blocks, pool_noise_scales
-from lightning_cx.functional.noise import NoiseScale
+from lightning_cx.functional import NoiseScale, noise, noise_scale, pool_noise_scales
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.tensorboard import tags
@@ -52,21 +51,21 @@ class GradientNoise(Instrument):
         sample = observation.gradients
         if sample is None or sample.gram is None:
             return Reading()
-        noise, norms = whole_batch(sample)
+        batch_noise, norms = whole_batch(sample)
         if not bool(norms.isfinite().all() & sample.gram.isfinite().all()):
             why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
             return Reading.refused(TAGS, why)
         refusals: dict[str, str] = {}
-        if len(norms) > 1 and bool(noise.noise.isfinite()):
-            self._recent.append(noise)
+        if len(norms) > 1 and bool(batch_noise.noise.isfinite()):
+            self._recent.append(batch_noise)
         else:
             single = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH, tags.GRADIENT_SNR)
             refusals = dict.fromkeys(single, "a batch of one example shows no spread: use batches of two or more")
         quantiles = torch.quantile(norms, norms.new_tensor([0.05, 0.5, 0.95])).tolist()
-        squared = noise.squared_mean(len(norms)) if len(norms) > 1 else sample.gram.mean()
+        squared = batch_noise.squared_mean(len(norms)) if len(norms) > 1 else sample.gram.mean()
         scalars = {
             tags.GRADIENT_NORM: float(squared.clamp_min(0).sqrt()),
-            tags.GRADIENT_SNR: float(noise.snr),
+            tags.GRADIENT_SNR: float(batch_noise.snr),
             **dict(zip(TAGS[5:], quantiles, strict=True)),
         }
         if self._recent:
@@ -95,4 +94,4 @@ def whole_batch(sample: GradientSample) -> tuple[NoiseScale, Tensor]:
         return noise_scale(sample.gram), sample.gram.diagonal().clamp_min(0).sqrt()
     squares = [block.squared_norms for block in sample.blocks if block.squared_norms is not None]
     scales = [block.noise for block in sample.blocks if block.noise is not None]
-    return noise_scale_of_blocks(scales, squares, sample.squared_sum), torch.cat(squares).clamp_min(0).sqrt()
+    return noise.noise_scale_of_blocks(scales, squares, sample.squared_sum), torch.cat(squares).clamp_min(0).sqrt()

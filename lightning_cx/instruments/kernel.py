@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 
 import torch
 
-from lightning_cx.functional import BlockShares, block_shares, pool_block_shares
+from lightning_cx.functional import block_shares, kernels
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.kernel_reading import (
@@ -20,7 +20,7 @@ from lightning_cx.instruments.kernel_reading import (
     unknown_blocks,
 )
 from lightning_cx.instruments.parameter_blocks import Blocks, checked_blocks, parameter_blocks
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ModelView
 from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16
@@ -74,7 +74,7 @@ class Kernel(Instrument):
             raise ValueError(f"every_n_steps is a period of 1 or more steps, got {every_n_steps}.")
         self.on, self.examples, self.every_n_steps = on, examples, every_n_steps
         self.blocks: Blocks = checked_blocks(blocks)
-        self._recent: deque[BlockShares] = deque(maxlen=POOLED_SAMPLES)
+        self._recent: deque[kernels.BlockShares] = deque(maxlen=POOLED_SAMPLES)
 
     def reset(self) -> None:
         self._recent.clear()
@@ -128,7 +128,7 @@ class Kernel(Instrument):
             if self._recent and self._recent[-1].blocks != found.blocks:  # a block was frozen or set free
                 self._recent.clear()
             self._recent.append(found)
-            found = pool_block_shares(list(self._recent))
+            found = kernels.pool_block_shares(list(self._recent))
         return reading.joined(of_blocks(found))
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,4 +136,6 @@ class Kernel(Instrument):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._recent.clear()
-        self._recent.extend(BlockShares(**{**shares, "blocks": tuple(shares["blocks"])}) for shares in state["recent"])
+        self._recent.extend(
+            kernels.BlockShares(**{**shares, "blocks": tuple(shares["blocks"])}) for shares in state["recent"]
+        )

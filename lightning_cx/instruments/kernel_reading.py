@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import (
-    BlockShares,
     chance_alignment,
+    complexity,
     cumulative_power,
     eigenvalue_decay,
     kernel_dimension,
     kernel_target_alignment,
+    kernels,
 )
-from lightning_cx.functional.principal import principal_eigenvalues
 from lightning_cx.instruments.base import Reading
 from lightning_cx.tensorboard import tags
 
@@ -55,7 +55,7 @@ def of_kernel(gram: Tensor, targets: Tensor | None, called: str, whole: Tensor |
         refusals |= dict.fromkeys(SPECTRUM[:2], why)
     elif scalars[tags.KERNEL_DECAY_SPREAD] != scalars[tags.KERNEL_DECAY_SPREAD]:
         refusals[tags.KERNEL_DECAY_SPREAD] = "a half of the examples leaves too few eigenvalues"
-    eigenvalues = principal_eigenvalues(gram if whole is None else whole, n)
+    eigenvalues = complexity.principal_eigenvalues(gram if whole is None else whole, n)
     histograms = {tags.KERNEL_SPECTRUM: (eigenvalues / eigenvalues[:1]).log10()} if len(eigenvalues) else {}
     reading = Reading(scalars, histograms=histograms, refusals=refusals)
     return reading.joined(_of_target(gram, targets, called))
@@ -74,7 +74,7 @@ def _of_target(gram: Tensor, targets: Tensor | None, called: str) -> Reading:
     return Reading(values, refusals={tag: why for tag, value in values.items() if value != value})
 
 
-def of_blocks(found: BlockShares) -> Reading:
+def of_blocks(found: kernels.BlockShares) -> Reading:
     """Say which block gives the descent, with a card that has the whole intervals."""
     if not found.is_known:
         why = "the descent that these batches have in common cannot be told from noise, so it cannot be shared out"

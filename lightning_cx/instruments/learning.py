@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import (
-    energies_at_half,
-    fitted_fraction,
-    high_complexity_dominance,
-    spectral_bias_index,
-)
+from lightning_cx.functional import complexity, fitted_fraction, spectral_bias_index
 
 WINDOW = 5  # readings back over which dominance is measured (THEORY 5 measured its rules so)
 
@@ -48,14 +43,14 @@ class Learning:
         if self._initial is None:
             self._initial, self._first_coefficients = energy, coefficients
         elif self.spectral_bias != self.spectral_bias:  # the first crossing counts
-            at_half = energies_at_half(self._initial, self._recent[-1], energy)
+            at_half = complexity.energies_at_half(self._initial, self._recent[-1], energy)
             if at_half is not None:
                 self.spectral_bias = float(spectral_bias_index(self._initial, at_half))
         self._recent.append(energy)
         self._coefficients = coefficients
         self.dominance = torch.nan
         if len(self._recent) == self._recent.maxlen:
-            self.dominance = float(high_complexity_dominance(self._initial, self._recent[0], energy))
+            self.dominance = float(complexity.high_complexity_dominance(self._initial, self._recent[0], energy))
 
     def fitted(self, level_of: Tensor, bands: list[tuple[int, int]]) -> Tensor:
         """Fitted fraction of each band ``[B]``; nan if outputs were added or left out since the start."""

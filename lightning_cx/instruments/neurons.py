@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.functional import NeuronReport, neuron_report, permutation_sign_distance, teacher_alignment
+from lightning_cx.functional import neuron_report, neurons
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.hidden_layers import HiddenLayer, hidden_layers, weight_layers
 from lightning_cx.instruments.teacher import Teacher, layer_of, teacher_weights
@@ -132,7 +132,7 @@ class Neurons(Instrument):
         try:
             weight, their_bias = layer_of(self._teacher, first.name)
             mine, theirs = _with_bias(incoming, bias, their_bias), _with_bias(weight.flatten(1), their_bias, bias)
-            alignment = teacher_alignment(mine, theirs, first.odd)
+            alignment = neurons.teacher_alignment(mine, theirs, first.odd)
         except ValueError as refusal:
             return nothing, dict.fromkeys(TEACHER, str(refusal))
         scalars = {tags.NEURONS_ALIGNMENT: alignment.value, tags.NEURONS_ALIGNMENT_CHANCE: alignment.chance}
@@ -142,7 +142,7 @@ class Neurons(Instrument):
                 raise ValueError("the distance from a teacher is defined for one hidden layer, and there are more")
             their_outgoing = layer_of(self._teacher, first.reader)[0].flatten(1)
             symmetry = "odd" if first.odd else "none"
-            distance = permutation_sign_distance((mine, outgoing), (theirs, their_outgoing), symmetry).relative
+            distance = neurons.permutation_sign_distance((mine, outgoing), (theirs, their_outgoing), symmetry).relative
             why = "" if math.isfinite(distance) else "the weights are zero or not finite"
         except ValueError as refusal:
             distance, why = math.nan, str(refusal)
@@ -150,7 +150,7 @@ class Neurons(Instrument):
         return {**scalars, tags.NEURONS_TEACHER_DISTANCE: distance}, refusals
 
 
-def _report(layer: HiddenLayer, module: nn.Module, activations: Mapping[str, Tensor]) -> NeuronReport:
+def _report(layer: HiddenLayer, module: nn.Module, activations: Mapping[str, Tensor]) -> neurons.NeuronReport:
     incoming, bias, outgoing = layer.weights(module)
     return neuron_report(incoming, outgoing, layer.outputs(module, activations), bias, sign=layer.odd)
 
@@ -163,7 +163,7 @@ def _with_bias(weights: Tensor, bias: Tensor | None, others: Tensor | None) -> T
     return torch.cat([weights, column[:, None]], 1).double()
 
 
-def _shares(reports: Sequence[NeuronReport]) -> tuple[dict[str, float], dict[str, str]]:
+def _shares(reports: Sequence[neurons.NeuronReport]) -> tuple[dict[str, float], dict[str, str]]:
     """The shares over several layers, each counted by its neurons, and why one of them is nan."""
     distinct = [r for r in reports if r.duplicates_by_chance <= MAX_CHANCE and math.isfinite(r.duplicates)]
     copies = [(r.duplicates * len(r.similarity), len(r.similarity)) for r in distinct]
@@ -180,7 +180,7 @@ def _shares(reports: Sequence[NeuronReport]) -> tuple[dict[str, float], dict[str
     return shares, {tag: reasons[tag] for tag, value in shares.items() if math.isnan(value)}
 
 
-def _card(reports: Mapping[HiddenLayer, NeuronReport], scalars: Mapping[str, float]) -> str:
+def _card(reports: Mapping[HiddenLayer, neurons.NeuronReport], scalars: Mapping[str, float]) -> str:
     lines = [
         f"- `{layer.name}`, read by `{layer.reader}` from `{layer.source}`"
         f"{f' through {layer.function}' if layer.function else ''}: {report}"

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from lightning_cx.functional import NoiseScale, bound_index, noise_level
-from lightning_cx.functional.tail_index.fit import MIN_SAMPLES
+from lightning_cx.functional import NoiseScale, bound_index, tails, trajectories
 from lightning_cx.instruments.trajectory_tail import STEPS_KEPT, tail_of_steps
 
 Z = 1.96
@@ -180,10 +179,11 @@ class NoisyDescent:
     def _too_little(self) -> str:
         if self._largest_batch >= self._examples:
             return "a batch of the whole training set has no noise"
-        if len(self._steps) < MIN_SAMPLES:
+        if len(self._steps) < tails.MIN_SAMPLES:
             apart = self._settings.memory if self._settings else 1
             words = f" that lie {apart} steps apart, as momentum asks for," if apart > 1 else ""
-            return f"{len(self._steps)} sampled steps{words} are too few to show their tail: {MIN_SAMPLES} are needed"
+            least = tails.MIN_SAMPLES
+            return f"{len(self._steps)} sampled steps{words} are too few to show their tail: {least} are needed"
         if not self._count:
             return "no gradients were read, or batches hold fewer than 3 examples"
         return "" if self._energy > 0 else "the gradient of the whole cannot be told from zero in these batches"
@@ -193,7 +193,7 @@ class NoisyDescent:
         assert self._settings is not None
         lag = int(torch.tensor([step for step, _ in self._steps]).diff().median())
         spread = _spread_of_differences(self._settings.response, lag, alpha)
-        scale = float(noise_level(increments.diff(dim=0), alpha, self._parameters)) / spread
+        scale = float(trajectories.noise_level(increments.diff(dim=0), alpha, self._parameters)) / spread
         # One step adds eta times noise of this scale, the Euler scheme eta^(1/alpha) sigma.
         return (self._rates / self._count) ** (1 - 1 / alpha) * scale
 

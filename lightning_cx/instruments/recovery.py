@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from lightning_cx.functional import LocalModel, LossTail, local_model, loss_tail
-from lightning_cx.functional.recovery import RANK_TOLERANCE
+from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.loss_history import LossHistory
 from lightning_cx.instruments.recovery_card import CODES, card
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ModelView
 from lightning_cx.tensorboard import tags
 
 ROWS = 512
@@ -67,8 +66,8 @@ class LocalRecovery(Instrument):
 
     def reset(self) -> None:
         self._history = LossHistory()
-        self._law: LossTail | None = None
-        self._local: LocalModel | None = None
+        self._law: convergence.LossTail | None = None
+        self._local: convergence.LocalModel | None = None
         self._predicted, self._why = math.nan, "the Jacobian was not looked at yet"
         self._outputs: int | None = None
 
@@ -116,7 +115,7 @@ class LocalRecovery(Instrument):
         refusals = {tag: why for tag, why in zip(LOCAL, reasons, strict=True) if why}
         return Reading(dict(zip(LOCAL, values, strict=True)), refusals=refusals, texts=self._card())
 
-    def _local_model(self, view: ModelView) -> LocalModel:
+    def _local_model(self, view: ModelView) -> convergence.LocalModel:
         if self._outputs is None:  # no reading of the probe yet
             self._outputs = view.jacobian(1).outputs.shape[1]
         wanted = min(self.examples or max(1, ROWS // max(1, self._outputs)), view.examples)
@@ -127,7 +126,7 @@ class LocalRecovery(Instrument):
         jacobian = view.jacobian(wanted)
         loss = view.loss(len(jacobian.outputs))
         # Rounding of a Jacobian in float32 leaves eigenvalues of 4e-9 of the largest at 200 rows where there are none.
-        tolerance = max(RANK_TOLERANCE, *(torch.finfo(p.dtype).eps for p in view.parameters().values()))
+        tolerance = max(convergence.RANK_TOLERANCE, *(torch.finfo(p.dtype).eps for p in view.parameters().values()))
         parts = jacobian.gram, jacobian.hessian, jacobian.residuals
         found = local_model(*parts, jacobian.parameters, loss, tolerance)
         if found.reason:
@@ -144,7 +143,7 @@ class LocalRecovery(Instrument):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
         self._history.load_state_dict(state["history"])
-        self._law = None if state["law"] is None else LossTail(**state["law"])
+        self._law = None if state["law"] is None else convergence.LossTail(**state["law"])
 
 
 def _not_all(rank: int, parameters: int, examples: int, training_examples: int | None) -> str:
@@ -158,7 +157,7 @@ def _not_all(rank: int, parameters: int, examples: int, training_examples: int |
     )
 
 
-def _prediction(local: LocalModel, view: ModelView) -> tuple[float, str]:
+def _prediction(local: convergence.LocalModel, view: ModelView) -> tuple[float, str]:
     """The rate, or nan with the reason."""
     descent = _descent(view.optimizer, view.module)
     if isinstance(descent, str) or view.sums:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_cx.functional import LocalModel, LossTail
-from lightning_cx.functional.loss_tail import short
+from lightning_cx.functional import convergence
 
 CODES = {"rising": -1, "flat": 0, "power": 1, "exponential with floor": 2, "exponential": 3}
 """Numbers under which the laws are logged: the higher, the better the end in sight."""
@@ -22,7 +21,7 @@ AGREE = 1.5
 """Factor up to which two rates are called the same: faster directions fade out slowly."""
 
 
-def card(law: LossTail | None, local: LocalModel | None, predicted: float, why: str) -> str:
+def card(law: convergence.LossTail | None, local: convergence.LocalModel | None, predicted: float, why: str) -> str:
     """Put the end of a loss curve in words, in markdown.
 
     Args:
@@ -56,11 +55,11 @@ def card(law: LossTail | None, local: LocalModel | None, predicted: float, why: 
 
 def _rate(predicted: float) -> str:
     if predicted > 0:
-        return f"{short(predicted)} per step"
-    return f"a loss that grows by {short(-predicted)} per step"
+        return f"{convergence.short(predicted)} per step"
+    return f"a loss that grows by {convergence.short(-predicted)} per step"
 
 
-def _comparison(law: LossTail | None, predicted: float) -> str:
+def _comparison(law: convergence.LossTail | None, predicted: float) -> str:
     if predicted <= 0:
         return "the step size is over the edge of stability for its largest eigenvalue"
     if law is None or law.law not in ("exponential", "exponential with floor"):

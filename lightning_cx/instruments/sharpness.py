@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import LeadingEigenvalue, StepGains, half_width, largest_eigenvalue, nested_mean_error
-from lightning_cx.probe.view import ModelView
+from lightning_cx.functional import curvature, largest_eigenvalue, step_size
+from lightning_cx.probe import ModelView
 
 PARTS = 8
 """Stretches of the probe whose curvatures along the leading direction are compared: 7 degrees of freedom for the price
@@ -38,7 +38,7 @@ class Sharpness:
         self.iterations, self.seed = iterations, seed
         self._directions: dict[str, Tensor] = {}
 
-    def __call__(self, view: ModelView, examples: int, gains: StepGains | None) -> tuple[Interval, Interval]:
+    def __call__(self, view: ModelView, examples: int, gains: step_size.StepGains | None) -> tuple[Interval, Interval]:
         """Sharpness and ratio to the edge of stability; the ratio is nan where gains are unknown.
 
         Args:
@@ -86,7 +86,7 @@ class Sharpness:
         noise = torch.randn(size, generator=torch.Generator().manual_seed(self.seed)).to(start)
         return {"iterations": self.iterations, "start": start + NOISE * noise / noise.norm()}
 
-    def _keep(self, name: str, found: LeadingEigenvalue) -> LeadingEigenvalue:
+    def _keep(self, name: str, found: curvature.LeadingEigenvalue) -> curvature.LeadingEigenvalue:
         if bool(found.value.isfinite()):
             self._directions[name] = found.vector.float()
         return found
@@ -105,10 +105,10 @@ def _half_widths(view: ModelView, directions: Sequence[Tensor], tops: Sequence[f
         with view.hessian(count) as products:
             means.append([float(v.double() @ products(v).double()) for v in directions])
     of_parts = torch.tensor([*means, list(tops)], dtype=torch.float64)
-    errors = [nested_mean_error(column, torch.tensor(counts)) for column in of_parts.unbind(1)]
-    return [half_width(float(error), PARTS - 1, share) for error in errors]
+    errors = [curvature.nested_mean_error(column, torch.tensor(counts)) for column in of_parts.unbind(1)]
+    return [curvature.half_width(float(error), PARTS - 1, share) for error in errors]
 
 
-def _interval(found: LeadingEigenvalue, width: float) -> Interval:
+def _interval(found: curvature.LeadingEigenvalue, width: float) -> Interval:
     value = float(found.value)
     return value, value - width, value + float(found.residual) + width

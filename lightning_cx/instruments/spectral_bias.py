@@ -7,16 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import (
-    Basis,
-    independent_outputs,
-    laplacian_basis,
-    median_position,
-    octave_bands,
-    octave_energies,
-    whiteness,
-)
-from lightning_cx.functional.principal import Axis
+from lightning_cx.functional import Basis, complexity, laplacian_basis, octave_bands
 from lightning_cx.instruments.band_history import BandHistory
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
@@ -82,15 +73,17 @@ class SpectralBias(Instrument):
         if bad:
             why = f"{bad} of {n} residuals are NaN or infinite: inputs are, or training diverged"
             return Reading(dict.fromkeys((*SUMMARY, *band_tags), torch.nan), refusals=dict.fromkeys(SUMMARY, why))
-        axis = Axis.without_constant(basis)
+        axis = complexity.Axis.without_constant(basis)
         varying = axis.energies(residuals.reshape(-1, 1))[0]
         self._learning.follow(varying, basis.vectors.T @ residuals)
-        by_band = octave_energies(basis, residuals)
+        by_band = complexity.octave_energies(basis, residuals)
         self._bands.add(observation.step, by_band)
-        white = whiteness(varying, torch.bincount(axis.level_of), float(independent_outputs(residuals)))
+        white = complexity.whiteness(
+            varying, torch.bincount(axis.level_of), float(complexity.independent_outputs(residuals))
+        )
         scalars = {
             tags.RESIDUAL_ENERGY: float(residuals.square().sum()) / n,
-            tags.RESIDUAL_MEDIAN: float(median_position(basis, residuals)),
+            tags.RESIDUAL_MEDIAN: float(complexity.median_position(basis, residuals)),
             tags.WHITENESS: float(white.ratio),
             tags.SPECTRAL_BIAS_INDEX: self._learning.spectral_bias,
             tags.HIGH_COMPLEXITY_DOMINANCE: self._learning.dominance,

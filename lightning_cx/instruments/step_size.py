@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 from typing import final
 
-from lightning_cx.functional import (
-    GaussNewton,
-    StepGains,
-    UnsupportedOptimizerError,
-    gauss_newton,
-    half_width,
-    step_gains,
-)
+from lightning_cx.functional import curvature, step_size
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.batch_gauss_newton import BatchReader, batch_reader
 from lightning_cx.instruments.sharpness import PARTS, UNKNOWN, Interval, Sharpness
 from lightning_cx.instruments.step_size_card import card, warning
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ModelView
 from lightning_cx.tensorboard import tags
 
 PASSES_PER_PRODUCT = 2.0
@@ -139,8 +132,8 @@ class StepSize(Instrument):
         )
 
     def _measure_outputs(
-        self, view: ModelView, gains: StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
-    ) -> GaussNewton | None:
+        self, view: ModelView, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
+    ) -> curvature.GaussNewton | None:
         """Fill in the Gauss-Newton curvature of the probe."""
         wanted = (*GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
         scalars |= dict.fromkeys(wanted, math.nan)
@@ -165,7 +158,7 @@ class StepSize(Instrument):
             scalars[tags.GAUSS_NEWTON_EDGE] = gain * (interval[0] + decay)
         return found
 
-    def _gauss_newton(self, view: ModelView) -> GaussNewton:
+    def _gauss_newton(self, view: ModelView) -> curvature.GaussNewton:
         outputs = self._count_outputs(view)
         examples = min(self.rows // outputs, view.examples)
         if examples < 2:
@@ -174,7 +167,7 @@ class StepSize(Instrument):
                 f"least: StepSize(rows={2 * outputs})"
             )
         jacobian = view.jacobian(examples)
-        return gauss_newton(jacobian.gram, jacobian.hessian)
+        return curvature.gauss_newton(jacobian.gram, jacobian.hessian)
 
     def _count_outputs(self, view: ModelView) -> int:
         if self._outputs is None:
@@ -201,24 +194,24 @@ class StepSize(Instrument):
         return Reading(dict(zip(BATCH, _of_sample(found, None), strict=True)), refusals=alone)
 
 
-def _gains(view: ModelView) -> tuple[StepGains | None, str]:
+def _gains(view: ModelView) -> tuple[step_size.StepGains | None, str]:
     if view.optimizer is None:
         return None, "no single optimizer trains the model: none is known, or several share it"
     if view.sums:
         return None, view.sums
     own = {name: p for name, p in view.module.named_parameters() if p.requires_grad}
     try:
-        gains = step_gains(view.optimizer, own)
-    except UnsupportedOptimizerError as error:
+        gains = step_size.step_gains(view.optimizer, own)
+    except step_size.UnsupportedOptimizerError as error:
         return None, str(error)
     return (None, gains.forming) if gains.forming else (gains, "")
 
 
-def _of_sample(found: GaussNewton, of: int | None) -> Interval:
+def _of_sample(found: curvature.GaussNewton, of: int | None) -> Interval:
     value, error = float(found.value), float(found.standard_error)
     if math.isnan(value):
         return UNKNOWN
-    width = half_width(error, found.examples - 1, found.examples / of if of else 0.0)
+    width = curvature.half_width(error, found.examples - 1, found.examples / of if of else 0.0)
     return value, value - width if value - width > 0 or math.isnan(width) else 0.0, value + width
 
 

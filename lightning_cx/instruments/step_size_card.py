@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_cx.functional import StepGains
+from lightning_cx.functional import step_size
 
 AT_EDGE = (0.9, 1.1)
 """Ratios that count as the edge. Of the full-batch runs in docs/step_size.md that had come to it, SGD then read .98 to
@@ -44,7 +44,7 @@ def verdict(value: float, low: float) -> str:
     return "beyond" if (value if math.isnan(low) else low) > AT_EDGE[1] else "at the edge"
 
 
-def card(ratio: tuple[float, float, float], gains: StepGains | None, details: list[str]) -> str:
+def card(ratio: tuple[float, float, float], gains: step_size.StepGains | None, details: list[str]) -> str:
     """Explain a ratio in markdown.
 
     Args:

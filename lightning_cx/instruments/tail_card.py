@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_cx.functional import TailReport
+from lightning_cx.functional import tails
 
 CODES = {"indeterminate": -1, "gaussian": 0, "heavy-aggregates-to-gaussian": 1, "stable": 2}
 """Numbers under which the verdicts are logged: the higher, the heavier the noise that reaches the parameters."""
@@ -20,7 +20,7 @@ MEANING = {
 }
 
 
-def card(report: TailReport) -> str:
+def card(report: tails.TailReport) -> str:
     """Explain a report in markdown.
 
     Args:

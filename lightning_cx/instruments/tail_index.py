@@ -8,16 +8,13 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import TailReport, alpha_ecf, coordinate_tail
-from lightning_cx.functional.tail_index.fit import EXPLORATORY
-from lightning_cx.functional.tail_index.pooling import centred_norms
-from lightning_cx.functional.tail_index.sums import MIN_SUMS, grouped_sums
+from lightning_cx.functional import alpha_ecf, tails
 from lightning_cx.gradients import Block, GradientSample
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Picture, QuantilePlot, Reading, SurvivalPlot
 from lightning_cx.instruments.tail_card import CODES, card, waiting
 from lightning_cx.instruments.trajectory_tail import TrajectoryTail
+from lightning_cx.metrics import MIN_BATCH
 from lightning_cx.metrics import TailIndex as TailIndexMetric
-from lightning_cx.metrics.tail_index import MIN_BATCH
 from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 16
@@ -85,8 +82,8 @@ class TailIndex(Instrument):
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"a batch holds at least one example, got batch_size={batch_size}.")
-        if window is not None and window < EXPLORATORY:
-            raise ValueError(f"a tail is read from {EXPLORATORY} examples at least, got window={window}.")
+        if window is not None and window < tails.EXPLORATORY:
+            raise ValueError(f"a tail is read from {tails.EXPLORATORY} examples at least, got window={window}.")
         if coordinates < 0:
             raise ValueError(f"the number of coordinates is not negative, got coordinates={coordinates}.")
         self.batch_size, self.window, self.per_layer = batch_size, window, per_layer
@@ -121,8 +118,8 @@ class TailIndex(Instrument):
             nothing = dict.fromkeys((*TAGS, *(COORDINATES if self.coordinates else ())), torch.nan)
             return Reading(nothing, refusals=dict.fromkeys(nothing, why))
         self._pool(sample)
-        if self._held < EXPLORATORY:
-            text = waiting(self._held, EXPLORATORY)
+        if self._held < tails.EXPLORATORY:
+            text = waiting(self._held, tails.EXPLORATORY)
             return Reading(dict.fromkeys(TAGS, torch.nan), texts={tags.TAIL_VERDICT: text})
         # The first full window is the first to show sums of a whole batch.
         was_full, self._full = self._full, self._held >= self._window_for(sample)
@@ -151,7 +148,7 @@ class TailIndex(Instrument):
 
     def _window_for(self, sample: GradientSample) -> int:
         size = self.batch_size or _examples(sample)
-        return self.window or min(max(EXPLORATORY, MIN_SUMS * size), MAX_WINDOW)
+        return self.window or min(max(tails.EXPLORATORY, tails.MIN_SUMS * size), MAX_WINDOW)
 
     def _layers(self, sample: GradientSample) -> dict[str, Tensor]:
         """Projections of each layer, the sum over its parameters."""
@@ -169,7 +166,7 @@ class TailIndex(Instrument):
         report = pool.assess(pooled)
         values = (report.alpha, report.alpha_low, report.alpha_high)
         sums = (report.sum_alpha, report.sum_alpha_low, report.sum_alpha_high)
-        of_batch = report.sum_size == min(self.batch_size or pool.examples_per_step, MAX_WINDOW // MIN_SUMS)
+        of_batch = report.sum_size == min(self.batch_size or pool.examples_per_step, MAX_WINDOW // tails.MIN_SUMS)
         scalars = dict(zip(SINGLE, map(float, values), strict=True))
         scalars |= {tag: float(value) if of_batch else torch.nan for tag, value in zip(BATCH, sums, strict=True)}
         scalars[tags.TAIL_VERDICT] = float(CODES[report.verdict])
@@ -184,7 +181,7 @@ class TailIndex(Instrument):
             scalars[tags.of_layer(tags.TAIL_INDEX, layer)] = float(own.index)
         if sample.coordinates is not None and self.coordinates:
             coordinates = sample.coordinates.cpu()
-            tail = coordinate_tail(coordinates - coordinates.mean(0), self.seed)
+            tail = tails.coordinate_tail(coordinates - coordinates.mean(0), self.seed)
             scalars |= dict(zip(COORDINATES, (float(tail.index), float(tail.control)), strict=True))
             refusals |= dict.fromkeys(COORDINATES, tail.reason) if tail.reason else {}
         return Reading(
@@ -194,9 +191,9 @@ class TailIndex(Instrument):
             texts={tags.TAIL_VERDICT: card(report)},
         )
 
-    def _pictures(self, step: int, report: TailReport, projections: Tensor, norms: Tensor) -> dict[str, Picture]:
+    def _pictures(self, step: int, report: tails.TailReport, projections: Tensor, norms: Tensor) -> dict[str, Picture]:
         one = projections[:, 0]
-        sums = grouped_sums(one, report.sum_size, self.seed)[0]
+        sums = tails.grouped_sums(one, report.sum_size, self.seed)[0]
         return {
             tags.TAIL_QUANTILES: QuantilePlot(
                 step,
@@ -263,7 +260,7 @@ def _blocks(sample: GradientSample) -> Sequence[Block]:
     """The shares of a batch, each less its own mean; one where no processes share it."""
     if sample.blocks:
         return sample.blocks
-    centred = None if sample.gram is None else centred_norms(sample.gram)
+    centred = None if sample.gram is None else tails.centred_norms(sample.gram)
     return (Block(sample.batch_size, centred_norms=centred, projections=sample.projections),)
 
 

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lightning_cx.functional import distance_from_start, positive_magnitude, spanning_tree_length
+from lightning_cx.functional import distance_from_start, spanning_tree_length, trajectories
 from lightning_cx.instruments.base import Instrument, Needs, Observation, ParameterStep, Reading
 from lightning_cx.instruments.gradient_noise import whole_batch
 from lightning_cx.instruments.noisy_descent import NoisyDescent
@@ -138,7 +138,7 @@ class TrajectoryGeometry(Instrument):
             if not self._examples:
                 return math.nan, "the number of training examples is not known: give TrajectoryGeometry a scale"
             scale = math.sqrt(self._examples)
-        value = float(positive_magnitude(points, scale))
+        value = float(trajectories.positive_magnitude(points, scale))
         return value, "" if math.isfinite(value) else "points of the path lie too close together to be told apart"
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import TailFit, hill, without_drift, xi_dedh
-from lightning_cx.functional.tail_index.fit import MIN_SAMPLES
+from lightning_cx.functional import hill, tails, xi_dedh
 
 STEPS_KEPT = 1024
 """Tails are slow to show: 128 steps are the least, and the newest thousand narrow the interval threefold."""
@@ -47,9 +46,9 @@ class TrajectoryTail:
     @property
     def ready(self) -> bool:
         """Whether there are enough steps to show a tail."""
-        return len(self._increments) >= MIN_SAMPLES
+        return len(self._increments) >= tails.MIN_SAMPLES
 
-    def fits(self) -> tuple[TailFit, TailFit]:
+    def fits(self) -> tuple[tails.TailFit, tails.TailFit]:
         """Return xi and Hill's index of the steps held."""
         return tail_of_steps(torch.stack(list(self._increments)))
 
@@ -64,8 +63,8 @@ class TrajectoryTail:
         self._new = state["new"]
 
 
-def tail_of_steps(increments: Tensor) -> tuple[TailFit, TailFit]:
+def tail_of_steps(increments: Tensor) -> tuple[tails.TailFit, tails.TailFit]:
     """Return xi and Hill's index of the norms of steps [n, k], less their mean and the drift of their scale."""
-    level = without_drift(increments, torch.arange(len(increments)), STEPS_OF_A_SCALE)
+    level = tails.without_drift(increments, torch.arange(len(increments)), STEPS_OF_A_SCALE)
     norms = (level - level.mean(0)).norm(dim=1)
     return xi_dedh(norms), hill(norms)

@@ -8,14 +8,11 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lightning_cx.functional import SvrgGain, batch_size_advice, pool_noise_scales, svrg_gain
-from lightning_cx.functional.noise import NoiseScale
-from lightning_cx.gradients import GradientSample, UnsupportedGradientError
-from lightning_cx.gradients.sample import EXACT
+from lightning_cx.functional import NoiseScale, batch_size_advice, pool_noise_scales, svrg_gain, variance_reduction
+from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.gradient_noise import POOLED_SAMPLES, whole_batch
-from lightning_cx.probe.batch_statistics import running_norms
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ModelView, running_norms
 from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 64
@@ -135,7 +132,7 @@ class VarianceReduction(Instrument):
         self._recent.extend(NoiseScale(**scale) for scale in state["recent"])
 
 
-def _card(gain: SvrgGain, age: int) -> str:
+def _card(gain: variance_reduction.SvrgGain, age: int) -> str:
     if gain.reason:
         return f"**{gain}**"
     head = f"**{gain}**, with a snapshot {age} steps old"

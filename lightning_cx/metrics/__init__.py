@@ -18,6 +18,12 @@ True
 from lightning_cx.metrics.median_complexity import MedianComplexity
 from lightning_cx.metrics.noise_scale import GradientNoiseScale
 from lightning_cx.metrics.residual_spectrum import ResidualSpectrum
-from lightning_cx.metrics.tail_index import TailIndex
+from lightning_cx.metrics.tail_index import MIN_BATCH, TailIndex
 
-__all__ = ["GradientNoiseScale", "MedianComplexity", "ResidualSpectrum", "TailIndex"]
+__all__ = [
+    "MIN_BATCH",
+    "GradientNoiseScale",
+    "MedianComplexity",
+    "ResidualSpectrum",
+    "TailIndex",
+]

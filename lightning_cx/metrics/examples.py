@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_cx.functional.basis import Basis, laplacian_basis
-from lightning_cx.functional.features import default_features, holds_ids
-from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.sparse_graph import MAX_DENSE
+from lightning_cx.functional import Basis, complexity, default_features, inputs, laplacian_basis
 from lightning_cx.metrics.base import DoubleMetric
 from lightning_cx.metrics.subset import content_sample
 
@@ -51,9 +48,9 @@ class ExampleMetric(DoubleMetric):
         super().__init__(**kwargs)
         if n_neighbors < 1:
             raise ValueError(f"each example needs at least one neighbour, got n_neighbors={n_neighbors}.")
-        if not MIN_EXAMPLES <= max_examples <= MAX_DENSE:
+        if not MIN_EXAMPLES <= max_examples <= complexity.MAX_DENSE:
             raise ValueError(
-                f"a graph needs at least {MIN_EXAMPLES} examples and holds at most {MAX_DENSE}, "
+                f"a graph needs at least {MIN_EXAMPLES} examples and holds at most {complexity.MAX_DENSE}, "
                 f"got max_examples={max_examples}: of more examples a sample of that size is kept."
             )
         self.n_neighbors, self.max_examples, self.standardize = n_neighbors, max_examples, standardize
@@ -76,8 +73,8 @@ class ExampleMetric(DoubleMetric):
             ValueError: If the two disagree about b, either has no columns or is complex, the features are one id per
                 example, or they are not of the kind and size of those before.
         """
-        features, values = as_tensor(features), as_tensor(values)
-        ids = holds_ids(features)
+        features, values = inputs.as_tensor(features), inputs.as_tensor(values)
+        ids = complexity.holds_ids(features)
         if ids and features.ndim < 2:
             default_features(features)  # says why labels are no features, and raises
         left, right = self._matrix("features", features), self._matrix("values", values)

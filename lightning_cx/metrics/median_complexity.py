@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
-from lightning_cx.functional.residuals import median_position
+from lightning_cx.functional import complexity
 from lightning_cx.metrics.examples import ExampleMetric
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class MedianComplexity(ExampleMetric):
     """Say how complex residuals, predictions or labels are, as functions of the examples: .5 is noise.
 
     Half of the function's energy lies below the median complexity; its position is the share of the levels of
-    complexity below it (`lightning_cx.functional.residuals.median_position`, on the `laplacian_basis` of the
+    complexity below it (`lightning_cx.functional.complexity.position.median_position`, on the `laplacian_basis` of the
     `default_features`). The residual of a network that still has simple things to learn lies near 0 and rises to .5
     as only noise is left. Predictions that rise towards .5 fit noise. Where more than a few in a hundred examples are
     exact copies of others, noise lies above .5 (.55 for a tenth).
@@ -65,7 +65,7 @@ class MedianComplexity(ExampleMetric):
         seen = self._basis_and_values()
         if seen is None:
             return torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
-        position = median_position(*seen)
+        position = complexity.median_position(*seen)
         if bool(position.isnan()):
             self._warn_once("constant", "is nan: the values are the same for all examples, or the features are.")
         return position

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.noise import NoiseScale, noise_scale, noise_scale_from_sums
+from lightning_cx.functional import NoiseScale, inputs, noise, noise_scale
 from lightning_cx.metrics.base import DoubleMetric
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class GradientNoiseScale(DoubleMetric):
         Raises:
             ValueError: If the matrix is not square.
         """
-        gram = as_tensor(gram).to(self.device)
+        gram = inputs.as_tensor(gram).to(self.device)
         scale = noise_scale(gram)
         if len(gram) < 2:
             self.too_small = self.too_small + 1
@@ -114,7 +113,7 @@ class GradientNoiseScale(DoubleMetric):
                 f"leaves out {small + bad} of {small + bad + int(self.batches)} batches: {small} of fewer than two "
                 f"examples, {bad} with NaN or infinite gradients.",
             )
-        return noise_scale_from_sums(
+        return noise.noise_scale_from_sums(
             self.signal, self.noise, self.covariance, int(self.degrees_of_freedom), int(self.batches)
         )
 

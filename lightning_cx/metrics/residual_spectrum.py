@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightning_cx.functional.levels import octave_bands
-from lightning_cx.functional.residuals import octave_energies
+from lightning_cx.functional import complexity, octave_bands
 from lightning_cx.metrics.examples import ExampleMetric
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class ResidualSpectrum(ExampleMetric):
     """Say which part of the residual is left: the mean, simple functions of the examples, or complex ones.
 
     Each band holds functions about twice as rough as the last; band 0 is the mean residual
-    (`lightning_cx.functional.residuals.octave_energies`, on the `laplacian_basis` of the `default_features`). In a
+    (`lightning_cx.functional.complexity.octave_energies`, on the `laplacian_basis` of the `default_features`). In a
     healthy run the low bands empty first. When they lie as low as the top bands and only those still fall, the
     network is fitting noise.
 
@@ -65,7 +64,7 @@ class ResidualSpectrum(ExampleMetric):
         if seen is None:
             bands = len(octave_bands(min(int(self.examples), self.max_examples)))
             return torch.full((max(1, bands),), torch.nan, dtype=torch.float64, device=self.device)
-        return octave_energies(*seen)
+        return complexity.octave_energies(*seen)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure | None, Axes]:
         """Plot the energy of each band on a logarithmic axis: one spectrum over its bands, or several over time.

@@ -10,10 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.tail_index import TailReport, tail_report, without_drift
-from lightning_cx.functional.tail_index.ecf import PROJECTIONS, project
-from lightning_cx.functional.tail_index.report import refused_report
+from lightning_cx.functional import inputs, tail_report, tails
 from lightning_cx.metrics.base import DoubleMetric
 
 if TYPE_CHECKING:
@@ -32,7 +29,7 @@ class TailIndex(DoubleMetric):
     """Say how heavy the tail of the gradient noise of single examples is: 2 is Gaussian, less is heavier.
 
     Gradients are projected onto fixed random directions, less their mean over the batch; noise of a scale that drifts
-    over the batches would look heavy, so the drift is taken out (`lightning_cx.functional.tail_index.without_drift`).
+    over the batches would look heavy, so the drift is taken out (`lightning_cx.functional.tails.without_drift`).
     All that is kept then goes into `lightning_cx.functional.tail_report`, whichever process saw which batch.
 
     As input to ``forward`` and ``update`` the metric accepts the gradients of the examples of one batch; see `update`.
@@ -56,7 +53,7 @@ class TailIndex(DoubleMetric):
         THEORY section 6; see `lightning_cx.functional.alpha_ecf` and `tail_report`.
 
     Example:
-        >>> from lightning_cx.functional.tail_index import elliptical_stable
+        >>> from lightning_cx.functional.tails import elliptical_stable
         >>> draw, metric = torch.Generator().manual_seed(0), TailIndex()
         >>> for _ in range(32):
         ...     metric.update(elliptical_stable(1.5, 64, 300, draw))  # gradients of 64 examples
@@ -102,14 +99,16 @@ class TailIndex(DoubleMetric):
             ValueError: If the shape is not ``[b]`` or ``[b, d]``, norms are not ``[b]``, or the number of projections
                 is not that of the batches before.
         """
-        gradients = as_tensor(gradients).detach().to(self.device)
+        gradients = inputs.as_tensor(gradients).detach().to(self.device)
         if gradients.ndim not in (1, 2) or (gradients.ndim == 2 and gradients.shape[1] == 0):
             raise ValueError(f"gradients are [b, d], or [b] for one projection, got shape {list(gradients.shape)}.")
         b = len(gradients)
-        projected = project(gradients, None if gradients.shape[-1] <= PROJECTIONS else PROJECTIONS, self.seed)
+        projected = tails.project(
+            gradients, None if gradients.shape[-1] <= tails.PROJECTIONS else tails.PROJECTIONS, self.seed
+        )
         is_zero = (projected == 0).all(1, keepdim=True).double()
         centred = projected - projected.mean(0)
-        sizes = centred.square().mean(1).sqrt() if norms is None else as_tensor(norms).detach().to(centred)
+        sizes = centred.square().mean(1).sqrt() if norms is None else inputs.as_tensor(norms).detach().to(centred)
         if sizes.shape != (b,):
             raise ValueError(f"each of {b} gradients has one norm, got shape {list(sizes.shape)}.")
         self._agree(projected.shape[1])
@@ -155,7 +154,7 @@ class TailIndex(DoubleMetric):
         """Return the tail index of single examples."""
         return self._report().alpha
 
-    def report(self) -> TailReport:
+    def report(self) -> tails.TailReport:
         """Return all that can be said, with intervals, verdict and reason.
 
         Like `compute` it gathers from all processes, so all must call it.
@@ -176,7 +175,7 @@ class TailIndex(DoubleMetric):
         """How many gradients a step sums: as was said, or the size of the batches that came."""
         return self.batch_size or _median_count(self._parts()[3])
 
-    def assess(self, pooled: tuple[Tensor, Tensor] | None = None) -> TailReport:
+    def assess(self, pooled: tuple[Tensor, Tensor] | None = None) -> tails.TailReport:
         """Return the report of what this process has seen, without a warning: the reason stands in the report.
 
         Args:
@@ -186,7 +185,7 @@ class TailIndex(DoubleMetric):
         share = float(zeros.mean()) if len(zeros) else 0.0
         if share > 0.5:
             why = f"degenerate: {share:.0%} of the examples have no gradient at all"
-            return refused_report(len(zeros), size, why, zeros)
+            return tails.refused_report(len(zeros), size, why, zeros)
         projections, norms = self.pooled() if pooled is None else pooled
         return tail_report(projections, size, self.seed, projections=None, norms=norms)
 
@@ -197,10 +196,10 @@ class TailIndex(DoubleMetric):
             Projections ``[n, k]`` and norms ``[n]``, float64.
         """
         projections, norms, _, steps = self._parts()
-        level = without_drift(torch.cat([projections, norms[:, None]], dim=1), steps)
+        level = tails.without_drift(torch.cat([projections, norms[:, None]], dim=1), steps)
         return level[:, :-1], level[:, -1]
 
-    def _report(self) -> TailReport:
+    def _report(self) -> tails.TailReport:
         small, bad = int(self.too_small), int(self.non_finite)
         if small + bad:
             self._warn_once(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_cx.functional.hashing import coordinate_hash
+from lightning_cx.functional import sketching
 from lightning_cx.probe.batches import padded_cat
 
 MAX_OUTPUTS = 1024  # wider outputs are folded to this width: energies keep their mean, with relative sd sqrt(2/1024)
@@ -65,7 +65,7 @@ def fold(tensors: Sequence[Tensor]) -> Tensor:
     """
     folded = torch.zeros(len(tensors[0]), MAX_OUTPUTS, dtype=torch.float64)
     for number, tensor in enumerate(tensors):
-        drawn = coordinate_hash(tuple(tensor.shape[1:]), number, tensor.device)
+        drawn = sketching.coordinate_hash(tuple(tensor.shape[1:]), number, tensor.device)
         places, signs = drawn % MAX_OUTPUTS, (drawn // MAX_OUTPUTS % 2 * 2 - 1).double()
         for row, values in zip(folded, tensor, strict=True):  # one by one: double precision of all would not fit
             sums = signs.new_zeros(MAX_OUTPUTS).index_add_(0, places, values.flatten().double() * signs)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cx.functional.features import as_matrix, default_features
+from lightning_cx.functional import complexity, default_features
 from lightning_cx.probe.batches import inputs_of
 from lightning_cx.probe.isolation import isolated_rng
 
@@ -33,4 +33,4 @@ def raw_features(features: Features | None, batch: Any, examples: int, seed: int
 
 def measurable(features: Features | None, values: Tensor) -> Tensor:
     """What the user chose is taken as it is; raw inputs are made comparable, [n, d] float64."""
-    return default_features(values) if features is None else as_matrix(values)
+    return default_features(values) if features is None else complexity.as_matrix(values)

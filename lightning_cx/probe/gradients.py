@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.gradients import GradientSample, GradientTap, LayerGradients
-from lightning_cx.gradients.functions import ride
-from lightning_cx.gradients.sample import CONTRIBUTION
+from lightning_cx.gradients import CONTRIBUTION, GradientSample, GradientTap, LayerGradients, ride
 from lightning_cx.probe.batches import join, take
 from lightning_cx.probe.eager import eagerly
 from lightning_cx.probe.isolation import isolated

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.gradients import GradientTap
-from lightning_cx.gradients.functions import ride
+from lightning_cx.gradients import GradientTap, ride
 from lightning_cx.probe.batches import join
 from lightning_cx.probe.eager import eagerly
 from lightning_cx.probe.isolation import isolated

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.gradients.in_training import UNCHANGED
+from lightning_cx.gradients import UNCHANGED
 from lightning_cx.probe.batches import join, take
 from lightning_cx.probe.columns import Columns
 from lightning_cx.probe.draws import drawing

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_cx.functional.stopping import Decision
+from lightning_cx.functional import stopping
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class StoppingRule(ABC):
         del initial
 
     @abstractmethod
-    def check(self, coefficients: Tensor, step: int) -> Decision:
+    def check(self, coefficients: Tensor, step: int) -> stopping.Decision:
         """Take in the residual of one check.
 
         Args:
@@ -93,7 +93,7 @@ class StoppingRule(ABC):
         """Whether the last check was certainly worse than the best: asked at the end of a run that was not stopped."""
         return False
 
-    def band(self, decision: Decision) -> tuple[float, float]:
+    def band(self, decision: stopping.Decision) -> tuple[float, float]:
         """Error band of the value of a decision; nan where there is none."""
         del decision
         return float("nan"), float("nan")

@@ -6,7 +6,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lightning_cx.functional.stopping import Decision, DominanceTracker, WhitenessTracker
+from lightning_cx.functional import stopping
 from lightning_cx.rules.base import Curve, StoppingRule
 from lightning_cx.tensorboard import tags
 
@@ -15,7 +15,7 @@ class _Simple(StoppingRule):
     """A tracker that needs no more than coefficients, as a rule."""
 
     keeps_best = False
-    _kind: type[DominanceTracker] | type[WhitenessTracker]
+    _kind: type[stopping.DominanceTracker] | type[stopping.WhitenessTracker]
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -27,7 +27,7 @@ class _Simple(StoppingRule):
     def reset(self) -> None:
         self._tracker = self._kind(self.patience)
 
-    def check(self, coefficients: Tensor, step: int) -> Decision:
+    def check(self, coefficients: Tensor, step: int) -> stopping.Decision:
         del step
         return self._tracker.check(coefficients)
 
@@ -55,7 +55,7 @@ class HighComplexityDominance(_Simple):
         THEORY sections 4 and 5.
     """
 
-    _kind = DominanceTracker
+    _kind = stopping.DominanceTracker
 
     def __init__(self, patience: int = 3) -> None:
         super().__init__(patience)
@@ -88,7 +88,7 @@ class ResidualWhiteness(_Simple):
         THEORY section 5; Hansen, Kilmer & Kjeldsen 2006 for the idea.
     """
 
-    _kind = WhitenessTracker
+    _kind = stopping.WhitenessTracker
 
     def __init__(self, patience: int = 2) -> None:
         super().__init__(patience)

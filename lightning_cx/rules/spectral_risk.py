@@ -6,7 +6,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lightning_cx.functional.stopping import Decision, RiskTracker
+from lightning_cx.functional import stopping
 from lightning_cx.rules.base import Curve, StoppingRule
 from lightning_cx.tensorboard import tags
 
@@ -58,12 +58,12 @@ class SpectralRisk(StoppingRule):
         del initial
         self._tracker = self._new_tracker(least_noise if self.sigma2 is None else None)
 
-    def _new_tracker(self, least_noise: float | None) -> RiskTracker:
-        return RiskTracker(
+    def _new_tracker(self, least_noise: float | None) -> stopping.RiskTracker:
+        return stopping.RiskTracker(
             self.sigma2, self.z, self.patience, doubling=self.doubling, least_sigma2=least_noise, tie=TIE
         )
 
-    def check(self, coefficients: Tensor, step: int) -> Decision:
+    def check(self, coefficients: Tensor, step: int) -> stopping.Decision:
         return self._tracker.check(coefficients, step)
 
     def rebase(self, initial: Tensor) -> None:
@@ -85,7 +85,7 @@ class SpectralRisk(StoppingRule):
             tags.STOPPING_RISK_HIGH,
         )
 
-    def band(self, decision: Decision) -> tuple[float, float]:
+    def band(self, decision: stopping.Decision) -> tuple[float, float]:
         margin = self.z * decision.standard_error
         return decision.value - margin, decision.value + margin
 

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from lightning_cx.functional import (
     Basis,
-    high_complexity_dominance,
+    complexity,
+    fitted_fraction,
     interference_profile,
     laplacian_basis,
+    sketching,
+    stopping,
 )
-from lightning_cx.functional.spectral_bias import fitted_fraction
-from lightning_cx.functional.stopping import Decision, noise_floor, order_of_target, sketch_outputs, target_is_ordered
-from lightning_cx.functional.stopping.order import basis_by_name
-from lightning_cx.functional.stopping.simple_rules import WINDOW
-from lightning_cx.instruments.base import Reading, StoppingCurve
-from lightning_cx.probe.reading import ProbeReading
+from lightning_cx.instruments import Reading, StoppingCurve
+from lightning_cx.probe import ProbeReading
 from lightning_cx.rules.base import StoppingRule
 from lightning_cx.tensorboard import tags
 
@@ -50,7 +49,7 @@ class ResidualWatch:
     def reset(self) -> None:
         """Forget everything: another model comes."""
         self.rule.reset()
-        self.decision: Decision | None = None
+        self.decision: stopping.Decision | None = None
         self.best_step: int | None = None
         self.order = ""
         self._initial: Tensor | None = None
@@ -60,7 +59,7 @@ class ResidualWatch:
         self._first: Tensor | None = None  # coefficients of the initial residual
         self._noise = math.nan
         self._current: Tensor | None = None
-        self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
+        self._recent: deque[Tensor] = deque(maxlen=stopping.WINDOW + 1)
         self._checks = 0
         self._first_step = 0
         self._at_first = (math.nan, math.nan)
@@ -74,7 +73,7 @@ class ResidualWatch:
         """Whether the initial residual was seen."""
         return self._initial is not None
 
-    def check(self, step: int, reading: ProbeReading) -> Decision:
+    def check(self, step: int, reading: ProbeReading) -> stopping.Decision:
         """Take in one pass over the probe.
 
         Args:
@@ -96,7 +95,7 @@ class ResidualWatch:
                 "is chance: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] without draws, "
                 f"{INSTEAD}"
             )
-        residuals = sketch_outputs(reading.residuals).double()
+        residuals = sketching.sketch_outputs(reading.residuals).double()
         if reading.features is not self._features:
             self._meet(reading.features)
         if self._initial is None:
@@ -185,9 +184,9 @@ class ResidualWatch:
             )
         if not bool(residuals.isfinite().all()):
             raise RefusedError("the initial residual is not finite: inputs or losses are NaN or infinite")
-        order = order_of_target(features, residuals)
+        order = stopping.order_of_target(features, residuals)
         coefficients = order.basis.vectors.T @ residuals
-        ordered, p = target_is_ordered(coefficients)
+        ordered, p = stopping.target_is_ordered(coefficients)
         if not ordered:
             raise RefusedError(
                 "the features do not order the target: on them the initial residual looks like white noise (F test, "
@@ -196,17 +195,17 @@ class ResidualWatch:
             )
         self.rule.begin(coefficients, order.least_noise)
         self._initial, self._first = residuals, coefficients
-        self._basis, self.order, self._noise = order.basis, order.name, noise_floor(coefficients).sigma2
+        self._basis, self.order, self._noise = order.basis, order.name, stopping.noise_floor(coefficients).sigma2
 
     def _resume(self, features: Tensor) -> None:
         """Make the basis again; it is too large for a checkpoint, and on another machine its functions may differ."""
         assert self._initial is not None
-        self._basis = basis_by_name(self.order, features)
+        self._basis = stopping.basis_by_name(self.order, features)
         self._first = self._basis.vectors.T @ self._initial
-        self._noise = noise_floor(self._first).sigma2
+        self._noise = stopping.noise_floor(self._first).sigma2
         self.rule.rebase(self._first)
 
-    def _follow(self, step: int, coefficients: Tensor, decision: Decision) -> None:
+    def _follow(self, step: int, coefficients: Tensor, decision: stopping.Decision) -> None:
         self._current = coefficients
         self._recent.append(coefficients.square().sum(1)[1:])  # the constant is neither simple nor complex
         if (self._checks - 1) % self._stride == 0 or decision.stop:
@@ -239,10 +238,10 @@ class ResidualWatch:
         return float(fitted_fraction(self._first, self._current, torch.arange(n), [(n // 2, n)]))
 
     def _dominance(self) -> float:
-        if self._first is None or len(self._recent) <= WINDOW:
+        if self._first is None or len(self._recent) <= stopping.WINDOW:
             return math.nan
         initial = self._first.square().sum(1)[1:]
-        return float(high_complexity_dominance(initial, self._recent[0], self._recent[-1]))
+        return float(complexity.high_complexity_dominance(initial, self._recent[0], self._recent[-1]))
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a checkpoint."""

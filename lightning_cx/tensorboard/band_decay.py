@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_cx.instruments.base import BandDecay
+from lightning_cx.instruments import BandDecay
 from lightning_cx.tensorboard.shares import Array, shares_of_first, thin_out
 from lightning_cx.tensorboard.sheet import LETTERS, PALE, open_sheet, say_nothing_to_show
 

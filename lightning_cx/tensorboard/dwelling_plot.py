@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_cx.instruments.base import DwellTimeline
+from lightning_cx.instruments import DwellTimeline
 from lightning_cx.tensorboard.marks import write_note
 from lightning_cx.tensorboard.sheet import LETTERS, PALE, open_sheet, say_nothing_to_show
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from lightning_cx.instruments.base import (
+from lightning_cx.instruments import (
     BandDecay,
     DwellTimeline,
     ModeScatter,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lightning_cx.instruments.base import ModeScatter
+from lightning_cx.instruments import ModeScatter
 from lightning_cx.tensorboard.shares import Array
 from lightning_cx.tensorboard.sheet import LETTERS, NOTE, PALE, WIDTH, open_sheet, plain, say_nothing_to_show
 

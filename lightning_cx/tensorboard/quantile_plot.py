@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lightning_cx.instruments.base import QuantilePlot
+from lightning_cx.instruments import QuantilePlot
 from lightning_cx.tensorboard.marks import DOTS, MARKERS, thin, write_key, write_note
 from lightning_cx.tensorboard.shares import Array
 from lightning_cx.tensorboard.sheet import LETTERS, PALE, open_sheet, say_nothing_to_show

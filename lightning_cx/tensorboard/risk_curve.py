@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_cx.instruments.base import StoppingCurve
+from lightning_cx.instruments import StoppingCurve
 from lightning_cx.tensorboard.marks import write_note
 from lightning_cx.tensorboard.shares import MAX_COLUMNS, Array
 from lightning_cx.tensorboard.sheet import LETTERS, PALE, WIDTH, open_sheet, say_nothing_to_show

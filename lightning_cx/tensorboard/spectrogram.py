@@ -9,7 +9,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_cx.instruments.base import Spectrogram
+from lightning_cx.instruments import Spectrogram
 from lightning_cx.tensorboard.shares import Array, shares_of_first, thin_out
 from lightning_cx.tensorboard.sheet import INK, LETTERS, NOTE, WIDTH, open_sheet, plain, say_nothing_to_show
 

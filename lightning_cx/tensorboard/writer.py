@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from lightning_cx.instruments.base import Picture, Reading
+from lightning_cx.instruments import Picture, Reading
 from lightning_cx.tensorboard.figures import draw
 from lightning_cx.tensorboard.layout import custom_scalars_layout
 from lightning_cx.tensorboard.sheet import pixels

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from lightning_cx.functional import elliptical_stable
+from lightning_cx.functional.tails.stable import elliptical_stable
 
 
 def draw(seed: int) -> Generator:

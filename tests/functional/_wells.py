@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_cx.functional.dwelling import DwellReport
+from lightning_cx.functional.trajectories import DwellReport
 
 Array = NDArray[np.float64]
 BARRIER = 0.25  # of V = (x^2 - 1)^2 / 4, between its minima at -1 and 1

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 from torch import Tensor
 
-from lightning_cx.functional import TailAverage, averaging_gain, quadratic_losses
+from lightning_cx.functional import averaging_gain
+from lightning_cx.functional.averaging import TailAverage, quadratic_losses
 
 CURVATURES, STEP_SIZE, TAIL = np.geomspace(0.05, 1, 10), 0.1, 20_000
 """THEORY 8 gives .2544 and .00170 without saying of which quadratic. Unit noise on these ten axes, averaged over so

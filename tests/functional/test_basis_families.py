@@ -19,8 +19,8 @@ from lightning_cx.functional import (
     laplacian_basis,
     median_complexity,
     median_index,
-    merge_levels,
 )
+from lightning_cx.functional.complexity.levels import merge_levels
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -10,7 +10,9 @@ import torch
 from scipy.special import gamma
 from scipy.stats import levy_stable
 
-from lightning_cx.functional import bound_index, levy_dimension_constant, noise_level, symmetric_stable
+from lightning_cx.functional import bound_index
+from lightning_cx.functional.tails.stable import symmetric_stable
+from lightning_cx.functional.trajectories.geometry import levy_dimension_constant, noise_level
 
 
 def constant_by_hand(alpha: float, d: float) -> float:

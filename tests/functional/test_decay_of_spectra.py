@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_cx.functional.basis import fourier_basis
-from lightning_cx.functional.decay import (
-    decay_exponent,
-    decay_similarity,
-    decay_sums,
-    similarity_of_sums,
-    theil_sen,
-)
+from lightning_cx.functional import decay_exponent, fourier_basis
+from lightning_cx.functional.complexity.decay import decay_similarity, decay_sums, similarity_of_sums, theil_sen
 
 FREQUENCY = torch.arange(512, dtype=torch.float64)
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import lfilter
 
-from lightning_cx.functional import Episode, diffusion_exponent, dwell
-from lightning_cx.functional.dwelling import PathBlocks
-from lightning_cx.functional.dwelling.segments import _exits, segments
+from lightning_cx.functional import dwell
+from lightning_cx.functional.trajectories import PathBlocks
+from lightning_cx.functional.trajectories.diffusion import diffusion_exponent
+from lightning_cx.functional.trajectories.dwells import Episode
+from lightning_cx.functional.trajectories.segments import _exits, segments
 
 LENGTH = 512  # as many blocks as an instrument keeps
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_cx.functional import dwell
-from lightning_cx.functional.dwelling import PathBlocks
-from lightning_cx.functional.dwelling.scale import widths
-from lightning_cx.functional.dwelling.visits import TRAVEL, with_visits
+from lightning_cx.functional.trajectories import PathBlocks
+from lightning_cx.functional.trajectories.blocks import widths
+from lightning_cx.functional.trajectories.visits import TRAVEL, with_visits
 
 
 @pytest.mark.parametrize(("eps", "time"), [(0.05, 6000), (0.06, 3000), (0.08, 2000)])

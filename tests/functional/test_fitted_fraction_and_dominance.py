@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_cx.functional import fitted_fraction, high_complexity_dominance, octave_bands
+from lightning_cx.functional import fitted_fraction, octave_bands
+from lightning_cx.functional.complexity.spectral_bias import high_complexity_dominance
 
 LEVELS = torch.tensor([0, 1, 1, 2, 3, 4, 5, 6, 7, 7])
 BANDS = octave_bands(8)

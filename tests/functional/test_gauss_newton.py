@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cx.functional import ResidualLaw, gauss_newton, gauss_newton_from_gradients, residual_law
+from lightning_cx.functional.curvature import ResidualLaw, gauss_newton, gauss_newton_from_gradients, residual_law
 from lightning_cx.gradients import GradientTap
 
 Loss = Callable[[Tensor, Tensor], Tensor]

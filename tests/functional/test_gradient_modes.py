@@ -16,9 +16,9 @@ from lightning_cx.functional import (
     kernel_basis,
     laplacian_basis,
     median_index,
-    merge_levels,
 )
-from lightning_cx.functional.modes import _pairing_variance
+from lightning_cx.functional.complexity.levels import merge_levels
+from lightning_cx.functional.interference.gradient_spectrum import _pairing_variance
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -25,12 +25,12 @@ from lightning_cx.functional import (
     interference_profile,
     kernel_target_alignment,
     laplacian_basis,
-    low_weights,
     median_complexity,
-    merge_levels,
 )
-from lightning_cx.functional.ordering import tail_probability
-from lightning_cx.functional.principal import Axis, principal_modes
+from lightning_cx.functional.complexity.axis import Axis, principal_modes
+from lightning_cx.functional.complexity.levels import merge_levels
+from lightning_cx.functional.complexity.spectrum import low_weights
+from lightning_cx.functional.interference.ordering import tail_probability
 
 BASIS = cosine_basis(N)
 SEEDS = range(4)
@@ -198,7 +198,7 @@ def test_the_gram_path_agrees_with_the_gradient_path():
 def test_parameters_taken_in_blocks_give_the_same(monkeypatch):
     gradients = gaussian_gradients(BASIS, SIZES["decaying as 1/k"], seed=1, width=300)
     at_once = interference_profile(None, BASIS, gradients, permutations=0)
-    monkeypatch.setattr("lightning_cx.functional.coherence.BLOCK_BYTES", 8 * N * 7)
+    monkeypatch.setattr("lightning_cx.functional.interference.coherence.BLOCK_BYTES", 8 * N * 7)
     in_blocks = interference_profile(None, BASIS, gradients, permutations=0)
     torch.testing.assert_close(in_blocks.leading.iota, at_once.leading.iota)
     torch.testing.assert_close(in_blocks.trailing.gain, at_once.trailing.gain)

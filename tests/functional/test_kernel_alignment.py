@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_cx.functional.alignment import cumulative_power, kernel_target_alignment
-from lightning_cx.functional.kernel import participation_ratio
+from lightning_cx.functional import cumulative_power, kernel_target_alignment, participation_ratio
 
 
 def generator(seed: int = 0) -> torch.Generator:

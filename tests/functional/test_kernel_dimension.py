@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_cx.functional import effective_rank, gram_participation_ratio, participation_ratio
-from lightning_cx.functional.kernel import eigenvalue_decay
+from lightning_cx.functional import effective_rank, eigenvalue_decay, participation_ratio
+from lightning_cx.functional.linalg import gram_participation_ratio
 
 eigenvalues = (
     st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e6)), min_size=1, max_size=10)

@@ -9,10 +9,14 @@ import torch
 from _oracles import circle_angles, circle_eigenvalue, circle_eigenvalue_on_grid, circle_ntk
 from torch import Tensor
 
-from lightning_cx.functional import fourier_basis, kernel_basis
-from lightning_cx.functional.alignment import cumulative_power, kernel_target_alignment
-from lightning_cx.functional.decay import theil_sen
-from lightning_cx.functional.kernel import eigenvalue_decay
+from lightning_cx.functional import (
+    cumulative_power,
+    eigenvalue_decay,
+    fourier_basis,
+    kernel_basis,
+    kernel_target_alignment,
+)
+from lightning_cx.functional.complexity.decay import theil_sen
 
 N = 256
 ANGLE = circle_angles(N)

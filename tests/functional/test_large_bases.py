@@ -11,10 +11,10 @@ from scipy import sparse
 from scipy.sparse.linalg import ArpackError
 from torch import Tensor
 
-from lightning_cx.functional import sparse_graph
-from lightning_cx.functional.basis import Basis, laplacian_basis
-from lightning_cx.functional.graph import doubly_stochastic_graph
-from lightning_cx.functional.sparse_graph import eigh_with_constant_first, laplacian, simplest_functions
+from lightning_cx.functional import Basis, laplacian_basis
+from lightning_cx.functional.complexity import eigenfunctions as sparse_graph
+from lightning_cx.functional.complexity.eigenfunctions import eigh_with_constant_first, laplacian, simplest_functions
+from lightning_cx.functional.complexity.graph import doubly_stochastic_graph
 
 
 def cloud(n: int, d: int, seed: int = 0) -> Tensor:
@@ -171,7 +171,7 @@ def test_the_captured_share_is_the_energy_below_the_cut():
 
 PEAK = """
 import resource, sys, torch
-from lightning_cx.functional.basis import laplacian_basis
+from lightning_cx.functional.complexity.basis import laplacian_basis
 n, d, n_functions = map(int, sys.argv[1:])
 features = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 laplacian_basis(features[:200, :5]), laplacian_basis(features[:1100, :2], n_functions=5)  # loads what is loaded once

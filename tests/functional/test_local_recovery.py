@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_cx.functional import jacobian_rank, local_model, local_rate, loss_tail
+from lightning_cx.functional import local_model, loss_tail
+from lightning_cx.functional.convergence.local_rate import jacobian_rank, local_rate
 
 Array = NDArray[Any]
 

@@ -7,8 +7,13 @@ import test_interference as profiles
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import fourier_basis, gradient_system, interference, ordering, principal, spectrum
-from lightning_cx.functional.principal import Axis
+from lightning_cx.functional import fourier_basis
+from lightning_cx.functional.complexity import axis as principal
+from lightning_cx.functional.complexity import spectrum
+from lightning_cx.functional.complexity.axis import Axis
+from lightning_cx.functional.interference import coherence as gradient_system
+from lightning_cx.functional.interference import ordering
+from lightning_cx.functional.interference import profile as interference
 
 
 def medians_of_the_theory() -> None:
@@ -105,8 +110,8 @@ def test_ties_that_are_not_merged_are_noticed(monkeypatch):
     def every_function_alone(complexity: Tensor, tol: float = 0) -> Tensor:
         return torch.arange(complexity.numel())
 
-    monkeypatch.setattr("lightning_cx.functional.levels.level_index", every_function_alone)
-    monkeypatch.setattr("lightning_cx.functional.basis.level_index", every_function_alone)
+    monkeypatch.setattr("lightning_cx.functional.complexity.levels.level_index", every_function_alone)
+    monkeypatch.setattr("lightning_cx.functional.complexity.basis.level_index", every_function_alone)
     found = noticed_by()
     assert "ties_of_the_theory" in found
     assert "turning_waves_changes_nothing" in found

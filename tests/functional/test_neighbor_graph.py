@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lightning_cx.functional import graph
-from lightning_cx.functional.graph import doubly_stochastic_graph, knn_affinity, nearest_neighbors, sinkhorn
+from lightning_cx.functional.complexity import graph
+from lightning_cx.functional.complexity.graph import doubly_stochastic_graph, knn_affinity, nearest_neighbors, sinkhorn
 
 
 def affinity_by_loops(points: list[list[float]], n_neighbors: int) -> torch.Tensor:

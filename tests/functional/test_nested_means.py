@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_cx.functional import half_width, nested_mean_error
+from lightning_cx.functional.curvature import half_width, nested_mean_error
 
 
 def test_parts_of_one_example_give_the_textbook_error() -> None:

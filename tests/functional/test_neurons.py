@@ -15,14 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import cosine_similarity
 
-from lightning_cx.functional import (
-    chance_of_duplicates,
-    effective_rank,
-    neuron_report,
-    permutation_sign_distance,
-    teacher_alignment,
-)
-from lightning_cx.functional.matching import Symmetry
+from lightning_cx.functional import effective_rank, neuron_report
+from lightning_cx.functional.neurons import Symmetry, chance_of_duplicates, permutation_sign_distance, teacher_alignment
 
 Array = NDArray[Any]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import gradient_diversity, gradient_snr, noise_scale, pool_noise_scales
-from lightning_cx.functional.noise import noise_scale_from_sums
+from lightning_cx.functional import noise_scale, pool_noise_scales
+from lightning_cx.functional.noise import gradient_diversity, gradient_snr, noise_scale_from_sums
 
 TOY_NOISE_SCALE = 39.2
 """tr Sigma / |G|^2 of the toy in 20 dimensions (THEORY 8)."""

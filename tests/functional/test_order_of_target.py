@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_cx.functional import laplacian_basis
-from lightning_cx.functional.hashing import coordinate_hash
+from lightning_cx.functional.sketching import coordinate_hash
 from lightning_cx.functional.stopping import (
     description_length,
     gaussian_basis,

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_cx.functional.stopping import (
-    DominanceTracker,
-    RiskTracker,
-    WhitenessTracker,
-    dominance,
-    spectral_risk,
-    whiteness,
-)
+from lightning_cx.functional import spectral_risk
+from lightning_cx.functional.stopping import DominanceTracker, RiskTracker, WhitenessTracker, dominance, whiteness
 
 K = 256
 INDEX = np.arange(K)

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_cx.functional import energies_at_half, spectral_bias_index
+from lightning_cx.functional import spectral_bias_index
+from lightning_cx.functional.complexity.spectral_bias import energies_at_half
 
 
 @given(st.floats(0, 3), st.floats(0, 3), st.floats(0.05, 2), st.integers(1, 40))

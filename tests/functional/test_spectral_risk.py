@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import RiskTracker, spectral_risk
+from lightning_cx.functional import spectral_risk
 from lightning_cx.functional.stopping import noise_floor, target_is_ordered
+from lightning_cx.functional.stopping.spectral_risk import RiskTracker
 
 K = 256
 INDEX = torch.arange(K, dtype=torch.float64)

@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_cx.functional import (
-    band_energies,
     cosine_basis,
     energy_spectrum,
     fourier_basis,
-    low_weights,
     median_complexity,
     median_index,
-    merge_levels,
     octave_bands,
 )
+from lightning_cx.functional.complexity.levels import band_energies, merge_levels
+from lightning_cx.functional.complexity.spectrum import low_weights
 
 spectra = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=12).filter(any)
 

@@ -10,7 +10,7 @@ import torch
 from _tail_laws import draw, stable
 from scipy import stats
 
-from lightning_cx.functional import elliptical_stable, symmetric_stable
+from lightning_cx.functional.tails.stable import elliptical_stable, symmetric_stable
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

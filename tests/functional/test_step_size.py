@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from lightning_cx.functional import (
-    UnsupportedOptimizerError,
-    edge_of_stability,
-    largest_eigenvalue,
-    step_gain,
-    step_gains,
-)
+from lightning_cx.functional import edge_of_stability, largest_eigenvalue
+from lightning_cx.functional.step_size import UnsupportedOptimizerError, step_gain, step_gains
 
 Make = Callable[[Iterable[Any]], Optimizer]
 SIZES = (3, 2)  # entries of two parameters

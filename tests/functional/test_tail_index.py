@@ -12,8 +12,9 @@ from _tail_laws import anisotropic_stable, draw, heteroscedastic, naive_alpha, s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_cx.functional import alpha_ecf, elliptical_stable, symmetric_stable
-from lightning_cx.functional.tail_index.ecf import mean_squared_correlation, project
+from lightning_cx.functional import alpha_ecf
+from lightning_cx.functional.tails.ecf import mean_squared_correlation, project
+from lightning_cx.functional.tails.stable import elliptical_stable, symmetric_stable
 
 SEEDS = range(60)
 

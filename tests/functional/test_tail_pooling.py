@@ -8,8 +8,10 @@ import pytest
 import torch
 from _tail_laws import draw, heteroscedastic
 
-from lightning_cx.functional import alpha_ecf, coordinate_tail, elliptical_stable, tail_report, without_drift, xi_dedh
-from lightning_cx.functional.tail_index.pooling import centred_norms
+from lightning_cx.functional import alpha_ecf, tail_report, xi_dedh
+from lightning_cx.functional.tails.coordinates import coordinate_tail
+from lightning_cx.functional.tails.pooling import centred_norms, without_drift
+from lightning_cx.functional.tails.stable import elliptical_stable
 
 BATCHES, SIZE = 64, 16
 

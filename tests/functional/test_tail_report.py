@@ -9,17 +9,10 @@ import pytest
 import torch
 from _tail_laws import anisotropic_stable, draw, heteroscedastic, pareto, scale_mixture, stable
 
-from lightning_cx.functional import (
-    TailReport,
-    aggregation_test,
-    alpha_ecf,
-    anderson_darling,
-    hill,
-    stable_test,
-    tail_report,
-    xi_dedh,
-)
-from lightning_cx.functional.tail_index.verdict import Evidence, decide
+from lightning_cx.functional import alpha_ecf, hill, tail_report, xi_dedh
+from lightning_cx.functional.tails.goodness_of_fit import aggregation_test, anderson_darling, stable_test
+from lightning_cx.functional.tails.report import TailReport
+from lightning_cx.functional.tails.verdict import Evidence, decide
 
 HEAVY = "heavy-aggregates-to-gaussian"
 

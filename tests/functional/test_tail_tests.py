@@ -12,10 +12,16 @@ import torch
 from _tail_laws import draw, heteroscedastic, scale_mixture, stable
 from scipy import stats
 
-from lightning_cx.functional import aggregation_test, anderson_darling, elliptical_stable, stable_test
-from lightning_cx.functional.tail_index.goodness import normality_p_value, normality_statistics
-from lightning_cx.functional.tail_index.stable_null import stable_null
-from lightning_cx.functional.tail_index.sums import grouped_sums, sum_size
+from lightning_cx.functional.tails.goodness_of_fit import (
+    aggregation_test,
+    anderson_darling,
+    normality_p_value,
+    normality_statistics,
+    stable_test,
+)
+from lightning_cx.functional.tails.pooling import grouped_sums, sum_size
+from lightning_cx.functional.tails.stable import elliptical_stable
+from lightning_cx.functional.tails.stable_null import stable_null
 
 
 def test_the_statistic_is_scipys() -> None:

@@ -14,7 +14,8 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 
-from lightning_cx.functional import distance_from_start, positive_magnitude, spanning_tree_length
+from lightning_cx.functional import distance_from_start, spanning_tree_length
+from lightning_cx.functional.trajectories.geometry import positive_magnitude
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_cx.functional import batch_size_advice, noise_scale, svrg_gain
-from lightning_cx.functional.noise import NoiseScale
+from lightning_cx.functional import NoiseScale, batch_size_advice, noise_scale, svrg_gain
 
 RNG = np.random.default_rng
 

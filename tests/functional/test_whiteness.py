@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.stats import kstwobign
 
-from lightning_cx.functional import independent_outputs, laplacian_basis, whiteness
-from lightning_cx.functional.whiteness import KOLMOGOROV_95
+from lightning_cx.functional import laplacian_basis
+from lightning_cx.functional.complexity import whiteness
+from lightning_cx.functional.complexity.whiteness import KOLMOGOROV_95, independent_outputs
 
 
 def generator(seed: int = 0) -> torch.Generator:

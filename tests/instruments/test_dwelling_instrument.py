@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import dwell, one_point_convexity
-from lightning_cx.functional.dwelling.blocks import MAX_BLOCKS
+from lightning_cx.functional.trajectories.blocks import MAX_BLOCKS
 from lightning_cx.gradients import GradientSample
 from lightning_cx.gradients.sample import Block
 from lightning_cx.instruments import Dwelling, DwellTimeline, Observation, ParameterStep, Reading

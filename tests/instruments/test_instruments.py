@@ -13,10 +13,10 @@ from lightning_cx.functional import (
     gradient_spectrum,
     laplacian_basis,
     median_index,
-    merge_levels,
     noise_scale,
     pool_noise_scales,
 )
+from lightning_cx.functional.complexity.levels import merge_levels
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import (
     GradientNoise,

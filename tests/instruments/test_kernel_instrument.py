@@ -18,8 +18,8 @@ from lightning_cx.functional import (
     eigenvalue_decay,
     kernel_dimension,
     kernel_target_alignment,
-    pool_block_shares,
 )
+from lightning_cx.functional.kernels.blocks import pool_block_shares
 from lightning_cx.gradients import GradientSample, LayerGradients, UnsupportedGradientError
 from lightning_cx.instruments import Kernel, Observation, Reading
 from lightning_cx.instruments.kernel_reading import SPECTRUM, TARGET

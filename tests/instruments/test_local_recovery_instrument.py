@@ -12,7 +12,8 @@ from _views import seen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cx.functional import local_rate, loss_tail
+from lightning_cx.functional import loss_tail
+from lightning_cx.functional.convergence.local_rate import local_rate
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import LocalRecovery, Observation, Reading
 from lightning_cx.instruments.loss_history import KEPT

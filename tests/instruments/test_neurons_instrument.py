@@ -12,7 +12,8 @@ import torch
 from _views import seen
 from torch import Tensor, nn
 
-from lightning_cx.functional import neuron_report, teacher_alignment
+from lightning_cx.functional import neuron_report
+from lightning_cx.functional.neurons import teacher_alignment
 from lightning_cx.instruments import Neurons, Observation, Reading
 from lightning_cx.instruments.neurons import SHARES, TEACHER
 from lightning_cx.tensorboard import tags

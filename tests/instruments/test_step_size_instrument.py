@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from lightning_cx.functional import gauss_newton, step_gain, step_gains
+from lightning_cx.functional.curvature import gauss_newton
+from lightning_cx.functional.step_size import step_gain, step_gains
 from lightning_cx.gradients import Block, GradientTap
 from lightning_cx.instruments import Observation, Reading, StepSize, sharpness
 from lightning_cx.instruments.step_size import BATCH, EDGE, GAUSS_NEWTON, SHARPNESS

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import alpha_ecf, elliptical_stable, hill, tail_report, without_drift, xi_dedh
+from lightning_cx.functional import alpha_ecf, hill, tail_report, xi_dedh
+from lightning_cx.functional.tails.pooling import without_drift
+from lightning_cx.functional.tails.stable import elliptical_stable
 from lightning_cx.gradients import GradientSample, LayerGradients
 from lightning_cx.instruments import Observation, ParameterStep, QuantilePlot, Reading, SurvivalPlot, TailIndex
 from lightning_cx.instruments.tail_index import BATCH, COORDINATES, NORMS, SINGLE, TAGS, TRAJECTORY

@@ -11,12 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import (
-    bound_index,
-    distance_from_start,
-    positive_magnitude,
-    spanning_tree_length,
-)
+from lightning_cx.functional import bound_index, distance_from_start, spanning_tree_length
+from lightning_cx.functional.trajectories.geometry import positive_magnitude
 from lightning_cx.gradients import GradientSample, ParameterSketch
 from lightning_cx.instruments import Observation, ParameterStep, Reading, TrajectoryGeometry
 from lightning_cx.instruments.noisy_descent import SgdSettings

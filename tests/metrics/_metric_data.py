@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import elliptical_stable
+from lightning_cx.functional.tails.stable import elliptical_stable
 
 
 def draw(seed: int) -> torch.Generator:

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_cx.functional.basis import laplacian_basis
-from lightning_cx.functional.features import default_features
-from lightning_cx.functional.residuals import median_position, octave_energies
+from lightning_cx.functional import default_features, laplacian_basis
+from lightning_cx.functional.complexity.position import median_position, octave_energies
 from lightning_cx.instruments import SpectralBias
 from lightning_cx.instruments.base import Observation
 from lightning_cx.metrics import MedianComplexity, ResidualSpectrum

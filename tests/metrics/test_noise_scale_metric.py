@@ -6,7 +6,7 @@ import pytest
 import torch
 from _metric_data import gram
 
-from lightning_cx.functional.noise import noise_scale, pool_noise_scales
+from lightning_cx.functional import noise_scale, pool_noise_scales
 from lightning_cx.metrics import GradientNoiseScale
 
 FIELDS = ("value", "low", "high", "signal", "noise", "covariance")

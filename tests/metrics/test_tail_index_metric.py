@@ -9,8 +9,10 @@ import torch
 from _metric_data import draw, gradients
 from torchmetrics import MetricCollection
 
-from lightning_cx.functional import alpha_ecf, elliptical_stable, tail_report, without_drift
-from lightning_cx.functional.tail_index.ecf import project
+from lightning_cx.functional import alpha_ecf, tail_report
+from lightning_cx.functional.tails.ecf import project
+from lightning_cx.functional.tails.pooling import without_drift
+from lightning_cx.functional.tails.stable import elliptical_stable
 from lightning_cx.metrics import TailIndex
 
 

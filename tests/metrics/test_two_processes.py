@@ -9,8 +9,9 @@ from _metric_data import gradients, gram
 from _two_processes import CASES, answer, interleaved, noisy_batches, work
 from torch import multiprocessing
 
-from lightning_cx.functional import alpha_ecf, noise_scale, pool_noise_scales, tail_report, without_drift
-from lightning_cx.functional.tail_index.ecf import project
+from lightning_cx.functional import alpha_ecf, noise_scale, pool_noise_scales, tail_report
+from lightning_cx.functional.tails.ecf import project
+from lightning_cx.functional.tails.pooling import without_drift
 from lightning_cx.metrics import MedianComplexity, ResidualSpectrum
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}

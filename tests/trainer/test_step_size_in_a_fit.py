@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.functional import step_gains
+from lightning_cx.functional.step_size import step_gains
 from lightning_cx.instruments import StepSize
 from lightning_cx.instruments.step_size import BATCH, EDGE, GAUSS_NEWTON, SHARPNESS
 from lightning_cx.tensorboard import tags

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_cx import ComplexityMonitor, ProbeSet, compare_runs
-from lightning_cx.functional import bound_index, distance_from_start, positive_magnitude, spanning_tree_length
+from lightning_cx.functional import bound_index, distance_from_start, spanning_tree_length
+from lightning_cx.functional.trajectories.geometry import positive_magnitude
 from lightning_cx.gradients import per_example_gradients
 from lightning_cx.instruments import TrajectoryGeometry
 from lightning_cx.instruments.trajectory_geometry import INDEX, SHAPE

@@ -4,16 +4,23 @@ from lightning_cx.functional.stopping.decision import Decision, RiskCurve
 from lightning_cx.functional.stopping.noise_floor import NoiseFloor, noise_floor, target_is_ordered
 from lightning_cx.functional.stopping.order import (
     TargetOrder,
+    basis_by_name,
     calm_noise,
     description_length,
     gaussian_basis,
     order_of_target,
 )
-from lightning_cx.functional.stopping.outputs import sketch_outputs
-from lightning_cx.functional.stopping.risk import RiskTracker, spectral_risk
-from lightning_cx.functional.stopping.simple_rules import DominanceTracker, WhitenessTracker, dominance, whiteness
+from lightning_cx.functional.stopping.simple_rules import (
+    WINDOW,
+    DominanceTracker,
+    WhitenessTracker,
+    dominance,
+    whiteness,
+)
+from lightning_cx.functional.stopping.spectral_risk import RiskTracker, spectral_risk
 
 __all__ = [
+    "WINDOW",
     "Decision",
     "DominanceTracker",
     "NoiseFloor",
@@ -21,13 +28,13 @@ __all__ = [
     "RiskTracker",
     "TargetOrder",
     "WhitenessTracker",
+    "basis_by_name",
     "calm_noise",
     "description_length",
     "dominance",
     "gaussian_basis",
     "noise_floor",
     "order_of_target",
-    "sketch_outputs",
     "spectral_risk",
     "target_is_ordered",
     "whiteness",

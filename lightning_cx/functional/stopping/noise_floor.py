@@ -10,8 +10,8 @@ from typing import Any
 from scipy.stats import f as f_law
 from torch import Tensor
 
+from lightning_cx.functional.complexity.levels import octave_bands
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.levels import octave_bands
 
 TOP_PARTS = 8
 """The upper half of the functions is looked at in so many parts: 32 functions each on a probe of 512."""

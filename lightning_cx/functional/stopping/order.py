@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from lightning_cx.functional.basis import Basis, kernel_basis, laplacian_basis
-from lightning_cx.functional.features import as_matrix
+from lightning_cx.functional.complexity.basis import Basis, kernel_basis, laplacian_basis
+from lightning_cx.functional.complexity.features import as_matrix
+from lightning_cx.functional.complexity.levels import octave_bands
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.levels import octave_bands
 from lightning_cx.functional.stopping.noise_floor import noise_floor
 
 CALM_NEIGHBOURS = 5

@@ -10,9 +10,9 @@ from typing import Any
 from scipy.stats import binomtest
 from torch import Tensor
 
+from lightning_cx.functional.complexity.spectral_bias import high_complexity_dominance
+from lightning_cx.functional.complexity.spectrum import low_weights
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.spectral_bias import high_complexity_dominance
-from lightning_cx.functional.spectrum import low_weights
 from lightning_cx.functional.stopping.decision import Decision
 from lightning_cx.functional.stopping.noise_floor import LEVEL, degrees_of_freedom, f_test
 

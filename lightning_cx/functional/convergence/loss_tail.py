@@ -1,0 +1,351 @@
+"""Shapes that the end of a loss curve can have, and their least-squares fits to its logarithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares, minimize_scalar
+from scipy.special import stdtrit
+
+from lightning_cx.functional.complexity.spectral_bias import CONFIDENCE, MAX_CORRELATION
+from lightning_cx.functional.inputs import as_tensor
+
+Array: TypeAlias = NDArray[Any]
+
+RESOLUTION = 1e-3
+"""To this the logarithm of a loss is taken to follow a law at all, and deviations below it favour none. Laws of a
+network hold to first order: gradient descent on a tanh teacher, without any noise, bends by 1e-4 to 1e-3 of its loss
+from the exponential that it ends in, and a criterion that believed in float64 found floors there."""
+
+SHORTEST = 1e-6
+"""Time scales, of the length of the tail, from which on a power law's offset is told from no offset: one step of a
+run of a million."""
+
+LONGEST = 8.0
+"""Time scales, of the length of the tail, up to which a law with a scale of its own is told from one without."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One law, fitted.
+
+    Attributes:
+        parameters: Its parameters, [k].
+        deviations: Law less log-loss, [n].
+        jacobian: How the law changes with its parameters, [n, k].
+    """
+
+    parameters: Array
+    deviations: Array
+    jacobian: Array
+
+    @property
+    def squares(self) -> float:
+        """Sum of the squared deviations, not below what a law is taken to hold to."""
+        return max(float(self.deviations @ self.deviations), len(self.deviations) * RESOLUTION**2)
+
+
+# The laws, on time u that runs from 0 to 1 over the tail. Parameter 0 is the logarithm of the size, 1 the rate, or its
+# logarithm where it must be positive; 2 the logarithm of the floor over the size, or of the power law's offset.
+
+
+def _flat(p: Array, u: Array) -> Array:
+    return np.full_like(u, p[0])
+
+
+def _exponential(p: Array, u: Array) -> Array:
+    return p[0] - p[1] * u
+
+
+def _with_floor(p: Array, u: Array) -> Array:
+    return p[0] + np.logaddexp(-np.exp(p[1]) * u, p[2])
+
+
+def _power(p: Array, u: Array) -> Array:
+    return p[0] - np.exp(p[1]) * np.log(u + np.exp(p[2]))
+
+
+LAWS: dict[str, Callable[[Array, Array], Array]] = {
+    "flat": _flat,
+    "exponential": _exponential,
+    "exponential with floor": _with_floor,
+    "power": _power,
+}
+
+
+def _fit_flat(u: Array, y: Array) -> Fit:
+    return Fit(np.array([y.mean()]), y.mean() - y, np.ones((len(u), 1)))
+
+
+def _fit_exponential(u: Array, y: Array) -> Fit:
+    design = np.stack([np.ones_like(u), -u], 1)
+    parameters = np.linalg.lstsq(design, y, rcond=None)[0]
+    return Fit(parameters, design @ parameters - y, design)
+
+
+def _fit_with_floor(u: Array, y: Array) -> Fit:
+    # From each of a grid of rates, the floor that the last readings show; the size follows.
+    depth = max(float(y[0] - y[-1]), 0.1)
+    starts = [
+        np.array([0.0, math.log(rate), -share * depth - 0.1])
+        for rate in np.geomspace(1 / LONGEST, 300, 12)
+        for share in (0.5, 1.0, 1.5)
+    ]
+    return _refined(_with_floor, starts, u, y, (math.log(1 / LONGEST), math.log(1e4)), (-60.0, 60.0))
+
+
+def _fit_power(u: Array, y: Array) -> Fit:
+    def line(log_offset: float) -> tuple[float, float, float]:
+        x = np.log(u + math.exp(log_offset))
+        slope = -float(((x - x.mean()) * y).sum()) / float(((x - x.mean()) ** 2).sum())
+        squares = float((((y - y.mean()) + slope * (x - x.mean())) ** 2).sum())
+        return squares, slope, float(y.mean() + slope * x.mean())
+
+    ends = (math.log(SHORTEST), math.log(LONGEST))
+    grid = np.linspace(*ends, 40)
+    nearest = grid[int(np.argmin([line(place)[0] for place in grid]))]
+    around = (max(nearest - 0.3, ends[0]), min(nearest + 0.3, ends[1]))
+    place = _lowest(lambda x: line(x)[0], around)
+    _, slope, size = line(place)
+    start = np.array([size, math.log(max(slope, 1e-6)), place])
+    return _refined(_power, [start], u, y, (-14.0, 10.0), ends)
+
+
+def _lowest(curve: Callable[[float], float], ends: tuple[float, float]) -> float:
+    found: Any = minimize_scalar(curve, bounds=ends, method="bounded")
+    return float(found.x)
+
+
+def _refined(
+    law: Callable[[Array, Array], Array],
+    starts: list[Array],
+    u: Array,
+    y: Array,
+    rates: tuple[float, float],
+    thirds: tuple[float, float],
+) -> Fit:
+    """Least squares from the best of the starts, each with the size that suits it."""
+    sized = [start + np.array([(y - law(start, u)).mean(), 0, 0]) for start in starts]
+    best = min(sized, key=lambda p: float(((law(p, u) - y) ** 2).sum()))
+    bounds = ([-np.inf, rates[0], thirds[0]], [np.inf, rates[1], thirds[1]])
+    best = np.clip(best, np.add(bounds[0], 1e-9), np.subtract(bounds[1], 1e-9))
+    found = least_squares(lambda p: law(p, u) - y, best, bounds=bounds, x_scale="jac", xtol=1e-12, ftol=1e-12)
+    return Fit(found.x, found.fun, found.jac)
+
+
+FITS: dict[str, Callable[[Array, Array], Fit]] = {
+    "flat": _fit_flat,
+    "exponential": _fit_exponential,
+    "exponential with floor": _fit_with_floor,
+    "power": _fit_power,
+}
+
+
+# --- The last stretch of a loss curve: by which law it falls, and how fast.
+
+
+MIN_READINGS = 16
+"""Fewer cannot tell three parameters, the size of the noise and its correlation apart."""
+
+MIN_WORTH = 4.0
+"""Independent readings that any series counts for: one for each parameter and the size of the noise."""
+
+SURE = 2.0
+"""Difference of BIC from which on there is evidence to speak of (Kass & Raftery 1995, section 3.2). A law with one
+parameter more that brings nothing is log m behind: 2.8 for 16 readings, 4.6 for 100."""
+
+
+@dataclass(frozen=True)
+class LossTail:
+    """By which law a loss falls.
+
+    Attributes:
+        law: ``"exponential"``, ``"exponential with floor"``, ``"power"``, ``"flat"`` or ``"rising"``; ``"unknown"``
+            where nothing can be said.
+        rate: Rate of the law. Exponentials: relative fall per step, negative where the loss rises. Power: the exponent
+            p of ``(t + offset)^-p``. Flat: 0. nan if unknown.
+        error: Its standard error, in the same unit; that of an exponential for a flat loss; nan if unknown.
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        floor: Loss that the law ends at: 0 for exponential and power, the mean for flat; nan if unknown or rising.
+        rate_now: Relative fall of the loss above its floor per step at the last reading, ``p / (t + offset)`` for a
+            power law and `rate` for exponentials.
+        level: Loss that the law gives for the last reading.
+        bic: Bayesian information criterion of each law that was compared, the lowest best.
+        readings: Number of readings that were used.
+        reason: Why there is no law; empty where there is one.
+    """
+
+    law: str
+    rate: float
+    error: float
+    low: float
+    high: float
+    floor: float
+    rate_now: float
+    level: float
+    bic: Mapping[str, float]
+    readings: int
+    reason: str = ""
+
+    @property
+    def half_life(self) -> float:
+        """Steps in which the loss above its floor halves at the present rate; inf where it does not fall."""
+        if math.isnan(self.rate_now):
+            return math.nan
+        return math.log(2) / self.rate_now if self.rate_now > 0 else math.inf
+
+    @property
+    def lead(self) -> float:
+        """By how much the BIC of the next best law is higher; under 2 the choice is open."""
+        ordered = sorted(self.bic.values())
+        return ordered[1] - ordered[0] if len(ordered) > 1 else math.nan
+
+    def __str__(self) -> str:
+        if self.law == "unknown":
+            return f"no law of the loss: {self.reason}"
+        certain = "" if self.lead >= SURE else f"; another law fits nearly as well (BIC {self.lead:.1f} apart)"
+        interval = f" (95%: {short(self.low)} to {short(self.high)})"
+        if self.law == "flat":
+            return f"flat at {short(self.floor)}{interval.replace(':', ' of its rate:')}{certain}"
+        if self.law == "rising":
+            return f"the loss is rising at {short(-self.rate)} per step{certain}"
+        if self.law == "power":
+            pace = f"at the present pace the loss would halve in {short(self.half_life)} steps"
+            return f"falling as a power of the step, exponent {short(self.rate)}{interval}; {pace}{certain}"
+        text = f"converging at a linear rate of {short(self.rate)} per step"
+        if self.law == "exponential":
+            return f"{text}; the loss would halve every {short(self.half_life)} steps{interval}{certain}"
+        above = f"what is above it halves every {short(self.half_life)} steps"
+        return f"{text} to a floor of {short(self.floor)}; {above}{interval}{certain}"
+
+
+def short(value: float) -> str:
+    """Write a number with two significant digits, and whole ones in full.
+
+    Example:
+        >>> short(0.001234), short(578.2), short(12345.0)
+        ('.0012', '580', '12,000')
+    """
+    if not math.isfinite(value) or abs(value) >= 1e7:
+        return f"{value:.2g}"
+    if abs(value) >= 9.95:
+        return f"{float(f'{value:.2g}'):,.0f}"
+    text = f"{value:.2g}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 and "e" not in text else text
+
+
+def loss_tail(steps: Any, losses: Any) -> LossTail:
+    """Say by which law a loss falls at the end of its curve, and at what rate.
+
+    Four laws are fitted to the logarithm of the loss, by least squares: flat ``c``, exponential ``A exp(-r t)``,
+    exponential with floor ``A exp(-r t) + c``, and power ``A (t + offset)^-p`` whose offset is free, since nobody
+    knows when a tail began. The lowest Bayesian information criterion chooses. Logarithms, because a tail spans
+    decades: deviations of a loss are about proportional to it, and least squares on the loss itself would see the first
+    readings only.
+
+    Neighbouring readings of one run deviate together. Their correlation rho, of the law that fits best, makes n
+    readings worth ``m = n (1 - rho) / (1 + rho)``: the criterion is ``m log(RSS / n) + k log m``, and standard errors
+    grow by ``sqrt(n / m)``. Deviations of less than a thousandth count as one: no law holds better.
+
+    Args:
+        steps: ``[S]`` ascending; give the tail alone, the early fall is another law.
+        losses: ``[S]`` the loss at these steps; what is not positive and finite is left out.
+
+    Returns:
+        LossTail; of law "unknown", all nan, with a reason, for fewer than 16 usable readings.
+
+    Raises:
+        ValueError: If there is not one loss for each step, or the steps do not ascend.
+
+    References:
+        THEORY section 9; Schwarz 1978, "Estimating the dimension of a model"; Bartlett 1935 for the worth of
+        correlated readings.
+
+    Example:
+        >>> import numpy as np
+        >>> steps = np.arange(0, 2000, 20)
+        >>> print(loss_tail(steps, np.exp(-0.0012 * steps)))
+        converging at a linear rate of .0012 per step; the loss would halve every 580 steps (95%: .0012 to .0012)
+        >>> loss_tail(steps[:9], np.exp(-0.0012 * steps[:9])).reason
+        '9 usable readings of the loss, 16 are needed'
+    """
+    t, loss = (as_tensor(values).detach().cpu().double().numpy() for values in (steps, losses))
+    if t.ndim != 1 or t.shape != loss.shape:
+        raise ValueError(f"each step needs one loss, got steps {list(t.shape)} and losses {list(loss.shape)}.")
+    if not bool(np.all(np.diff(t) > 0)):
+        raise ValueError("steps must ascend: sort the readings by step and leave out repeated ones.")
+    usable = np.isfinite(loss) & (loss > 0) & np.isfinite(t)
+    if usable.sum() < MIN_READINGS:
+        return _unknown(int(usable.sum()), _why_so_few(loss, usable))
+    return _fitted(t[usable], np.log(loss[usable]))
+
+
+def _why_so_few(loss: Array, usable: Array) -> str:
+    lost = len(loss) - int(usable.sum())
+    others = f" ({lost} are zero, negative or not finite: they have no logarithm)" if lost else ""
+    return f"{int(usable.sum())} usable readings of the loss, {MIN_READINGS} are needed{others}"
+
+
+def _unknown(readings: int, reason: str) -> LossTail:
+    nan = math.nan
+    return LossTail("unknown", nan, nan, nan, nan, nan, nan, nan, {}, readings, reason)
+
+
+def _fitted(t: Array, y: Array) -> LossTail:
+    n, span = len(t), t[-1] - t[0]
+    u = (t - t[0]) / span
+    fits = {law: fit(u, y) for law, fit in FITS.items()}
+    worth = max(MIN_WORTH, n / _inflation(min(fits.values(), key=lambda fit: fit.squares)))
+    bic = {law: _criterion(fit, n, worth) for law, fit in fits.items()}
+    law = min(bic, key=bic.__getitem__)
+    return _described(law, fits, bic, t, worth)
+
+
+def _criterion(fit: Fit, n: int, worth: float) -> float:
+    return worth * math.log(fit.squares / n) + len(fit.parameters) * math.log(worth)
+
+
+def _inflation(fit: Fit) -> float:
+    """By how much correlation widens the variance of what is fitted: ``(1 + rho) / (1 - rho)``."""
+    n, k = len(fit.deviations), len(fit.parameters)
+    total = float(fit.deviations @ fit.deviations)
+    if total <= n * RESOLUTION**2:
+        return 1.0
+    seen = float(fit.deviations[1:] @ fit.deviations[:-1]) / total
+    rho = min(max((n * seen + k) / (n - 2 * k), 0.0), MAX_CORRELATION)  # the fit takes about (k + 2 k rho) / n away
+    return (1 + rho) / (1 - rho)
+
+
+def _described(law: str, fits: Mapping[str, Fit], bic: dict[str, float], t: Array, worth: float) -> LossTail:
+    fit = fits[law]
+    n, span = len(t), float(t[-1] - t[0])
+    size, second, third = (*fit.parameters.tolist(), 0.0, 0.0)[:3]
+    level = math.exp(float(LAWS[law](fit.parameters, np.ones(1))[0]))
+    # Parameter 1 is the logarithm of the rate, or the rate itself for an exponential, which bounds that of a flat loss.
+    slope = fits["exponential"] if law == "flat" else fit
+    spread, margin = _spread(slope, worth)
+    if law in ("flat", "exponential"):
+        fitted = float(slope.parameters[1])
+        ends, error = ((fitted - margin) / span, (fitted + margin) / span), spread / span
+        if law == "flat":
+            return LossTail(law, 0.0, error, *ends, level, 0.0, level, bic, n)
+        rate, floor = second / span, 0.0 if second > 0 else math.nan
+        return LossTail(law if rate > 0 else "rising", rate, error, *ends, floor, rate, level, bic, n)
+    rate = math.exp(second) / (1.0 if law == "power" else span)
+    ends = (rate * math.exp(-margin), rate * math.exp(min(margin, 500.0)))  # of a logarithm, so never below 0
+    floor = 0.0 if law == "power" else math.exp(size + third)
+    now = rate / (1 + math.exp(third)) / span if law == "power" else rate
+    return LossTail(law, rate, rate * spread, *ends, floor, now, level, bic, n)
+
+
+def _spread(fit: Fit, worth: float) -> tuple[float, float]:
+    """Standard error of parameter 1, and half the width of its interval."""
+    n, k = fit.jacobian.shape
+    variance = float(np.linalg.pinv(fit.jacobian.T @ fit.jacobian)[1, 1]) * fit.squares / (n - k) * n / worth
+    return math.sqrt(variance), float(stdtrit(max(worth - k, 1), (1 + CONFIDENCE) / 2)) * math.sqrt(variance)

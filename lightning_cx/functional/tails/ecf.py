@@ -1,0 +1,214 @@
+"""The empirical characteristic function of standardised samples, and the tail index that its decay shows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from lightning_cx.functional.tails.fit import TailFit, refused, samples_of, tail_fit, why_degenerate, why_not
+from lightning_cx.functional.tails.quantiles import interval
+
+STEP = 0.1
+"""Spacing of the frequencies, in units of 1 / (half the interquartile range). All are multiples of it, so that one
+complex exponential and its powers give the whole function."""
+
+FIT_POINTS = 10
+"""Frequencies .1 to 1 tell the index: beyond, |phi|^2 drowns in its own error; THEORY section 6."""
+
+SHAPE_POINTS = 25
+"""Frequencies .1 to 2.5 tell whether the law is stable at all."""
+
+_FLOOR, _CEILING = 1e-9, 1 - 1e-12
+
+
+def standardised(samples: Tensor) -> Tensor:
+    """Take off the median and divide by half the interquartile range, along the last axis; inf or nan where that is 0.
+
+    Args:
+        samples: ``[..., n]`` floating.
+
+    Returns:
+        ``[..., n]`` of the same dtype.
+    """
+    low, middle, high = quartiles(samples)
+    return (samples - middle) / ((high - low) / 2)
+
+
+def quartiles(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three quartiles along the last axis, each ``[..., 1]``, interpolated linearly between order statistics."""
+    ordered = samples.sort(-1).values  # torch.quantile refuses more than 16 million numbers
+    n = samples.shape[-1]
+
+    def at(share: float) -> Tensor:
+        place = share * (n - 1)
+        below = int(place)
+        above = min(below + 1, n - 1)
+        return torch.lerp(ordered[..., below], ordered[..., above], place - below)[..., None]
+
+    return at(0.25), at(0.5), at(0.75)
+
+
+def squared_modulus(standard: Tensor, points: int) -> Tensor:
+    """Estimate ``|phi(t)|^2`` at ``t = .1, .2, ...`` without the bias that n samples bring.
+
+    ``(n |mean exp(i t x)|^2 - 1) / (n - 1)``: the pairs of different samples alone.
+
+    Args:
+        standard: ``[..., n]`` standardised samples.
+        points: Number of frequencies.
+
+    Returns:
+        ``[..., points]``, kept within (0, 1).
+    """
+    n = standard.shape[-1]
+    first = torch.polar(torch.ones_like(standard), STEP * standard)
+    power = first.clone()
+    means = [power.mean(-1)]
+    for _ in range(points - 1):
+        power *= first
+        means.append(power.mean(-1))
+    modulus = torch.stack(means, -1).abs().square()
+    return ((n * modulus - 1) / (n - 1)).clamp(_FLOOR, _CEILING)
+
+
+def decay_of(modulus: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit ``log(-log |phi|^2) = log(2 c) + alpha log t`` over the frequencies up to 1, by least squares.
+
+    Args:
+        modulus: ``[..., points]`` at ``t = .1, .2, ...``, at least `FIT_POINTS`.
+
+    Returns:
+        The slope alpha, at most 2 since no law has more, and the intercept that goes with it, both ``[...]``.
+    """
+    log_t = frequencies(FIT_POINTS, modulus).log()
+    height = modulus[..., :FIT_POINTS].log().neg().log()
+    centred = log_t - log_t.mean()
+    slope = ((height * centred).sum(-1) / centred.square().sum()).clamp(max=2.0)
+    return slope, height.mean(-1) - slope * log_t.mean()
+
+
+def frequencies(points: int, like: Tensor) -> Tensor:
+    """The frequencies ``.1, .2, ...``, ``[points]`` with dtype and device of `like`."""
+    return STEP * torch.arange(1, points + 1, dtype=like.dtype, device=like.device)
+
+
+def indices(samples: Tensor) -> Tensor:
+    """Tail index along the last axis: the regression of Koutrouvelis on the standardised characteristic function.
+
+    Args:
+        samples: ``[..., n]`` floating.
+
+    Returns:
+        ``[...]`` in about (0, 2]; nan where the quartiles are equal or a sample is not finite.
+    """
+    return decay_of(squared_modulus(standardised(samples), FIT_POINTS))[0]
+
+
+# --- The tail index of noise from its characteristic function.
+
+
+PROJECTIONS = 16
+"""Directions on which vectors are projected; the table of `quantiles.py` is made for them."""
+
+_BLOCK = 1 << 22  # entries of the samples that are turned into float64 at once
+
+
+def alpha_ecf(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0) -> TailFit:
+    """Say how heavy the tail of noise is as an alpha-stable law has it: 2 is Gaussian, 1 is Cauchy's.
+
+    Samples are standardised by median and half their interquartile range. With n of them the characteristic function
+    has ``|phi(t)|^2 = (n |mean exp(i t x)|^2 - 1) / (n - 1)`` without bias, and a stable law has
+    ``log(-log |phi(t)|^2) = log(2 c) + alpha log t``: the slope over ``t = .1, .2, ..., 1``, at most 2, is the index.
+    It knows neither location nor skewness. Vectors are projected onto fixed Gaussian directions, since every
+    projection of a stable vector is stable with the same index, and the median over the projections is taken.
+    Coordinates are never pooled: on Gaussian noise whose coordinates have different scales, that reads as heavy.
+
+    The 95% interval is that of a simulated table of stable laws (`quantiles.csv`, written by `make_quantiles.py`),
+    for one projection or 16 as far as these are correlated. Under laws that are not stable the index is still a number
+    that describes how the characteristic function falls, but no property of the tail: see `tail_report`.
+
+    Args:
+        samples: ``[n]`` numbers or ``[n, d]`` vectors, any real dtype; tensor, array or list. Independent draws.
+        projections: Number of random directions for vectors; None takes the columns as projections already made.
+        seed: Seed of the directions.
+
+    Returns:
+        TailFit with `index` in (0, 2]. Refused, with nan and a reason, for fewer than 128 samples, for samples of
+        which any is NaN or infinite, and where more than half are the same (zeros, constants).
+
+    Raises:
+        ValueError: If the shape is not ``[n]`` or ``[n, d]``, or `projections` is not positive.
+
+    References:
+        Koutrouvelis 1980, "Regression-type estimation of the parameters of stable laws"; Kogon & Williams 1998 for
+        the standardisation and the frequencies; THEORY section 6.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.functional.tails import elliptical_stable
+        >>> noise = elliptical_stable(1.5, 2048, 50, torch.Generator().manual_seed(0))
+        >>> fit = alpha_ecf(noise)
+        >>> f"{fit.index:.1f}", bool(fit.low < 1.5 < fit.high)
+        ('1.5', True)
+        >>> print(alpha_ecf(torch.zeros(512)))
+        unknown: degenerate: 100% of the samples are the same number
+    """
+    samples = samples_of(samples)
+    n = samples.shape[0]
+    reason = why_not(samples)
+    if reason:
+        return refused(n, reason, samples)
+    standard = standardised(project(samples, projections, seed).T)
+    reason = why_degenerate(standard)
+    return refused(n, reason, samples) if reason else fit_standardised(standard, n)
+
+
+def project(samples: Tensor, projections: int | None, seed: int) -> Tensor:
+    """Project vectors onto fixed Gaussian directions, a block of columns at a time; scalars stay what they are.
+
+    Returns:
+        ``[n, k]`` float64; k = 1 for scalars.
+    """
+    if projections is not None and projections < 1:
+        raise ValueError(f"vectors are projected onto at least one direction, got projections={projections}.")
+    if samples.ndim == 1:
+        return samples.double()[:, None]
+    if projections is None:
+        return samples.double()
+    n = samples.shape[0]
+    generator = Generator().manual_seed(seed)
+    total = torch.zeros(n, projections, dtype=torch.float64, device=samples.device)
+    for block in samples.split(max(1, _BLOCK // max(1, n)), dim=1):
+        directions = torch.randn(block.shape[1], projections, generator=generator, dtype=torch.float64, device="cpu")
+        total += block.double() @ directions.to(samples.device)
+    return total
+
+
+def fit_standardised(standard: Tensor, n: int) -> TailFit:
+    """Fit ``[k, n]`` standardised projections; n is the number of independent samples among them."""
+    index = float(torch.quantile(decay_of(squared_modulus(standard, FIT_POINTS))[0], 0.5))
+    low, high = interval(index, n, len(standard), mean_squared_correlation(standard))
+    return tail_fit(index, low, high, n, standard)
+
+
+def mean_squared_correlation(standard: Tensor) -> float:
+    """Average squared correlation between two rows, from signs alone, since a heavy tail has no covariance.
+
+    For elliptical laws the correlation is ``sin(pi / 2 E sign(x) sign(y))``; signs of independent rows still agree a
+    little in n samples, which is taken off.
+
+    Args:
+        standard: ``[k, n]`` rows with median 0.
+    """
+    k, n = standard.shape
+    if k == 1:
+        return 1.0
+    signs = standard.sign()
+    agreement = (signs @ signs.T / n).clamp(-1, 1)
+    squared = torch.sin(math.pi / 2 * agreement).square()
+    mean = (float(squared.sum()) - k) / (k * (k - 1))
+    by_chance = (math.pi / 2) ** 2 / n
+    return min(max((mean - by_chance) / (1 - by_chance), 0.0), 1.0)
