@@ -16,11 +16,12 @@ float64 on the device of its input and draws no random numbers.
 On examples that do not lie on a line, their similarity gives the axis:
 
 >>> angle = 2 * torch.pi * torch.arange(60).double() / 60
+>>> from lightning_cx.functional import complexity
 >>> circle = torch.stack([angle.cos(), angle.sin()], dim=1)
 >>> basis = laplacian_basis(circle)
 >>> for waves in (1, 2, 3):
 ...     energy = energy_spectrum(basis, torch.cos(waves * angle))
-...     level_energy, _ = merge_levels(energy, basis.complexity, basis.tolerance)
+...     level_energy, _ = complexity.merge_levels(energy, basis.complexity, basis.tolerance)
 ...     print(f"{waves} waves: level {float(median_index(level_energy)):.3f}")
 1 waves: level 1.000
 2 waves: level 2.000

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_spectral_risk import INDEX, RATES, K
 
-from lightning_cx.functional.stopping import DominanceTracker, RiskTracker, WhitenessTracker, sketch_outputs
+from lightning_cx.functional.sketching import sketch_outputs
+from lightning_cx.functional.stopping import DominanceTracker, RiskTracker, WhitenessTracker
 
 TIMES = torch.cat([torch.zeros(1), torch.logspace(-1, 3, 80)]).double()
 
