@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from lightning_cx import ComplexityEarlyStopping, ProbeSet
-from lightning_cx.functional.stopping import sketch_outputs
+from lightning_cx.functional.sketching import sketch_outputs
 from lightning_cx.probe import columns
 
 TOKENS, WORDS = 6, 500
@@ -57,7 +57,7 @@ def test_tokens_times_words_lead_to_the_decision_of_the_unsketched_residual(
     assert short[1] is not None
     assert short[2] == 256
     monkeypatch.setattr(columns, "MAX_OUTPUTS", 10**6)
-    monkeypatch.setattr("lightning_cx.rules.watch.sketch_outputs", lambda residuals: residuals)
+    monkeypatch.setattr("lightning_cx.functional.sketching.sketch_outputs", lambda residuals: residuals)
     whole = stops(tmp_path)
     assert whole[2] == TOKENS * WORDS
     assert whole[0] is not None
