@@ -13,16 +13,15 @@ work without a Trainer and without importing Lightning: `lightning_cx.functional
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from lightning_cx._version import __version__
 
 if TYPE_CHECKING:
     from lightning_cx.callbacks import ComplexityEarlyStopping, ComplexityMonitor
     from lightning_cx.probe import ProbeSet
     from lightning_cx.rules import HighComplexityDominance, ResidualWhiteness, SpectralRisk
     from lightning_cx.tensorboard.compare import compare_runs
-
-__version__ = version("lightning_cx")
 
 __all__ = [
     "ComplexityEarlyStopping",
