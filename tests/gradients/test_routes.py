@@ -13,6 +13,8 @@ from lightning_cx.gradients.lookup import Lookup
 from lightning_cx.gradients.patches import Geometry, Patches
 from lightning_cx.gradients.uses import Products, ghost_gram, ghost_norms, gram_of_blocks, norms_of_blocks, slabs
 
+pytestmark = pytest.mark.timing
+
 FACTOR = 1.5
 ROUNDS = 5
 SECONDS = 0.2  # at least, so that quick routes are tried often

@@ -215,6 +215,7 @@ def test_curves_cards_and_margin_charts_reach_the_board(tmp_path: Path) -> None:
     assert "gain" in cards[0][-1]["text"]
 
 
+@pytest.mark.timing
 def test_under_a_budget_both_are_measured_and_the_budget_is_kept(tmp_path: Path) -> None:
     ours = ComplexityMonitor([Averaging(), VarianceReduction(examples=64)], overhead_budget=0.5, probe=ProbeSet(128))
     with warnings.catch_warnings():

@@ -178,6 +178,7 @@ def test_a_compiled_method_of_a_class_is_named_and_one_that_is_never_compiled_is
     assert compiled_parts(Decorated()) == ["scores"]
 
 
+@pytest.mark.timing
 def test_what_the_compiler_would_have_saved_is_booked(tmp_path: Path) -> None:
     pause = 0.05
 

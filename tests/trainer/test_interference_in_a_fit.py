@@ -132,6 +132,7 @@ def test_features_that_fail_on_a_batch_do_not_end_the_training(error: type[Excep
         run([strict])
 
 
+@pytest.mark.timing
 def test_a_probe_whose_gradients_share_the_budget_keeps_to_it(tmp_path: Path) -> None:
     callback = ComplexityMonitor([Interference(on="probe", examples=128)], overhead_budget=0.3, probe=ProbeSet(128))
     trainer = fit(Classifier(), [callback], tmp_path, max_epochs=60)

@@ -125,6 +125,7 @@ def test_parameters_are_shown_once_after_every_optimizer_step(tmp_path: Path) ->
     assert all(torch.equal(average.total[name], naive.total[name]) for name in naive.total)
 
 
+@pytest.mark.timing
 def test_each_instrument_with_passes_has_an_account_of_its_own_and_the_budget_holds(tmp_path: Path) -> None:
     own, monitor = Everything(), None
     monitor = ComplexityMonitor([GradientSpectrum(), own, Average()], overhead_budget=0.2)

@@ -103,6 +103,7 @@ def test_a_tail_is_read_off_its_own_number_of_projections_whoever_asks_for_more(
     assert tail._pools[""].pooled()[0].shape == (320, 16)
 
 
+@pytest.mark.timing
 @pytest.mark.filterwarnings("ignore:lightning_cx. .*nan:UserWarning", "ignore:.*LeafSpec", "ignore:.*not have many wor")
 def test_all_on_the_quickstart_stays_within_the_budget(tmp_path: Path) -> None:
     pl.seed_everything(0)

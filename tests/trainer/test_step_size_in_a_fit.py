@@ -224,6 +224,7 @@ def test_a_sum_over_the_batch_has_its_sharpness_but_no_ratio(tmp_path: Path) -> 
     assert curve.seen[-1][tags.SHARPNESS] > 0
 
 
+@pytest.mark.timing
 def test_under_a_budget_it_is_measured_within_it(tmp_path: Path) -> None:
     watch = ComplexityMonitor(
         [StepSize(examples=64, iterations=3, rows=50)], overhead_budget=0.5, probe=ProbeSet(size=128), strict=True

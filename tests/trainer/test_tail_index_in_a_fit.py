@@ -188,6 +188,7 @@ def test_a_resumed_run_goes_on_with_the_pool_that_it_had(tmp_path: Path) -> None
         assert float(resumed.callback_metrics[tag]) == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
+@pytest.mark.timing
 def test_under_a_budget_it_stands_beside_the_others(tmp_path: Path) -> None:
     whole = ComplexityMonitor([GradientNoise(), TailIndex()], overhead_budget=0.5, probe=ProbeSet(128), strict=True)
     with warnings.catch_warnings():
