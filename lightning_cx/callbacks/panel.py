@@ -53,7 +53,7 @@ class Panel:
         for key, instrument in self._of(series).items():
             if method in instrument.shown and concerned(key, instrument) and not failures.off(key):
                 with failures.guard(key):
-                    readings.append(show(instrument).renamed(series.of))
+                    readings.append(show(instrument).renamed(lambda tag, own=instrument.tag: series.of(own(tag))))
         return readings
 
     def _of(self, series: Series) -> dict[str, Instrument]:

@@ -31,12 +31,16 @@ class GradientSpectrum(Instrument):
     Args:
         control: `"shuffle"` logs every number that depends on the order of the examples again with the examples
             shuffled, under `<tag>_shuffled`.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `control` is not known.
     """
 
-    def __init__(self, control: Control = None) -> None:
+    tags = TAGS
+
+    def __init__(self, control: Control = None, *, name: str = "") -> None:
+        super().__init__(name)
         self._history = ModeHistory("Gradient modes of the batch")
         self._twin = ShuffledTwin(control, GradientSpectrum, order_free=(tags.PARTICIPATION_RATIO,))
 

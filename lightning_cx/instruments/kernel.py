@@ -50,6 +50,7 @@ class Kernel(Instrument):
             shares out, and saves the Gram matrices of the single parameters.
         examples: How many probe examples take part; with C outputs their number times C is limited to 2048.
         every_n_steps: Period of the readings on the probe; None takes that of the monitor.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `on` or `blocks` is not known, `examples` is below 16, or `every_n_steps` below 1.
@@ -65,7 +66,10 @@ class Kernel(Instrument):
         blocks: Blocks = "auto",
         examples: int = 128,
         every_n_steps: int | None = None,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if on not in ("batch", "probe"):
             raise ValueError(f'Kernel is measured on "batch" or "probe", got {on!r}.')
         if examples < MIN_EXAMPLES:
@@ -73,6 +77,8 @@ class Kernel(Instrument):
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps is a period of 1 or more steps, got {every_n_steps}.")
         self.on, self.examples, self.every_n_steps = on, examples, every_n_steps
+        every = (*SPECTRUM, *TARGET, tags.KERNEL_BLOCK_SHARE)
+        self.tags = every if on == "batch" else tuple(map(tags.on_probe, every))
         self.blocks: Blocks = checked_blocks(blocks)
         self._recent: deque[kernels.BlockShares] = deque(maxlen=POOLED_SAMPLES)
 

@@ -49,6 +49,7 @@ class Neurons(Instrument):
         per_layer: Log the shares of each layer as well, under `<tag>/<layer>`.
         examples: Number of probe examples whose activations are looked at.
         every_n_steps: How often; None follows the monitor.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If the teacher has no weights, or `examples` or `every_n_steps` is not positive.
@@ -58,6 +59,8 @@ class Neurons(Instrument):
         1.0
     """
 
+    tags = (*SHARES, *TEACHER)
+
     def __init__(
         self,
         teacher: Teacher | None = None,
@@ -65,7 +68,10 @@ class Neurons(Instrument):
         per_layer: bool = False,
         examples: int = 256,
         every_n_steps: int | None = None,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if examples < 1:
             raise ValueError(f"activations need at least one example, got examples={examples}.")
         if every_n_steps is not None and every_n_steps < 1:

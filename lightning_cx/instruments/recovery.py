@@ -46,6 +46,7 @@ class LocalRecovery(Instrument):
         examples: How many examples the Jacobian is taken of; None takes what 512 rows hold, examples times outputs.
         tail: Which share of the steps so far, the latest, the law is fitted to.
         every_n_steps: How often to take the Jacobian; None follows the monitor.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -55,7 +56,12 @@ class LocalRecovery(Instrument):
         100
     """
 
-    def __init__(self, examples: int | None = None, tail: float = 0.5, every_n_steps: int | None = None) -> None:
+    tags = (*LAW, *LOCAL)
+
+    def __init__(
+        self, examples: int | None = None, tail: float = 0.5, every_n_steps: int | None = None, *, name: str = ""
+    ) -> None:
+        super().__init__(name)
         if examples is not None and examples < 1:
             raise ValueError(f"a Jacobian needs at least one example, got examples={examples}.")
         if not 0 < tail <= 1:

@@ -41,12 +41,16 @@ class SpectralBias(Instrument):
             readings, and nan before the sixth.
         control: `"shuffle"` logs every number that depends on the order of the examples again with the examples
             shuffled, under `<tag>_shuffled`.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `control` is not known.
     """
 
-    def __init__(self, per_band: bool = False, control: Control = None) -> None:
+    tags = SUMMARY
+
+    def __init__(self, per_band: bool = False, control: Control = None, *, name: str = "") -> None:
+        super().__init__(name)
         self.per_band = per_band
         self._basis: Basis | None = None
         self._features: Tensor | None = None

@@ -49,6 +49,7 @@ class StepSize(Instrument):
         rows: Rows of the Jacobian, examples times outputs, that the Gauss-Newton curvature is taken from; 0 leaves it
             out.
         seed: Of the first direction.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -58,6 +59,8 @@ class StepSize(Instrument):
         100
     """
 
+    tags = (*SHARPNESS, *EDGE, *GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
+
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -65,7 +68,10 @@ class StepSize(Instrument):
         iterations: int = 20,
         rows: int = 500,
         seed: int = 0,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(
                 f"every_n_steps is 1 at least, got {every_n_steps}: leave it out for as often as possible."

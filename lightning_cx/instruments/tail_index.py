@@ -63,6 +63,7 @@ class TailIndex(Instrument):
             noise with the same scales; 0 leaves that out.
         trajectory: Whether to follow the steps of the parameters.
         seed: Seed of groups and nulls.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `batch_size` is not positive, `window` is below 512 or `coordinates` negative.
@@ -72,6 +73,8 @@ class TailIndex(Instrument):
         16
     """
 
+    tags = (*TAGS, *COORDINATES, *TRAJECTORY)
+
     def __init__(
         self,
         batch_size: int | None = None,
@@ -80,7 +83,10 @@ class TailIndex(Instrument):
         coordinates: int = 0,
         trajectory: bool = True,
         seed: int = 0,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"a batch holds at least one example, got batch_size={batch_size}.")
         if window is not None and window < tails.EXPLORATORY:

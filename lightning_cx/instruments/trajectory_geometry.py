@@ -36,6 +36,7 @@ class TrajectoryGeometry(Instrument):
         scale: Points per unit of distance in the positive magnitude; None takes the root of the number of training
             examples.
         first_step: Step number from which the path counts; later than 0 to leave out a warm-up, as the papers do.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `scale` is not positive and finite, or `first_step` negative.
@@ -45,7 +46,10 @@ class TrajectoryGeometry(Instrument):
         ['on_probe', 'on_step']
     """
 
-    def __init__(self, scale: float | None = None, first_step: int = 0) -> None:
+    tags = (tags.TRAJECTORY_LOSS, tags.TRAJECTORY_DISTANCE, *SHAPE)
+
+    def __init__(self, scale: float | None = None, first_step: int = 0, *, name: str = "") -> None:
+        super().__init__(name)
         if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"the scale of the magnitude is positive and finite, got scale={scale}.")
         if first_step < 0:
