@@ -12,8 +12,7 @@ from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
-from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES
-from lightning_cx.instruments.modes import ModeHistory
+from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES, ModeHistory
 from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
