@@ -30,6 +30,7 @@ from lightning_cx.instruments.control import Control
 from lightning_cx.instruments.dwelling import Dwelling
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
+from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.local_recovery import LocalRecovery
@@ -79,6 +80,7 @@ __all__ = [
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",
+    "Thinned",
     "TrajectoryGeometry",
     "VarianceReduction",
     "keyed",

@@ -12,7 +12,8 @@ from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
-from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES, ModeHistory
+from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS, MIN_EXAMPLES, Modes, mode_picture
+from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
@@ -67,12 +68,12 @@ class Interference(Instrument):
         self.per_layer = per_layer
         self.examples = examples
         self.tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
-        self._history = ModeHistory(f"Gradient modes of the {on}")
+        self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
         self._basis: tuple[Tensor, Basis] | None = None
         self._twin = ShuffledTwin(control, lambda: Interference(on, per_layer, None, examples))
 
     def reset(self) -> None:
-        self._history.reset()
+        self._modes.reset()
         self._basis = None
         self._twin.reset()
 
@@ -123,7 +124,10 @@ class Interference(Instrument):
         scalars = {tag: float(value) for tag, value in zip(self.tags, values, strict=True)}
         if not whole:
             return scalars, {}, None
-        picture = self._history.picture(step, profile.singular_values, profile.positions, float(profile.whole_position))
+        title = f"Gradient modes of the {self.on}"
+        picture = mode_picture(
+            self._modes, title, step, profile.singular_values, profile.positions, float(profile.whole_position)
+        )
         refusals = {}
         if not bool(profile.cii.isfinite()):
             r = profile.singular_values.numel()
@@ -142,10 +146,10 @@ class Interference(Instrument):
         return grams
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.state_dict(), **self._twin.state_dict()}
+        return {"modes": self._modes.state_dict(), **self._twin.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._history.load_state_dict(state["history"])
+        self._modes.load_state_dict(state["modes"])
         self._twin.load_state_dict(state)
 
 

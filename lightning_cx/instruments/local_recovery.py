@@ -13,6 +13,7 @@ from torch.optim import SGD, Optimizer
 from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
+from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
@@ -22,6 +23,12 @@ ROWS = 512
 
 PASSES = 3.0
 """512 rows are two passes of 256, and the losses of the examples some more."""
+
+KEPT = 512
+"""Losses on the probe that are remembered at most, evenly spread over the run."""
+
+READINGS_PER_TAIL = 8
+"""A tail that is nearly the same gives nearly the same law: it is fitted again when an eighth is new."""
 
 LAW: tuple[str, ...] = (tags.RECOVERY_LAW, tags.RECOVERY_RATE, tags.RECOVERY_RATE_LOW, tags.RECOVERY_RATE_HIGH)
 LOCAL: tuple[str, ...] = (tags.RECOVERY_PREDICTED_RATE, tags.RECOVERY_RANK_SHARE, tags.RECOVERY_REMOVABLE)
@@ -70,7 +77,8 @@ class LocalRecovery(Instrument):
         self.reset()
 
     def reset(self) -> None:
-        self._history = LossHistory()
+        self._losses: Thinned[tuple[int, float]] = Thinned(KEPT)
+        self._new = 0
         self._law: convergence.LossTail | None = None
         self._local: convergence.LocalModel | None = None
         self._predicted, self._why = math.nan, "the Jacobian was not looked at yet"
@@ -85,9 +93,9 @@ class LocalRecovery(Instrument):
         if not math.isfinite(probe.loss):
             why = "the loss on the probe is not known, or not finite"
             return Reading.refused(LAW, why)
-        if not self._history.add(step, probe.loss):
+        if not self._take(step, probe.loss):
             return Reading()
-        steps, losses = self._history.latest(self.tail)
+        steps, losses = self._latest(self.tail)
         law = self._law = loss_tail(steps, losses)
         if law.law == "unknown":
             why = f"{law.reason} in the latest {self.tail:.0%} of the steps"
@@ -95,6 +103,26 @@ class LocalRecovery(Instrument):
         scale = law.rate_now / law.rate if law.rate else 1.0
         values = (float(CODES[law.law]), law.rate_now, law.low * scale, law.high * scale)
         return Reading(dict(zip(LAW, values, strict=True)), texts=self._card())
+
+    def _take(self, step: int, loss: float) -> bool:
+        """Remember a loss, and return whether enough is new to look again."""
+        if len(self._losses) and step <= self._losses.to_now()[-1][0]:  # a loop of one's own that counts anew
+            self._losses.reset()
+            self._new = 0
+        if not self._losses.add((step, loss)):
+            return False
+        self._new += 1
+        if self._new * READINGS_PER_TAIL < len(self._losses):
+            return False
+        self._new = 0
+        return True
+
+    def _latest(self, share: float) -> tuple[list[int], list[float]]:
+        """Return steps and losses of the latest share of the steps."""
+        held = list(self._losses)
+        begin = held[-1][0] - share * (held[-1][0] - held[0][0])
+        late = [(step, loss) for step, loss in held if step >= begin]
+        return [step for step, _ in late], [loss for _, loss in late]
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
         del step
@@ -137,11 +165,12 @@ class LocalRecovery(Instrument):
 
     def state_dict(self) -> dict[str, Any]:
         law = None if self._law is None else {**asdict(self._law), "bic": dict(self._law.bic)}
-        return {"history": self._history.state_dict(), "law": law}
+        return {"losses": self._losses.state_dict(), "new": self._new, "law": law}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
-        self._history.load_state_dict(state["history"])
+        self._losses.load_state_dict(state["losses"])
+        self._new = state["new"]
         self._law = None if state["law"] is None else convergence.LossTail(**state["law"])
 
 
@@ -265,56 +294,3 @@ def _comparison(law: convergence.LossTail | None, predicted: float) -> str:
     if ratio < 1 / AGREE:
         return "the loss falls more slowly, so the model is not in the basin yet, or the learning rate has changed"
     return "what is left is the slowest direction"
-
-
-KEPT = 512
-"""Readings that are remembered at most; then every second one goes, and of the new ones every second is taken."""
-
-READINGS_PER_TAIL = 8
-"""A tail that is nearly the same gives nearly the same law: it is fitted again when an eighth is new."""
-
-
-class LossHistory:
-    """Remembers steps and losses, evenly spaced."""
-
-    def __init__(self) -> None:
-        self._steps: list[int] = []
-        self._losses: list[float] = []
-        self._stride, self._skipped, self._new = 1, 0, 0
-
-    def add(self, step: int, loss: float) -> bool:
-        """Take in one reading, and say whether there is enough new to look again."""
-        if self._steps and step <= self._steps[-1]:  # a loop of one's own that counts anew
-            self.__init__()
-        self._skipped += 1
-        if self._skipped < self._stride:
-            return False
-        self._skipped = 0
-        self._steps.append(step)
-        self._losses.append(loss)
-        if len(self._steps) > KEPT:
-            del self._steps[1::2], self._losses[1::2]
-            self._stride *= 2
-        self._new += 1
-        if self._new * READINGS_PER_TAIL < len(self._steps):
-            return False
-        self._new = 0
-        return True
-
-    def latest(self, share: float) -> tuple[list[int], list[float]]:
-        """Steps and losses of the latest share of the steps."""
-        if not self._steps:
-            return [], []
-        begin = self._steps[-1] - share * (self._steps[-1] - self._steps[0])
-        first = next(i for i, step in enumerate(self._steps) if step >= begin)
-        return self._steps[first:], self._losses[first:]
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        counts = [self._stride, self._skipped, self._new]
-        return {"steps": list(self._steps), "losses": list(self._losses), "counts": counts}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
-        self._steps, self._losses = list(state["steps"]), list(state["losses"])
-        self._stride, self._skipped, self._new = state["counts"]

@@ -19,6 +19,7 @@ from lightning_cx.functional import (
 )
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
+from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import BandDecay, Picture, Reading, Spectrogram
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
@@ -207,7 +208,7 @@ class Learning:
         self._first_coefficients = state["first_coefficients"]
 
 
-MAX_COLUMNS = 1024  # past this every other one is dropped
+MAX_COLUMNS = 1024  # of a picture
 RATE_READINGS = 16  # a rate is that of the present; more readings would span phases that differ
 
 
@@ -219,17 +220,13 @@ class BandHistory:
 
     def reset(self) -> None:
         """Forget all readings."""
-        self._steps: list[int] = []
-        self._columns: list[Tensor] = []
-        self._recent: list[tuple[int, Tensor]] = []
+        self._columns: Thinned[tuple[int, Tensor]] = Thinned(MAX_COLUMNS)
+        self._recent: deque[tuple[int, Tensor]] = deque(maxlen=RATE_READINGS)
 
     def add(self, step: int, bands: Tensor) -> None:
         """Take in the energies ``[B]`` of one reading."""
-        self._steps.append(step)
-        self._columns.append(bands)
-        self._recent = [*self._recent, (step, bands)][-RATE_READINGS:]
-        if len(self._steps) > MAX_COLUMNS:
-            self._steps, self._columns = self._steps[::2], self._columns[::2]
+        self._columns.add((step, bands))
+        self._recent.append((step, bands))
 
     def rates(self) -> complexity.DecayRates:
         """How fast each band falls at present."""
@@ -239,9 +236,10 @@ class BandHistory:
     def pictures(self, bands: list[tuple[int, int]]) -> dict[str, Picture]:
         """The pictures of all readings so far; bands are half-open ranges of levels."""
         labels = ["mean", *(f"{start}" if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in bands[1:])]
-        values = torch.stack(self._columns)
+        steps, columns = zip(*self._columns.to_now(), strict=True)
+        values = torch.stack(columns)
         spectrogram = Spectrogram(
-            steps=tuple(self._steps),
+            steps=steps,
             values=values,
             bands=labels,
             title="What is still unlearned: residual energy on the probe by complexity",
@@ -249,7 +247,7 @@ class BandHistory:
             "bottom up; once only the top still darkens, the network is fitting noise.",
         )
         decay = BandDecay(
-            steps=tuple(self._steps),
+            steps=steps,
             values=values,
             bands=labels,
             half_lives=self.rates().half_life.tolist(),
@@ -261,9 +259,10 @@ class BandHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a checkpoint."""
-        return {"steps": self._steps, "columns": self._columns, "recent": self._recent}
+        return {"columns": self._columns.state_dict(), "recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self._steps, self._columns = list(state["steps"]), list(state["columns"])
-        self._recent = [tuple(entry) for entry in state["recent"]]
+        self.reset()
+        self._columns.load_state_dict(state["columns"])
+        self._recent.extend(state["recent"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_cx.functional import distance_from_start, spanning_tree_length, trajectories
 from lightning_cx.instruments.base import Instrument, ParameterStep
+from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
@@ -19,6 +21,9 @@ GROWTH: tuple[str, ...] = (
     tags.TRAJECTORY_GROWTH_LOW,
     tags.TRAJECTORY_GROWTH_HIGH,
 )
+POINTS = 64
+"""Points that a path is read from: a tree of them takes 2 ms. Lengths are comparable at one number of points only."""
+
 SHAPE: tuple[str, ...] = (tags.TRAJECTORY_TREE, tags.TRAJECTORY_MAGNITUDE, *GROWTH)
 
 
@@ -55,7 +60,8 @@ class TrajectoryGeometry(Instrument):
         if first_step < 0:
             raise ValueError(f"steps are counted from 0, got first_step={first_step}.")
         self.scale, self.first_step = scale, first_step
-        self._path = PathMemory()
+        # Sketches of 64 to 127 steps, about equally far apart, however long the run.
+        self._path: Thinned[tuple[int, Tensor]] = Thinned(2 * POINTS - 1)
         self.reset()
 
     def reset(self) -> None:
@@ -75,12 +81,11 @@ class TrajectoryGeometry(Instrument):
         sketch, increment = change.sketch.detach().cpu().double(), change.increment.detach().cpu().double()
         if not bool(sketch.isfinite().all() & increment.isfinite().all()):
             return Reading.refused((tags.TRAJECTORY_DISTANCE, *SHAPE), "the parameters are not finite")
-        if self._path.start is None:
-            self._path.add(step - 1, sketch - increment)
-        assert self._path.start is not None
-        _, start = self._path.start
+        if not len(self._path):
+            self._path.add((step - 1, sketch - increment), at=step - 1)
+        _, start = next(iter(self._path))
         scalars = {tags.TRAJECTORY_DISTANCE: float((sketch - start).norm()) / math.sqrt(len(sketch))}
-        if not self._path.add(step, sketch):
+        if not self._path.add((step, sketch), at=step):
             return Reading(scalars)
         if len(self._path) < POINTS:
             waiting = f"{len(self._path)} points of the path so far: {POINTS} are needed, one for each sampled step"
@@ -88,7 +93,7 @@ class TrajectoryGeometry(Instrument):
         return Reading(scalars).joined(self._shape())
 
     def _shape(self) -> Reading:
-        steps, sketches = self._path.points()
+        steps, sketches = spanning_points(list(self._path))
         points = sketches / math.sqrt(sketches.shape[1])
         growth = distance_from_start(points, steps)
         exponents = (growth.exponent, growth.low, growth.high)
@@ -119,58 +124,8 @@ class TrajectoryGeometry(Instrument):
         self._path.load_state_dict(state["path"])
 
 
-POINTS = 64
-"""Points that a path is read from: a tree of them takes 2 ms. Lengths are comparable at one number of points only."""
-
-
-class PathMemory:
-    """Keeps sketches of 64 to 127 steps, about equally far apart, however long the run.
-
-    Steps fall into cells of equal width, and the first sample of a cell stands for it. At 128 cells neighbours are
-    merged. Samples that come at irregular steps are evened out so, where there are enough of them.
-    """
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the path."""
-        self._cells: dict[int, tuple[int, Tensor]] = {}
-        self._width = 1
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    @property
-    def start(self) -> tuple[int, Tensor] | None:
-        """Step and sketch of the first point."""
-        return next(iter(self._cells.values()), None)
-
-    def add(self, step: int, sketch: Tensor) -> bool:
-        """Take in a point and say whether it is kept."""
-        first = step if self.start is None else self.start[0]
-        cell = (step - first) // self._width
-        if cell in self._cells:
-            return False
-        self._cells[cell] = (step, sketch)
-        while len(self._cells) >= 2 * POINTS:
-            self._width *= 2
-            merged: dict[int, tuple[int, Tensor]] = {}
-            for of_cell in self._cells.values():
-                merged.setdefault((of_cell[0] - first) // self._width, of_cell)
-            self._cells = merged
-        return any(kept == step for kept, _ in self._cells.values())
-
-    def points(self) -> tuple[Tensor, Tensor]:
-        """Steps [64] and sketches [64, k], the first and the last among them; fewer where the path is shorter."""
-        kept = list(self._cells.values())
-        chosen = torch.linspace(0, len(kept) - 1, min(POINTS, len(kept)), dtype=torch.float64).round().long().tolist()
-        return torch.tensor([kept[i][0] for i in chosen]), torch.stack([kept[i][1] for i in chosen])
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"cells": dict(self._cells), "width": self._width}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
-        self._cells, self._width = dict(state["cells"]), state["width"]
+def spanning_points(path: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return steps [64] and sketches [64, k] that span a path, its ends among them; fewer where it is shorter."""
+    count = min(POINTS, len(path))
+    chosen = torch.linspace(0, len(path) - 1, count, dtype=torch.float64).round().long().tolist()
+    return torch.tensor([path[i][0] for i in chosen]), torch.stack([path[i][1] for i in chosen])

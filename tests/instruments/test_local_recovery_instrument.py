@@ -94,7 +94,7 @@ def test_the_memory_is_thinned_and_stays_even() -> None:
     instrument = LocalRecovery()
     count = 5 * KEPT
     readings = follow([math.exp(-1e-4 * 10 * i) for i in range(count)], instrument)
-    steps, losses = instrument._history.latest(1.0)
+    steps, losses = instrument._latest(1.0)
     assert KEPT // 2 <= len(steps) <= KEPT
     assert len({b - a for a, b in pairwise(steps)}) == 1
     assert steps[-1] >= 10 * (count - 9)

@@ -188,7 +188,7 @@ def test_the_same_model_in_another_trainer_starts_afresh(tmp_path: Path) -> None
     stopping, module = ComplexityEarlyStopping(every_n_steps=1, strict=True), Fit()
     for _ in range(2):
         trainer([stopping], tmp_path, max_steps=5).fit(module, batches(regression()))
-        assert [point[0] for point in stopping.watch.state_dict()["points"]] == [0, 1, 2, 3, 4, 5]
+        assert [point[0] for point in stopping.watch.state_dict()["points"]["entries"]] == [0, 1, 2, 3, 4, 5]
 
 
 class Notes(torch.utils.data.Dataset):
