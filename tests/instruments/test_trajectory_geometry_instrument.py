@@ -254,7 +254,7 @@ def test_the_index_of_a_known_descent_is_found_with_any_momentum(sgd: dict[str, 
     assert not found.refusals
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_heavy_noise_is_read_as_heavy_where_it_is_certain_and_lies_within_the_ends(seed: int) -> None:
     descent = Descent(alpha=1.3, seed=seed)
     found = descent.shown(TrajectoryGeometry(scale=1.0), 900)

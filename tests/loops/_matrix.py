@@ -161,7 +161,9 @@ def logged(trainer: pl.Trainer) -> list[list[str]]:
     """Rows of the user's own values, as they stand in the file; our own have a slash in their names."""
     with Path(trainer.loggers[0].log_dir or "", "metrics.csv").open() as file:  # type: ignore[attr-defined]
         rows = [{key: value for key, value in row.items() if "/" not in key and value} for row in csv.DictReader(file)]
-    return sorted(sorted(f"{key}={value}" for key, value in row.items()) for row in rows if row.keys() - {"step", "epoch"})
+    return sorted(
+        sorted(f"{key}={value}" for key, value in row.items()) for row in rows if row.keys() - {"step", "epoch"}
+    )
 
 
 class PlainFits:
