@@ -1,4 +1,8 @@
-"""Small tensors gain nothing from a second thread and lose tenfold by it where another process keeps the core busy."""
+"""Settings of all tests.
+
+Small tensors gain nothing from a second thread and lose tenfold by it where another process keeps the core busy.
+Hypothesis's deadlines are times of single examples, which say nothing where workers share the cores.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)
