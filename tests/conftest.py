@@ -15,6 +15,19 @@ from hypothesis import settings
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
+COLLECTED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note every test there is, before `-m` and `-k` leave some out; a test of the pages compares."""
+    config.stash[COLLECTED] = [item.nodeid for item in items]
+
+
+@pytest.fixture
+def collected(request: pytest.FixtureRequest) -> list[str]:
+    return request.config.stash[COLLECTED]
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
