@@ -123,7 +123,7 @@ def everything() -> list[Instrument]:
         Dwelling(),
         Kernel(),
         Kernel(on="probe", examples=64),
-        StepSize(batches=True, examples=64, iterations=3, rows=50, every_n_steps=EVERY),
+        StepSize(examples=64, iterations=3, rows=50, every_n_steps=EVERY),
         Averaging(every_n_steps=EVERY),
         VarianceReduction(examples=64, every_n_steps=EVERY),
         Neurons(per_layer=True, examples=64),
