@@ -1,4 +1,4 @@
-"""Runs in a real Trainer rise to the edge of stability and hover there; nothing of the training is disturbed."""
+"""Runs in a real Trainer rise to the edge of stability and hover there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from _lightning import LOOPS, Classifier, fingerprint, fit
+from _lightning import Classifier, fit
 from _small_views import formed_hessian
 from _tensorboard import read_events, serve
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -137,19 +137,6 @@ def test_each_number_is_that_of_the_formed_hessian_at_that_step(name: str, tmp_p
         if not math.isnan(seen[tags.EDGE]):
             assert seen[tags.EDGE] == pytest.approx(edge, rel=2e-3)
     assert not math.isnan(curve.seen[-1][tags.EDGE])
-
-
-@pytest.mark.filterwarnings("ignore:lightning_cx")
-@pytest.mark.parametrize("variant", LOOPS)
-def test_every_state_is_bitwise_identical_with_and_without(variant: str, tmp_path: Path) -> None:
-    module_options, trainer_options = LOOPS[variant]
-
-    def run(callbacks: list) -> dict[str, str]:
-        pl.seed_everything(3)
-        return fingerprint(fit(Classifier(**module_options), callbacks, tmp_path, **trainer_options))
-
-    instrument = StepSize(examples=64, iterations=5, rows=60)
-    assert run([monitor(instrument, every_n_steps=3, probe=ProbeSet(size=128))]) == run([])
 
 
 def test_curves_card_and_charts_reach_the_board(tmp_path: Path) -> None:
