@@ -17,7 +17,7 @@ from lightning_cx.callbacks.presets import Preset, preset
 from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
 from lightning_cx.callbacks.strategies import check_strategy
-from lightning_cx.instruments import Control, Instrument
+from lightning_cx.instruments import METHODS, Control, Instrument
 from lightning_cx.probe import ProbeSet
 
 
@@ -82,7 +82,10 @@ class ComplexityMonitor(Callback):
         strangers = [type(i).__name__ for i in chosen if not isinstance(i, Instrument)]
         if strangers or not chosen:
             raise TypeError(f"instruments must be a list of Instrument objects, got {strangers or 'an empty list'}.")
-        passing = [type(i).__name__ for i in chosen if i.needs.passes > 0]
+        blind = [type(i).__name__ for i in chosen if not i.shown]
+        if blind:
+            raise TypeError(f"{', '.join(blind)}: an instrument has to override one of {', '.join(METHODS)}.")
+        passing = [type(i).__name__ for i in chosen if "on_model" in i.shown]
         if len(set(passing)) < len(passing):
             twice = next(name for name in passing if passing.count(name) > 1)
             raise ValueError(f"{twice} makes passes of its own twice, under the same tags: leave one of them out.")
@@ -112,13 +115,12 @@ class ComplexityMonitor(Callback):
     @property
     def instruments(self) -> list[Instrument]:
         """What is measured."""
-        return self._panel.instruments
+        return list(self._panel.instruments.values())
 
     @property
     def state_key(self) -> str:
-        names = [type(i).__name__ for i in self.instruments]
         return self._generate_state_key(
-            instruments=names,
+            instruments=list(self._panel.instruments),
             every_n_steps=self.every_n_steps,
             overhead_budget=self.overhead_budget,
             probe=(self.probe.size, self.probe.seed),

@@ -14,7 +14,7 @@ import torch
 from _noisy import Fit, Stream, batches, regression, trainer
 from _workers import serve
 
-from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
+from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet, SpectralRisk
 from lightning_cx.functional.stopping import Decision
 from lightning_cx.probe import ProbeReading
 from lightning_cx.rules import StoppingRule
@@ -92,13 +92,16 @@ def work(options: dict[str, Any]) -> dict[str, Any]:
 
 def run(case: str, folder: str, stack: ExitStack) -> dict[str, Any]:
     warnings.simplefilter("ignore")
-    rules = {"one says": OneSays(1), "one fails": FailsInOne(1), "strict": FailsInOne(1)}
+    rules: dict[str, StoppingRule] = {"one says": OneSays(1), "one fails": FailsInOne(1), "strict": FailsInOne(1)}
     if case == "all_gather":
         stack.enter_context(patch.object(Fit, "loss", gathering))
     batch_size = {"one chunk": 256, "all_gather": 100}.get(case, 32)
     data: Any = Stream(regression()) if case == "stream" else regression()
+    rule = rules.get(case)
+    if case in ("stream", "monitor"):
+        rule = SpectralRisk(patience=2, z=0.5, doubling=False)  # soon, which is enough for what both must agree on
     stopping = ComplexityEarlyStopping(
-        rules.get(case), every_n_steps=1 if case in rules else 2, strict=case == "strict", verbose=False
+        rule, every_n_steps=1 if case in rules else 2, strict=case == "strict", verbose=False
     )
     if case == "without":
         stopping = pl.Callback()  # type: ignore[assignment]
