@@ -1,4 +1,4 @@
-"""What can be measured at a step; each instrument turns what it is shown into named numbers.
+"""Instruments: each turns what happens at a training step into named numbers.
 
 Instruments know nothing of a Trainer. In any loop:
 

@@ -120,7 +120,7 @@ class VarianceReduction(Instrument):
         return Reading(scalars | age, refusals=refusals, texts={tags.SVRG_RATIO: _card(gain, step - then)})
 
     def _projections(self, model: ProbePasses) -> Tensor | str:
-        """Projected gradients of the probe's examples, or why there are none."""
+        """Return projected gradients of the probe's examples, or why there are none."""
         if running_norms(model.module):
             return "BatchNorm makes the gradient of an example depend on the others, and SVRG is not defined there"
         try:
