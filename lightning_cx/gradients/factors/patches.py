@@ -20,9 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cx.gradients.buffers import CACHE_BYTES, how_many
-from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import Use, ghost_flops, ghost_gram, ghost_norms, gram_flops
+from lightning_cx.gradients.factors.products import (
+    CACHE_BYTES,
+    Use,
+    ghost_flops,
+    ghost_gram,
+    ghost_norms,
+    gram_flops,
+    how_many,
+)
+from lightning_cx.gradients.projections import Directions
 
 FULL_POSITIONS = 200  # from which on a grouped convolution is as quick as matrix products (measured on oneDNN)
 COPY_FLOPS = 12  # multiplications in the time that it takes to copy one entry of a shifted input
@@ -111,6 +118,12 @@ class Patches(Use):
         patches = _CONVOLUTIONS[axes](self.inputs, kernels, None, g.stride, g.padding, g.dilation)
         corner = patches[(..., *(slice(size) for size in self.outputs.shape[2:]))].flatten(2)
         return directions.of_cores((directions.left.T @ self.outputs.flatten(2)) @ corner.transpose(1, 2))
+
+    def of_examples(self, start: int, stop: int) -> Tensor:
+        return replace(self, inputs=self.inputs[start:stop], outputs=self.outputs[start:stop]).rows()
+
+    def times(self, factor: float) -> Patches:
+        return self if factor == 1 else replace(self, outputs=self.outputs * factor)
 
     def grouped_is_cheaper(self) -> bool:
         """Whether forming gradients by one grouped convolution beats going offset by offset (see the module)."""
