@@ -26,6 +26,7 @@ BatchNorm = _BatchNorm
 InstanceNorm = _InstanceNorm
 preserve_version_counter = _unsafe_preserve_version_counter
 NODE_TYPES: Any = torch._C._functions  # type: ignore[attr-defined]  # the classes of torch's own nodes, by name
+_LEAF: type = NODE_TYPES.AccumulateGrad
 
 # Before SavedTensor.data existed, nothing told what holds a saved tensor.
 SEES_CHECKPOINTS = hasattr(SavedTensor, "data")
@@ -59,9 +60,14 @@ def output_metadata(node: Node) -> Any:
     return node._input_metadata
 
 
+def is_leaf(node: Node) -> bool:
+    """Return whether a node accumulates the gradient of a parameter, which is its `variable`."""
+    return type(node) is _LEAF
+
+
 def output_shape(node: Node, output: int = 0) -> tuple[int, ...]:
     """Return the shape of one output of a node, or of a parameter."""
-    return tuple(node.variable.shape if hasattr(node, "variable") else node._input_metadata[output].shape)
+    return tuple(node.variable.shape if type(node) is _LEAF else node._input_metadata[output].shape)
 
 
 def is_checkpointed(node: Node) -> bool:

@@ -234,10 +234,10 @@ class Accumulator:
                 return scaled_use.transposed
             if alone and not self.request.entries:
                 return scaled_use
-        direct = record_of(source.nodes[-1]).reads_cut
-        found = None if direct is None else direct(source, use)
-        if found is not None:
-            return found
+        shortcut = record_of(source.nodes[-1]).shortcut
+        direct = None if shortcut is None else shortcut(source, use)
+        if direct is not None:
+            return direct
         sent_on = Reparametrised(use, source)
         return sent_on if alone else Rows(sent_on.rows())
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_cx._torch import output_shape, saved
+from lightning_cx._torch import is_leaf, output_shape, saved
 from lightning_cx.gradients.factors.products import working
 from lightning_cx.gradients.graph.nodes import Node, record_of
 from lightning_cx.gradients.graph.walk import inputs, root_of, walk
@@ -201,7 +201,7 @@ def _unflattened(node: Node, rows: int) -> int:
 
     def only_input(here: Node) -> list[Node]:
         children = inputs(here)
-        alone = len(children) == 1 and not hasattr(children[0], "variable")
+        alone = len(children) == 1 and not is_leaf(children[0])
         return children if alone and output_shape(here)[:1] == (rows,) else []
 
     above = None

@@ -13,6 +13,7 @@ from lightning_cx._torch import (
     SEES_CHECKPOINTS,
     any_checkpoint_alive,
     is_checkpointed,
+    is_leaf,
     output_metadata,
     output_shape,
     saved,
@@ -23,7 +24,7 @@ from lightning_cx.gradients.factors.products import Affine, Products, Use
 from lightning_cx.gradients.graph.example_axis import ExampleAxis
 from lightning_cx.gradients.graph.loss_terms import divides_by_a_count, is_penalty
 from lightning_cx.gradients.graph.nodes import Capture, Joint, Node, Site, capture_of, record_of
-from lightning_cx.gradients.graph.walk import input_edges, inputs, root_of, walk
+from lightning_cx.gradients.graph.walk import Edge, input_edges, root_of, walk
 from lightning_cx.gradients.graph.weights import Graph, Operand, read_graph
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, Request
 
@@ -167,7 +168,7 @@ def _as_affine(
         uses: How often each parameter is used.
         batch_size: Number of examples N.
     """
-    if node.name() != "AddmmBackward0" or len(work) != 2 or output_shape(node)[0] != batch_size:
+    if record_of(node).matrices != (1, 2) or len(work) != 2 or output_shape(node)[0] != batch_size:
         return None
     (bias, _), (weight, capture) = sorted(work, key=lambda item: item[0].index)
     once = uses[bias.name] == 1 == uses[weight.name] and bias.name != weight.name
@@ -226,11 +227,13 @@ class PlanCache:
             root: The node of the loss.
             make: Makes a plan, given what its captures are to hold in place of a node.
         """
-        nodes = _numbered(root)
-        if nodes is None:
+        edges = _edges_of_all(root)
+        if edges is None:
             self.__init__()
             return make(lambda node: node)
-        signature = [_details(node, nodes) for node in nodes]
+        in_order = list(edges)
+        nodes = {node: number for number, node in enumerate(in_order)}
+        signature = [_details(node, edges[node], nodes) for node in in_order]
         if signature != self._signature:
             self.__init__()
             made = make(lambda node: self._references.setdefault(nodes[node], Reference(node)))
@@ -238,11 +241,10 @@ class PlanCache:
             self._leaves = {name: nodes[leaf] for name, leaf in made.leaves.items()}
             self._rest = replace(made, work={}, leaves={})
             self._signature = signature
-        in_order = list(nodes)
-        for place, reference in self._references.items():
-            reference.node = in_order[place]
-        work = {in_order[place]: work for place, work in self._work.items()}
-        leaves = {name: in_order[place] for name, place in self._leaves.items()}
+        for number, reference in self._references.items():
+            reference.node = in_order[number]
+        work = {in_order[number]: work for number, work in self._work.items()}
+        leaves = {name: in_order[number] for name, number in self._leaves.items()}
         rest = self._rest
         return Plan(work, rest.expected, leaves, rest.penalised, rest.status, rest.notes)
 
@@ -252,32 +254,33 @@ class PlanCache:
             reference.node = None
 
 
-def _numbered(root: Node) -> dict[Node, int] | None:
-    """Number all nodes of a graph; None if it has nodes of a kind that is not remembered."""
-    if not SEES_CHECKPOINTS:
-        return None
-    nodes: dict[Node, int] = {}
-    for node in walk(root):
-        nodes[node] = len(nodes)
-        if hasattr(node, "variable"):
+def _edges_of_all(root: Node) -> dict[Node, Sequence[Edge]] | None:
+    """Return all nodes of a graph with the edges to their inputs; None if it has nodes of a kind that is not cached."""
+    edges: dict[Node, Sequence[Edge]] = {}
+
+    def onwards(node: Node) -> list[Node]:
+        return [child for child, _ in edges[node] if child is not None]
+
+    for node in walk(root, onwards) if SEES_CHECKPOINTS else ():
+        leaf = is_leaf(node)
+        edges[node] = () if leaf else input_edges(node)  # once a node: most of the time goes into these
+        if leaf:
             continue
-        record, children = record_of(node), inputs(node)
-        if record.plan_key is None:
-            return None
+        record = record_of(node)
         consumes = record.matrices is not None or record.transposes
-        if not consumes and any(hasattr(child, "variable") for child in children):
+        if record.plan_key is None or (consumes and is_checkpointed(node)):
             return None
-        if consumes and is_checkpointed(node):
+        if not consumes and any(child is not None and is_leaf(child) for child, _ in edges[node]):
             return None
-    return nodes
+    return edges or None
 
 
-def _details(node: Node, nodes: Mapping[Node, int]) -> tuple[Any, ...]:
+def _details(node: Node, edges: Sequence[Edge], nodes: Mapping[Node, int]) -> tuple[Any, ...]:
     """All of a node that a plan depends on."""
-    if hasattr(node, "variable"):
+    if is_leaf(node):
         return id(node.variable), tuple(node.variable.shape)
     record = record_of(node)
-    edges = [-1 if child is None else nodes[child] for child, _ in input_edges(node)]
+    children = [-1 if child is None else nodes[child] for child, _ in edges]
     details = [saved(node, name) for name in record.plan_key or ()]
     uneven = record.divides_unevenly is not None and record.divides_unevenly(node)
-    return node.name(), output_shape(node), edges, details, uneven
+    return node.name(), output_shape(node), children, details, uneven

@@ -79,19 +79,19 @@ class Entries:
         shape: Its shape.
         start: First row of the slab.
         stop: End of the slab.
-        places: Flat places within the slab, [count].
+        positions: Flat positions within the slab, [count].
     """
 
     name: str
     shape: tuple[int, ...]
     start: int
     stop: int
-    places: Tensor
+    positions: Tensor
 
     @property
     def count(self) -> int:
         """Number of entries."""
-        return len(self.places)
+        return len(self.positions)
 
     def of_use(self, use: Use) -> Tensor:
         """Pick the entries out of every example's gradient, [N, count]."""
@@ -102,12 +102,12 @@ class Entries:
             slab = use.slab(self.start * width, self.stop * width)
         else:
             return self.of_rows(use.rows())
-        return slab.flatten(1)[:, self.places.to(slab.device)]
+        return slab.flatten(1)[:, self.positions.to(slab.device)]
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """Pick the entries out of whole gradients [N, ...]: [N, count]."""
         width = prod(self.shape[1:])
-        return rows.reshape(len(rows), -1)[:, self.start * width + self.places.to(rows.device)]
+        return rows.reshape(len(rows), -1)[:, self.start * width + self.positions.to(rows.device)]
 
 
 def spread(parameters: Mapping[str, Tensor], count: int, seed: int) -> dict[str, Entries]:
@@ -136,8 +136,8 @@ def _choose(name: str, shape: tuple[int, ...], count: int, seed: int) -> Entries
     rows, width = (shape[0] if shape else 1), prod(shape[1:])
     held = min(rows, ceil(count / width))
     start = int(torch.randint(rows - held + 1, (), generator=generator))
-    places = torch.randperm(held * width, generator=generator)[:count]
-    return Entries(name, shape, start, start + held, places)
+    positions = torch.randperm(held * width, generator=generator)[:count]
+    return Entries(name, shape, start, start + held, positions)
 
 
 DIRECTIONS = 64

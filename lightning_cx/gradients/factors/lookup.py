@@ -74,8 +74,8 @@ class Lookup(Use):
         entries = self._entries
         if start > 0 or stop < self.entries:
             entries = entries.only((entries.rows >= start) & (entries.rows < stop))
-        places = entries.examples * total.shape[1] + (entries.rows - start)
-        total.view(-1, total.shape[2]).index_add_(0, places, entries.values)
+        positions = entries.examples * total.shape[1] + (entries.rows - start)
+        total.view(-1, total.shape[2]).index_add_(0, positions, entries.values)
 
     def blocks(self) -> Iterator[Tensor]:
         yield from self._columns(self._entries)
@@ -83,11 +83,11 @@ class Lookup(Use):
     def _columns(self, entries: Entries) -> Iterator[Tensor]:
         """Only the rows that are touched, some columns of them at a time."""
         n, _, width = self.outputs.shape
-        touched, places = entries.rows.unique_consecutive(return_inverse=True)
+        touched, positions = entries.rows.unique_consecutive(return_inverse=True)
         step = how_many(4 * n * len(touched))
         for start in range(0, width, step):
             formed = self.outputs.new_zeros(n, len(touched), min(step, width - start))
-            formed[entries.examples, places] = entries.values[:, start : start + step]
+            formed[entries.examples, positions] = entries.values[:, start : start + step]
             yield formed.flatten(1)
 
     def gram(self) -> Tensor:

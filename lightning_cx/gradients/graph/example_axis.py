@@ -15,13 +15,14 @@ worked out anew at each view.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 
 from torch import Tensor
 
-from lightning_cx._torch import has_saved, output_metadata, output_shape, saved
+from lightning_cx._torch import has_saved, is_leaf, output_metadata, output_shape, saved
 from lightning_cx.gradients.errors import AmbiguousLayoutError, UnsupportedGradientError
 from lightning_cx.gradients.graph.loss_terms import LossTerm, loss_terms
 from lightning_cx.gradients.graph.nodes import Node, record_of, signed
@@ -367,18 +368,15 @@ class ExampleAxis:
             MixedError: If it cannot be.
         """
         new = Reading()
-
-        def onwards(step: tuple[Key, int | str]) -> Iterable[tuple[Key, int | str]]:
-            return self._pass(step[0], step[1], new, known)
-
-        for _ in walk(((node, output), stride), onwards):
+        for _ in walk(((node, output), stride), partial(self._pass, new, known)):
             pass
         return new
 
-    def _pass(self, key: Key, stride: int | str, new: Reading, known: Reading) -> Iterable[tuple[Key, int | str]]:
+    def _pass(self, new: Reading, known: Reading, step: tuple[Key, int | str]) -> Sequence[tuple[Key, int | str]]:
         """Note the stride of one tensor; return what follows for the inputs of its node."""
+        key, stride = step
         node = key[0]
-        if hasattr(node, "variable"):
+        if is_leaf(node):
             if stride != SHARED and isinstance(stride, int):
                 raise MixedError("a parameter has an axis of its own for the examples")
             return ()
@@ -406,13 +404,12 @@ class ExampleAxis:
         new.strides[key] = stride
         return self._below(new, key, stride)
 
-    def _below(self, reading: Reading, key: Key, stride: int) -> Iterator[tuple[Key, int | str]]:
+    def _below(self, reading: Reading, key: Key, stride: int) -> list[tuple[Key, int | str]]:
         node, output = key
         if stride == SHARED:
             if _sums_over(node, self._n) and _fed_with_data(node):
                 reading.coupled.add(node)
-            yield from ((child, SHARED) for child in _children(node))
-            return
+            return [(child, SHARED) for child in _children(node)]
         edges = input_edges(node)
         shapes = [None if child is None else output_shape(child, number) for child, number in edges]
         move = AxisMove(node, output, output_shape(node, output), shapes, stride, self._n)
@@ -420,9 +417,8 @@ class ExampleAxis:
         reading.own = reading.own or (move.axis >= 0 and move.shape[move.axis] == self._n)
         if _mixes_rows(move):
             reading.coupled.add(node)
-        for (child, number), below in zip(edges, (record_of(node).moves or by_shape)(move), strict=True):
-            if child is not None:
-                yield (child, number), below
+        strides = (record_of(node).moves or by_shape)(move)
+        return [(edge, below) for edge, below in zip(edges, strides, strict=True) if edge[0] is not None]
 
     # Products that compare examples with examples
 
@@ -487,11 +483,11 @@ def _fed_with_data(node: Node) -> bool:
 def _of_constants(node: Node) -> bool:
     """Whether a node is made of parameters and constants alone, as far as one can see."""
     *_, node = walk(node, lambda here: inputs(here)[:1] if record_of(here).rearranges else ())
-    if hasattr(node, "variable"):
+    if is_leaf(node):
         return True
     record = record_of(node)
     if record.indices:  # every entry once and in order is no batch
         indices = saved(node, record.indices)
         return indices.dim() == 1 and bool((indices == indices.new_ones(()).expand_as(indices).cumsum(0) - 1).all())
     combines = record.elementwise or record.repeats
-    return combines and all(hasattr(child, "variable") for child in inputs(node))
+    return combines and all(is_leaf(child) for child in inputs(node))

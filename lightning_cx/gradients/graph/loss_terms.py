@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_cx._torch import output_shape, saved
+from lightning_cx._torch import is_leaf, output_shape, saved
 from lightning_cx.gradients.graph.nodes import Node, record_of
 from lightning_cx.gradients.graph.walk import input_edges, inputs, walk
 
@@ -61,7 +61,7 @@ def is_linear(node: Node) -> bool:
 
 def _edges(node: Node) -> list[tuple[Node, int]]:
     """Inputs that are no parameters."""
-    return [edge for edge in input_edges(node) if edge[0] is not None and not hasattr(edge[0], "variable")]
+    return [edge for edge in input_edges(node) if edge[0] is not None and not is_leaf(edge[0])]
 
 
 def _of_numbers(node: Node) -> bool:

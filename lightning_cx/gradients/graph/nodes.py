@@ -61,8 +61,8 @@ class NodeRecord:
         in_place: Whether every entry stays where it is, but for a factor or a transposition.
         repeats: Whether it repeats entries, perhaps over the examples.
         scale: The number that it multiplies its only differentiable input by, None where it does anything else.
-        reads_cut: The use of a parameter, given that of the tensor which this node makes of it, without a backward
-            for each example; None where only a backward does it.
+        shortcut: For a node that makes a weight of parameters: the use of the parameter from that of the weight,
+            without a backward for each example; None where there is no quicker way.
         cut_start: For a node that cuts a stretch out of an axis: where an output begins on an axis of a given size;
             None if it is not one stretch.
         adds: Whether a sum over examples stays one through it (products and quotients: if all else is a number).
@@ -94,7 +94,7 @@ class NodeRecord:
     in_place: bool = False
     repeats: bool = False
     scale: Callable[[Node], float | None] | None = None
-    reads_cut: Callable[[Source, Use], Use | None] | None = None
+    shortcut: Callable[[Source, Use], Use | None] | None = None
     cut_start: Callable[[Node, int, int], int | None] | None = None
     adds: bool | Callable[[Node], bool] = False
     joins: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_cx.gradients.graph.nodes import Node
 
 Step = TypeVar("Step", bound=Hashable)
+Edge = tuple["Node | None", int]  # the node that made an input, and which of its outputs it is
 _DDP_SINK = "_DDPSinkBackward"
 
 
@@ -27,19 +28,19 @@ def walk(
     go_on: Callable[[Step], Iterable[Step]] = inputs if onwards is None else onwards
     seen: set[Step] = set()
     waiting = [start]
-    left: list[Step] = []  # steps whose inputs wait above them
+    entered: list[Step] = []  # those that wait for what is above them in `waiting`
     while waiting:
         step = waiting.pop()
-        if left and left[-1] is step:
-            yield left.pop()
-        elif step not in seen:
+        if step not in seen:
             seen.add(step)
             if inputs_first:
-                left.append(step)
+                entered.append(step)
                 waiting.append(step)
             else:
                 yield step
-            waiting.extend(go_on(step))
+            waiting += go_on(step)
+        elif entered and entered[-1] is step:
+            yield entered.pop()
 
 
 def inputs(node: Node) -> list[Node]:
@@ -47,9 +48,13 @@ def inputs(node: Node) -> list[Node]:
     return [child for child, _ in input_edges(node) if child is not None]
 
 
-def input_edges(node: Node) -> list[tuple[Node | None, int]]:
+def input_edges(node: Node) -> Sequence[Edge]:
     """Return, for each input, the node that made it and which of its outputs it is; None for data and constants."""
-    return [passed_on(*edge) for edge in node.next_functions]
+    edges = node.next_functions
+    for child, _ in edges:
+        if child is not None and child.name() == _DDP_SINK:
+            return [passed_on(*edge) for edge in edges]
+    return edges
 
 
 def root_of(loss: Tensor) -> Node | None:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cx._torch import is_checkpointed, output_metadata, output_shape, saved, saved_names
+from lightning_cx._torch import is_checkpointed, is_leaf, output_metadata, output_shape, saved, saved_names
 from lightning_cx.gradients.graph.nodes import Node, is_native, record_of
-from lightning_cx.gradients.graph.walk import input_edges, inputs, root_of, walk
+from lightning_cx.gradients.graph.walk import Edge, input_edges, inputs, root_of, walk
 
 # What a node saves of its own outputs, which autograd does not always mark as such.
 _OWN_RESULTS = ("result", "LU", "pivots", "Q", "R", "U", "S", "V")
@@ -68,16 +68,25 @@ def read_graph(loss: Tensor, parameters: Mapping[str, Tensor], shared: Callable[
     """
     graph, root = Graph(), root_of(loss)
     names = {id(parameter): name for name, parameter in parameters.items()}
-    nodes = [] if root is None else list(walk(root, inputs_first=True))
+    edges: dict[Node, Sequence[Edge]] = {}  # asked for once a node, which is half the time of this function
+
+    def onwards(node: Node) -> list[Node]:
+        edges[node] = () if is_leaf(node) else input_edges(node)
+        return [child for child, _ in edges[node] if child is not None]
+
+    nodes = [] if root is None else list(walk(root, onwards, inputs_first=True))
     for node in reversed(nodes):  # so that what lies next to the loss comes first, and is named first if refused
         graph.by_name.setdefault(node.name(), []).append(node)
-        for index, (child, output) in enumerate(input_edges(node)):
+        for index, (child, output) in enumerate(edges[node]):
             if child is not None:
                 graph.parents.setdefault(child, []).append((node, index, output))
-                variable = getattr(child, "variable", None)
-                if variable is not None and id(variable) in names:
-                    graph.leaves.setdefault(names[id(variable)], child)
-    _find_made(graph, nodes, shared)
+                if is_leaf(child) and id(child.variable) in names:
+                    graph.leaves.setdefault(names[id(child.variable)], child)
+    graph.made = {leaf: frozenset([name]) for name, leaf in graph.leaves.items()}
+    for node in nodes:
+        children = {child for child, _ in edges[node] if child is not None}
+        if children and graph.made.keys() >= children and _is_transformation(node, shared):
+            graph.made[node] = frozenset().union(*(graph.made[child] for child in children))
     made_of: dict[str, list[Node]] = {name: [] for name in graph.leaves}
     for node, behind in graph.made.items():
         for name in behind:
@@ -85,15 +94,6 @@ def read_graph(loss: Tensor, parameters: Mapping[str, Tensor], shared: Callable[
     for name, leaf in graph.leaves.items():
         _list_consumers(graph, name, leaf, made_of[name])
     return graph
-
-
-def _find_made(graph: Graph, nodes: Sequence[Node], shared: Callable[[Node], bool]) -> None:
-    """Find all nodes that are made of parameters and constants alone, among nodes that come after their inputs."""
-    graph.made = {leaf: frozenset([name]) for name, leaf in graph.leaves.items()}
-    for node in nodes:
-        children = set(inputs(node))
-        if children and graph.made.keys() >= children and _is_transformation(node, shared):
-            graph.made[node] = frozenset().union(*(graph.made[child] for child in children))
 
 
 def _list_consumers(graph: Graph, name: str, leaf: Node, made: list[Node]) -> None:
@@ -131,7 +131,7 @@ def _is_transformation(node: Node, shared: Callable[[Node], bool]) -> bool:
 
 def is_of_parameters(node: Node) -> bool:
     """Return whether a node is made of parameters alone, as the inside of a penalty is, by the nodes themselves."""
-    return all(hasattr(here, "variable") or _is_transformation(here, lambda _: False) for here in walk(node))
+    return all(is_leaf(here) or _is_transformation(here, lambda _: False) for here in walk(node))
 
 
 def _takes_in_more(node: Node) -> bool:

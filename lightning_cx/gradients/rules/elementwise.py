@@ -76,11 +76,11 @@ def _repeat(site: Site) -> Capture:
 
     def capture(gradient: Tensor) -> Use:
         values = working(gradient)
-        for place in range(len(shape) - 1, -1, -1):
-            if place == axis:
-                values = values.unflatten(place, (-1, n, copies, aligned[place])).sum((place, place + 2))
+        for other in range(len(shape) - 1, -1, -1):
+            if other == axis:
+                values = values.unflatten(other, (-1, n, copies, aligned[other])).sum((other, other + 2))
             else:
-                values = values.unflatten(place, (-1, aligned[place])).sum(place)
+                values = values.unflatten(other, (-1, aligned[other])).sum(other)
         return Rows(values.movedim(axis, 0).reshape(n, *target))
 
     return capture
@@ -140,9 +140,8 @@ register_node(
     "SubBackward0",
 )
 register_node(NodeRecord(rule=_shift, saves=("alpha",)), "RsubBackward0")
-register_node(
-    NodeRecord(adds=True), *(f"{name}Backward1" for name in ("Add", "Sub", "Rsub", "Mul", "Div"))
-)  # with a plain number
+# With a plain number as the other operand.
+register_node(NodeRecord(adds=True), *(f"{name}Backward1" for name in ("Add", "Sub", "Rsub", "Mul", "Div")))
 register_node(NodeRecord(adds=True, in_place=True, scale=lambda _: -1.0), "NegBackward0")
 register_node(
     NodeRecord(
@@ -160,7 +159,7 @@ register_node(
     NodeRecord(
         rule=_divide,
         saves=("self", "other"),
-        adds=_has_constant,
+        adds=_only_first_differentiable,
         elementwise=True,
         in_place=True,
         scale=_scale_of_quotient,

@@ -78,9 +78,9 @@ def _filled_up(node: Node, bags: int) -> tuple[Tensor, Tensor]:
     """The entries of each bag and how often each counts, both [bags, longest]."""
     indices, starts = saved(node, "indices"), saved(node, "offsets")[:bags]
     lengths = torch.diff(starts, append=starts.new_tensor([indices.numel()]))
-    places = torch.arange(max(1, int(lengths.max())), device=indices.device).expand(bags, -1)
-    inside = places < lengths.unsqueeze(1)
-    where = (starts.unsqueeze(1) + places).clamp_max(max(0, indices.numel() - 1))
+    positions = torch.arange(max(1, int(lengths.max())), device=indices.device).expand(bags, -1)
+    inside = positions < lengths.unsqueeze(1)
+    where = (starts.unsqueeze(1) + positions).clamp_max(max(0, indices.numel() - 1))
     found = pad(indices, (0, int(indices.numel() == 0)))[where]
     counts = inside & (found != signed(saved(node, "padding_idx")))
     if saved(node, "mode") == _MAX:  # the row that wins does so once, however often it lies in the bag

@@ -159,5 +159,5 @@ register_node(
 )
 register_node(NodeRecord(moves=_over_all_but_channels), "MiopenBatchNormBackward0")
 register_node(
-    NodeRecord(reads_cut=through_weight_norm, saves=("dim", "v", "g", "result1")), "WeightNormInterfaceBackward0"
+    NodeRecord(shortcut=through_weight_norm, saves=("dim", "v", "g", "result1")), "WeightNormInterfaceBackward0"
 )

@@ -108,16 +108,16 @@ register_node(
 register_node(NodeRecord(moves=_turned, saves=("dims",), rearranges=True), "PermuteBackward0")
 register_node(NodeRecord(moves=_selected, saves=("dim",), rearranges=True), "SelectBackward0", "UnbindBackward0")
 register_node(
-    NodeRecord(moves=_cut, saves=("dim", "start", "step"), rearranges=True, cut_start=_cut_start, reads_cut=of_cut),
+    NodeRecord(moves=_cut, saves=("dim", "start", "step"), rearranges=True, cut_start=_cut_start, shortcut=of_cut),
     "SliceBackward0",
 )
 register_node(
-    NodeRecord(moves=_cut, saves=("dim", "split_size"), rearranges=True, cut_start=_cut_start, reads_cut=of_cut),
+    NodeRecord(moves=_cut, saves=("dim", "split_size"), rearranges=True, cut_start=_cut_start, shortcut=of_cut),
     "SplitBackward0",
     "UnsafeSplitBackward0",
 )
 register_node(
-    NodeRecord(moves=_cut, saves=("dim", "split_sizes"), rearranges=True, cut_start=_cut_start, reads_cut=of_cut),
+    NodeRecord(moves=_cut, saves=("dim", "split_sizes"), rearranges=True, cut_start=_cut_start, shortcut=of_cut),
     "SplitWithSizesBackward0",
 )
 register_node(NodeRecord(moves=_stacked, saves=("dim",), adds=True, joins=True), "StackBackward0")
