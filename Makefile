@@ -6,18 +6,34 @@ PEERS := .venv-benchmark
 FLOOR := .venv-floor
 FLOOR_PYTHON ?= $(shell command -v python3.10 || echo $(PYTHON))
 LOGDIR ?= runs/quickstart
+WORKERS ?= auto# as many as there are cores
+MARKS = not slow and not timing
+# In chunks of neighbours, so that what a file sets up is set up once; whoever is done early takes over from the other.
+XDIST = --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-floor lint types unit format benchmark benchmark-stopping clean
+.PHONY: demo test test-slow test-floor lint types unit timing format benchmark benchmark-stopping clean
 
 demo: $(VENV)/.test-installed
 	$(BIN)/python examples/quickstart.py --logdir $(LOGDIR)
 
-test: lint types unit
+# CONTRIBUTING says what each target runs and how long it takes.
+test: $(VENV)/.test-installed
+	$(MAKE) --jobs=2 lint types
+	$(MAKE) unit
+	$(MAKE) timing
 
-# With the lowest versions that we promise to work with. Not part of `test`: it takes half an hour, and on Linux the first
-# time gigabytes, since PyPI's torch 2.6 brings CUDA along.
+# What needs minutes for its statistical power; CI runs it once a week.
+test-slow: $(VENV)/.test-installed
+	$(BIN)/python -m pytest $(XDIST) -m slow
+
+# With the lowest versions that we promise to work with. Not part of `test`: on Linux it takes gigabytes the first time,
+# since PyPI's torch 2.6 brings CUDA along.
 test-floor: $(FLOOR)/.installed
-	$(FLOOR)/bin/python -m pytest
+	$(FLOOR)/bin/python -m pytest $(XDIST) -m "$(MARKS)"
+	$(FLOOR)/bin/python -m pytest -m "timing and not slow"
+
+# One worker for each core is all that the cores can do: BLAS and OpenMP start no threads beside them.
+unit timing test-slow test-floor: export OMP_NUM_THREADS = 1
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -27,7 +43,11 @@ types: $(VENV)/.test-installed
 	$(BIN)/pyright
 
 unit: $(VENV)/.test-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(XDIST) -m "$(MARKS)"
+
+# Alone, since other work would be in what they measure.
+timing: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -m "timing and not slow"
 
 format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .

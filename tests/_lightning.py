@@ -98,16 +98,6 @@ def fit(
     return trainer
 
 
-LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "dropout": ({"dropout": 0.3}, {}),
-    "BatchNorm": ({"batch_norm": True}, {}),
-    "gradient accumulation": ({"dropout": 0.1}, {"accumulate_grad_batches": 2}),
-    "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
-    "64-true": ({}, {"precision": "64-true"}),
-}
-"""Loops in which an instrument may not leave a trace: options of `Classifier` and of `fit`."""
-
-
 def fingerprint(trainer: pl.Trainer) -> dict[str, str]:
     """Hashes of all that our callbacks must not change."""
     module = trainer.lightning_module

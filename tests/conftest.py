@@ -1,4 +1,8 @@
-"""Small tensors gain nothing from a second thread and lose tenfold by it where another process keeps the core busy."""
+"""Settings of all tests.
+
+Small tensors gain nothing from a second thread and lose tenfold by it where another process keeps the core busy.
+Hypothesis's deadlines are times of single examples, which say nothing where workers share the cores.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,32 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from _once import Once
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
+
+COLLECTED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note every test there is, before `-m` and `-k` leave some out; a test of the pages compares."""
+    config.stash[COLLECTED] = [item.nodeid for item in items]
+
+
+@pytest.fixture
+def collected(request: pytest.FixtureRequest) -> list[str]:
+    return request.config.stash[COLLECTED]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder if worker_id == "master" else folder.parent) / "once"
+    root.mkdir(exist_ok=True)
+    return Once(root)
 
 
 @pytest.fixture(autouse=True)

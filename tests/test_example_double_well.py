@@ -10,6 +10,14 @@ from test_examples import _logging_as_it_was, main_of
 __all__ = ["_logging_as_it_was"]  # an example quietens Lightning; the fixture undoes it
 
 
+def test_the_example_runs_to_its_end_and_says_what_kramers_expects(capsys) -> None:
+    found = main_of("double_well")(eps=0.07, steps=200, seed=3)
+    assert found["kramers"] == pytest.approx(1580, abs=1)
+    assert found["one"].escapes == 0
+    assert "Kramers: an escape every 1,580 steps." in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_parameter_leaves_one_of_two_valleys_as_often_as_kramers_says_and_never_a_single_one(capsys) -> None:
     found = main_of("double_well")(eps=0.07, steps=5000, seed=3)
     assert found["kramers"] == pytest.approx(1580, abs=1)

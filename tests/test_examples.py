@@ -12,7 +12,7 @@ import pytest
 from _tensorboard import read_events
 from PIL import Image
 
-from lightning_cx.instruments.tail_card import CODES
+from lightning_cx.instruments.tail_index import CODES
 from lightning_cx.tensorboard import tags
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -47,6 +47,29 @@ def test_an_example_is_short_enough_to_be_read(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 100
 
 
+SHORTEST: dict[str, dict[str, int]] = {
+    "averaging": {"epochs": 7},
+    "early_stopping": {"epochs": 1},
+    "fabric": {"epochs": 3},
+    "interference": {"epochs": 1},
+    "plain_pytorch": {"epochs": 3},
+    "spectral_bias_image": {"steps": 5},
+    "tail_index": {"epochs": 5},
+    "teacher_student": {"steps": 12},
+}
+
+
+@pytest.mark.filterwarnings("ignore:lightning_cx")  # so short a run shows little, and says so
+@pytest.mark.parametrize("name", SHORTEST)
+def test_an_example_runs_to_its_end_and_says_where_it_wrote(name: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    """What each says of its network takes minutes to show: that is in the slow tests below."""
+    monkeypatch.syspath_prepend(EXAMPLES)  # as for a script that lies there
+    assert main_of(name)(str(tmp_path), seed=1, **SHORTEST[name])
+    assert any(tmp_path.rglob("*"))
+    assert capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_digits_obey_the_principle_and_random_labels_and_waves_do_not(tmp_path: Path, capsys) -> None:
     found = main_of("interference")(str(tmp_path), epochs=12, seed=1)
     true, random, waves = (found[name] for name in ("true labels", "random labels", "Fourier features"))
@@ -66,6 +89,7 @@ def test_digits_obey_the_principle_and_random_labels_and_waves_do_not(tmp_path: 
     assert str(tmp_path) in printed
 
 
+@pytest.mark.slow
 def test_a_photograph_appears_from_low_to_high_unless_waves_are_given(tmp_path: Path, capsys) -> None:
     found = main_of("spectral_bias_image")(str(tmp_path), steps=121, seed=1)
 
@@ -81,6 +105,7 @@ def test_a_photograph_appears_from_low_to_high_unless_waves_are_given(tmp_path: 
     assert width(tmp_path / "ReLU_bands.png") == 800
 
 
+@pytest.mark.slow
 def test_unequal_examples_average_away_in_a_batch_and_heavy_noise_does_not(tmp_path: Path, capsys) -> None:
     found = main_of("tail_index")(str(tmp_path), epochs=10, seed=1)
 
@@ -110,6 +135,7 @@ def test_unequal_examples_average_away_in_a_batch_and_heavy_noise_does_not(tmp_p
     assert str(tmp_path) in printed
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_stopped_before_they_are_learned_and_true_ones_go_on(tmp_path: Path, capsys) -> None:
     found = main_of("early_stopping")(str(tmp_path), epochs=50, seed=1)
     unstopped, held_out, stopped, true = found.values()
@@ -128,6 +154,7 @@ def test_wrong_labels_are_stopped_before_they_are_learned_and_true_ones_go_on(tm
     assert str(tmp_path) in printed
 
 
+@pytest.mark.slow
 def test_enough_examples_lead_to_the_teacher_and_few_do_not(tmp_path: Path, capsys) -> None:
     found = main_of("teacher_student")(str(tmp_path), steps=200, seed=0)
     ends = {n: {tag: values[-1][1] for tag, values in run.items()} for n, run in found.items()}
@@ -144,6 +171,7 @@ def test_enough_examples_lead_to_the_teacher_and_few_do_not(tmp_path: Path, caps
     assert str(tmp_path) in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain_pytorch", "fabric"])
 def test_a_loop_of_ones_own_is_stopped_and_leaves_curves_and_a_picture(
     name: str, tmp_path: Path, capsys, monkeypatch
@@ -166,6 +194,7 @@ def test_a_loop_of_ones_own_is_stopped_and_leaves_curves_and_a_picture(
     assert f"{found['best_step']}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_large_steps_gain_by_averaging_and_small_ones_lose(tmp_path: Path, capsys) -> None:
     found = main_of("averaging")(str(tmp_path), epochs=10, seed=1)
     (large, last, average), (small, small_last, small_average) = found["large steps"], found["small steps"]

@@ -1,115 +1,144 @@
-"""The rooms of the house know only what DESIGN lets them know."""
+"""Packages know only what the table at the top lets them know."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
+from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent.parent / "lightning_cx"
 
-# Which rooms a room may import. `tensorboard.tags` is names only and open to the instruments.
-ALLOWED = {
-    "functional": {"functional"},
-    "gradients": {"functional", "gradients"},
-    "probe": {"functional", "gradients", "probe"},
-    "metrics": {"functional", "metrics"},
-    "instruments": {"functional", "gradients", "probe", "metrics", "instruments", "tensorboard.tags"},
-    "rules": {"functional", "probe", "instruments.base", "tensorboard.tags", "rules"},
-    "tensorboard": {"functional", "instruments.base", "tensorboard"},
-    "callbacks": {"functional", "gradients", "probe", "metrics", "instruments", "rules", "tensorboard", "callbacks"},
+
+class May(NamedTuple):
+    """What a package may import.
+
+    Args:
+        inside: Of lightning_cx: packages, or single modules of them.
+        outside: Of other distributions; the standard library is open to all.
+        types: Names that may be imported for annotations only, under TYPE_CHECKING.
+    """
+
+    inside: set[str]
+    outside: set[str]
+    types: frozenset[str] = frozenset()
+
+
+DRAWING = frozenset({"matplotlib.axes.Axes", "matplotlib.figure.Figure"})  # what torchmetrics draws on
+EVERYTHING = {"functional", "gradients", "probe", "metrics", "instruments", "rules", "tensorboard", "callbacks"}
+LAYERS = {
+    "functional": May({"functional"}, {"torch", "scipy", "numpy"}),
+    "gradients": May({"functional", "gradients"}, {"torch"}),
+    "probe": May({"functional", "gradients", "probe"}, {"torch", "numpy"}),
+    "metrics": May({"functional", "metrics"}, {"torch", "torchmetrics"}, DRAWING),
+    # `tensorboard.tags` is names only and open to the instruments.
+    "instruments": May(
+        {"functional", "gradients", "probe", "metrics", "instruments", "tensorboard.tags"},
+        {"torch"},
+    ),
+    "rules": May({"functional", "probe", "instruments", "tensorboard.tags", "rules"}, {"torch"}),
+    # `tensorboard` reads event files back.
+    "tensorboard": May(
+        {"functional", "instruments", "tensorboard"},
+        {"torch", "numpy", "matplotlib", "tensorboard"},
+    ),
+    "callbacks": May(EVERYTHING, {"torch"}),
 }
-OUTSIDE = {
-    "functional": {"torch", "scipy", "numpy"},
-    "gradients": {"torch"},
-    "probe": {"torch", "numpy"},
-    "metrics": {"torch", "torchmetrics", "matplotlib"},  # matplotlib for types only: torchmetrics does the drawing
-    "instruments": {"torch"},
-    "rules": {"torch"},
-    "tensorboard": {"torch", "numpy", "matplotlib", "tensorboard"},  # the last one to read event files back
-    "callbacks": {"torch"},
-}
-MATPLOTLIB_FOR_TYPES = {"matplotlib.axes.Axes", "matplotlib.figure.Figure"}
+KNOW_LIGHTNING = {"callbacks/_trainer.py", "callbacks/_flavour.py"}  # what is inside a Trainer, which Lightning it is
+KNOWS_TRAINERS_PRIVATELY = "callbacks/_trainer.py"
+
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
-KNOW_LIGHTNING = ("_trainer.py", "_flavour.py")  # what is inside a Trainer, and which Lightning it comes from
-STANDARD = sys.stdlib_module_names
+# Packages that are imported one line after the other, and what must not be loaded after each line.
+WITHOUT_LIGHTNING = {
+    ("functional", "gradients", "probe"): LIGHTNING,
+    # torchmetrics brings lightning_utilities along.
+    ("metrics", "instruments"): LIGHTNING - {"torchmetrics", "lightning_utilities"},
+}
+MOST_PUBLIC_NAMES = 15
 
-FILES = [path for room in ALLOWED for path in sorted((PACKAGE / room).rglob("*.py"))]
+
+def files() -> Iterator[tuple[str, ast.Module]]:
+    """Every file of every package in the table, by its path inside lightning_cx."""
+    for package in LAYERS:
+        found = sorted((PACKAGE / package).rglob("*.py"))
+        assert found, f"no files in {package}"
+        for path in found:
+            yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text())
 
 
-def imports(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported, inside functions and under TYPE_CHECKING, too."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
-    room = path.relative_to(PACKAGE).parts[0]
-    for name in imports(path):
-        top = name.split(".")[0]
-        if top == "lightning_cx":
-            inside = name.removeprefix("lightning_cx.")
-            assert any(inside == a or inside.startswith(a + ".") for a in ALLOWED[room]), f"{room} imports {name}"
-        elif top in LIGHTNING - OUTSIDE[room]:
-            assert path.name in KNOW_LIGHTNING, f"{path.name} imports {name}: only {KNOW_LIGHTNING} know Lightning"
-        else:
-            assert top in OUTSIDE[room] or top in STANDARD or top == "__future__", f"{room} imports {name}"
+def at_run_time(tree: ast.Module) -> set[str]:
+    """Names imported outside of `if TYPE_CHECKING:`."""
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    only = {id(node) for branch in typing for part in branch.body for node in ast.walk(part)}
+    run = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in only]
+    return {name for node in run for _, name in imports(node)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_private_attributes_of_a_trainer_are_touched_in_one_file_only(path: Path) -> None:
-    if path.name == "_trainer.py":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and isinstance(node.value, ast.Name):
-            assert node.value.id not in ("trainer", "pl_module"), f"{path.name}:{node.lineno} touches {node.attr}"
+def is_allowed(name: str, file: str, may: May, runs: bool) -> bool:
+    top = name.partition(".")[0]
+    if top == "lightning_cx":
+        inside = name.removeprefix("lightning_cx.")
+        return any(inside == known or inside.startswith(f"{known}.") for known in may.inside)
+    if top in LIGHTNING - may.outside:
+        return file in KNOW_LIGHTNING
+    return top in may.outside | sys.stdlib_module_names or (name in may.types and not runs)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_file_is_longer_than_300_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 300
+def test_packages_import_only_what_the_table_allows() -> None:
+    offenders = []
+    for file, tree in files():
+        run = at_run_time(tree)
+        may = LAYERS[file.partition("/")[0]]
+        offenders += [
+            f"{file}:{line} imports {name}"
+            for line, name in imports(tree)
+            if not is_allowed(name, file, may, runs=name in run)
+        ]
+    assert not offenders, "\n".join(offenders)
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "metrics").rglob("*.py")), ids=lambda p: p.name)
-def test_metrics_know_matplotlib_only_as_the_type_of_what_torchmetrics_draws(path: Path) -> None:
-    assert {name for name in imports(path) if name.startswith("matplotlib")} <= MATPLOTLIB_FOR_TYPES
-    run = {node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)}
-    assert not any("matplotlib" in ast.unparse(node) for node in run)  # they stand under TYPE_CHECKING
+def test_one_file_only_touches_private_attributes_of_a_trainer_or_a_module() -> None:
+    offenders = [
+        f"{file}:{node.lineno} touches {node.value.id}.{node.attr}"
+        for file, tree in files()
+        for node in ast.walk(tree)
+        if file != KNOWS_TRAINERS_PRIVATELY
+        and isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("trainer", "pl_module")
+    ]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_packages_below_the_callbacks_load_no_lightning() -> None:
+    """In one fresh process, which imports them from the lowest upwards."""
+    lines = ["import sys"]
+    for packages in WITHOUT_LIGHTNING:
+        lines += [f"import lightning_cx.{package}" for package in packages]
+        lines += ["print(sorted({name.partition('.')[0] for name in sys.modules}))"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = [set(ast.literal_eval(line)) for line in done.stdout.splitlines()]
+    for (packages, forbidden), modules in zip(WITHOUT_LIGHTNING.items(), loaded, strict=True):
+        assert not modules & forbidden, f"{packages} load {modules & forbidden}"
+    assert "torchmetrics" in loaded[-1]  # the metrics are torchmetrics'
 
 
 def test_there_are_at_most_15_public_names() -> None:
     import lightning_cx
 
     assert set(lightning_cx.__all__) <= set(dir(lightning_cx))
-    assert len(lightning_cx.__all__) <= 15
-
-
-@pytest.mark.parametrize(
-    ("rooms", "forbidden"),
-    [
-        ("lightning_cx.functional, lightning_cx.gradients, lightning_cx.probe", LIGHTNING),
-        # Instruments pool in a torchmetrics.Metric, which brings lightning_utilities along.
-        ("lightning_cx.metrics, lightning_cx.instruments", LIGHTNING - {"torchmetrics", "lightning_utilities"}),
-    ],
-)
-def test_the_rooms_below_the_callbacks_do_not_import_lightning(rooms: str, forbidden: set[str]) -> None:
-    code = f"import sys, {rooms}; print([m for m in sys.modules if m.split('.')[0] in {forbidden}])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert result.stdout.strip() == "[]"
-
-
-def test_metrics_import_torchmetrics_but_not_lightning() -> None:
-    code = "import sys, lightning_cx.metrics; print({m.split('.')[0] for m in sys.modules})"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    loaded = ast.literal_eval(result.stdout)
-    assert "torchmetrics" in loaded
-    assert not loaded & (LIGHTNING - {"torchmetrics", "lightning_utilities"})  # the second comes with the first
+    assert len(lightning_cx.__all__) <= MOST_PUBLIC_NAMES

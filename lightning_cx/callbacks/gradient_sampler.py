@@ -41,7 +41,7 @@ class GradientSampler:
 
     Args:
         failures: Where refusals are told.
-        needs: What the instruments want: the Gram matrix or norms alone, of all parameters or of each as well.
+        needs: What the instruments that are shown gradients want of them; empty where there are none.
         sums: Whether to keep what the examples add up to, for other processes.
         optimizer: Number of the optimizer whose parameters are read; None reads all that the module has.
 
@@ -58,10 +58,10 @@ class GradientSampler:
         self.failures = failures
         self._sums, self._optimizer = sums, optimizer
         self._whose = "" if optimizer is None else f" of optimizer {optimizer}"
-        self._wanted = any(need.gradients for need in needs)
+        self._wanted = bool(needs)
         self._gram = any(need.gram for need in needs)
         self._norms = any(need.gram or need.norms for need in needs)
-        self._per_layer = any(need.per_layer and need.gradients for need in needs)
+        self._per_layer = any(need.per_layer for need in needs)
         self._projections = max((need.projections for need in needs), default=0)
         self._coordinates = max((need.coordinates for need in needs), default=0)
         self.sample: GradientSample | None = None

@@ -9,9 +9,9 @@ from lightning_cx.callbacks._trainer import LightningModule, Trainer
 from lightning_cx.callbacks.cadence import PARAMETERS, PassesOf
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.monitored_probe import MonitoredProbe
-from lightning_cx.callbacks.panel import Panel
+from lightning_cx.callbacks.panel import Panel, Show
 from lightning_cx.callbacks.sharded import is_sharded
-from lightning_cx.instruments import Needs, Observation
+from lightning_cx.instruments import Instrument, Method, Needs
 
 
 class OwnPasses:
@@ -30,12 +30,12 @@ class OwnPasses:
     """
 
     def __init__(self, panel: Panel, probe: MonitoredProbe, failures: Failures) -> None:
-        self._panel, self._probe, self._failures = panel, probe, failures
+        self._probe, self._failures = probe, failures
         self._sharded = False
         self._steps = 0
-        asking = {type(i).__name__: i.needs for i in panel.instruments if i.needs.passes > 0}
-        self.works: Sequence[PassesOf] = [self._work(name, needs) for name, needs in asking.items()]
-        self._parameters = [type(i).__name__ for i in panel.instruments if i.needs.parameters]
+        given = panel.instruments.items()
+        self.works: Sequence[PassesOf] = [self._work(key, i.needs) for key, i in given if "on_model" in i.shown]
+        self._parameters = [key for key, i in given if "on_parameters" in i.shown]
 
     def _work(self, name: str, needs: Needs) -> PassesOf:
         return PassesOf(name, needs.every_n_steps, partial(self._probe.reader.pass_seconds, needs.passes))
@@ -68,15 +68,21 @@ class OwnPasses:
         stepped, self._steps = trainer.global_step != self._steps, trainer.global_step
         return [PARAMETERS, *names] if self._parameters and stepped and due(PARAMETERS) else names
 
-    def observe(self, trainer: Trainer, module: LightningModule, work: str, step: int) -> Observation | None:
+    def show(self, trainer: Trainer, module: LightningModule, work: str, step: int) -> Show | None:
         """What to show for a kind of work; None where the probe is not there yet, or cannot be had."""
         if work == PARAMETERS:
             live = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-            return Observation(step, parameters=live)
+            return lambda instrument: instrument.on_parameters(step, live)
         view = self._probe.view(trainer, module)
-        return None if view is None else Observation(step, model=view)
+        return None if view is None else lambda instrument: instrument.on_model(step, view)
 
     @staticmethod
-    def concerns(work: str, needs: Needs, name: str) -> bool:
+    def method(work: str) -> Method:
+        """By which method a kind of work is shown."""
+        return "on_parameters" if work == PARAMETERS else "on_model"
+
+    @staticmethod
+    def concerns(work: str, key: str, instrument: Instrument) -> bool:
         """Whether an instrument is to be shown a kind of work."""
-        return needs.parameters if work == PARAMETERS else name == work and needs.passes > 0
+        del instrument
+        return work in (PARAMETERS, key)

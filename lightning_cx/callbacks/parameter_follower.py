@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer
+from lightning_cx.callbacks._trainer import LightningModule, Trainer, training_data
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.gradients import DIRECTIONS, ParameterSketch
-from lightning_cx.instruments import Needs, ParameterStep
+from lightning_cx.instruments import ParameterStep
 
 
 class ParameterFollower:
@@ -19,12 +17,13 @@ class ParameterFollower:
     Where gradients are accumulated the step comes some batches later; until then nothing else is begun.
 
     Args:
-        needs: What the instruments want.
+        wanted: Whether an instrument asks for it.
     """
 
-    def __init__(self, needs: Sequence[Needs]) -> None:
-        self._sketch = ParameterSketch(DIRECTIONS) if any(need.trajectory for need in needs) else None
+    def __init__(self, wanted: bool) -> None:
+        self._sketch = ParameterSketch(DIRECTIONS) if wanted else None
         self._before: tuple[int, Tensor] | None = None
+        self._training_examples: int | None = None
 
     def start(self, module: LightningModule, failures: Failures) -> None:
         """At the start of a fit: say so where the parameters cannot be followed."""
@@ -44,6 +43,8 @@ class ParameterFollower:
         """Before a sampled batch."""
         if self._sketch is not None and self._before is None:
             self._before = (trainer.global_step, self._sketch(module.named_parameters()))
+            if self._training_examples is None and (data := training_data(trainer)) is not None:
+                self._training_examples = len(data[0])
 
     def end(self, trainer: Trainer, module: LightningModule) -> ParameterStep | None:
         """After any batch: what the step did, once it was made."""
@@ -51,4 +52,4 @@ class ParameterFollower:
             return None
         (_, before), self._before = self._before, None
         after = self._sketch(module.named_parameters())
-        return ParameterStep(after, after - before)
+        return ParameterStep(after, after - before, self._training_examples)

@@ -39,7 +39,7 @@ class ProbeCheck:
 
     def __init__(self, probe: ProbeSet, watch: ResidualWatch, failures: Failures) -> None:
         self.probe, self.watch, self.failures = probe, watch, failures
-        self.reader = ProbeReader(probe, [Needs(probe=True, probe_gradients=GATE_EXAMPLES)], failures)
+        self.reader = ProbeReader(probe, [Needs(probe_gradients=GATE_EXAMPLES)], failures)
         self.off = False
         self.refusal = ""
 

@@ -19,14 +19,14 @@ from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.full_batches import FullBatches
 from lightning_cx.callbacks.monitored_probe import MonitoredProbe
 from lightning_cx.callbacks.own_passes import OwnPasses
-from lightning_cx.callbacks.panel import FIRST, Concerned, Panel
+from lightning_cx.callbacks.panel import FIRST, Concerned, Panel, Show
 from lightning_cx.callbacks.parameter_follower import ParameterFollower
 from lightning_cx.callbacks.processes import together
 from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
 from lightning_cx.callbacks.shared import Shared
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import Observation, Reading
+from lightning_cx.instruments import BatchView, Instrument, Method, Reading, needs_of
 from lightning_cx.probe import ProbeSet
 from lightning_cx.tensorboard import tags
 from lightning_cx.tensorboard.tags import Series
@@ -51,11 +51,12 @@ class Session:
         self.panel = panel
         self.schedule = schedule
         self.ledger, self.failures = Ledger(), Failures(strict)
-        needs, self._asking = panel.needs, panel.asking
-        self.backwards = Backwards(self.failures, needs)
-        self.features, self.targets = features_and_targets(probe, needs, self.failures)
-        self.follower = ParameterFollower(needs)
-        self.probe = MonitoredProbe(probe, needs, self.failures)
+        given = panel.instruments.values()
+        of_gradients = needs_of(given, "on_gradients")
+        self.backwards = Backwards(self.failures, of_gradients)
+        self.features, self.targets = features_and_targets(probe, of_gradients, self.failures)
+        self.follower = ParameterFollower(any("on_step" in instrument.shown for instrument in given))
+        self.probe = MonitoredProbe(probe, needs_of(given, "on_probe"), self.failures)
         self.own = OwnPasses(panel, self.probe, self.failures)
         self.publisher = Publisher(self.failures)
         self.shared: Shared | None = None
@@ -164,7 +165,7 @@ class Session:
         with self._timed(), self.failures.guard(TRAJECTORY):
             made = self.follower.end(trainer, module)
             if made is not None:
-                self._measure(trainer, Observation(self._step, trajectory=made), lambda needs, _: needs.trajectory)
+                self._measure(trainer, "on_step", lambda i: i.on_step(self._step, made))
 
     def _settle(self, trainer: Trainer, module: LightningModule, batch: Any, seconds: float) -> None:
         """Measure a sampled step that took so many seconds and book what it cost."""
@@ -233,10 +234,10 @@ class Session:
             return self._board and self.publisher.has_pictures
         if work not in (GRADIENTS, PROBE):
             return self.own.wanted(work)
-        live = [needs for name, needs in self._asking if not self.failures.off(name)]
+        live = [i.shown for key, i in self.panel.instruments.items() if not self.failures.off(key)]
         if work == GRADIENTS:
-            return any((needs.gradients and not self.backwards.off) or needs.trajectory for needs in live)
-        return not self.probe.refused and any(needs.probe for needs in live)
+            return any(("on_gradients" in of and not self.backwards.off) or "on_step" in of for of in live)
+        return not self.probe.refused and any("on_probe" in of for of in live)
 
     @property
     def _uses_probe(self) -> bool:
@@ -268,15 +269,15 @@ class Session:
         if not trainer.is_global_zero:
             return
         features, targets = (part.read(batch, self._examples) for part in (self.features, self.targets))
-        observation = Observation(self._step, gradients=sample, features=features, targets=targets)
-        self._measure(trainer, observation, lambda needs, _: needs.gradients, series)
+        view = BatchView(features, targets)
+        self._measure(trainer, "on_gradients", lambda i: i.on_gradients(self._step, sample, view), series)
 
     def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:
         start = perf_counter()
         reading = self.probe.read(trainer, module)
         one_off, measuring = self.probe.one_off_seconds, perf_counter()
         if reading is not None:
-            self._measure(trainer, Observation(self._step, probe=reading), lambda needs, _: needs.probe)
+            self._measure(trainer, "on_probe", lambda i: i.on_probe(self._step, reading))
             if self.probe.reader.read_count == 1:
                 one_off += perf_counter() - measuring  # the first reading builds the basis
         if not self.probe.reader.streaming:
@@ -285,16 +286,24 @@ class Session:
     def _show(self, trainer: Trainer, module: LightningModule, work: str) -> None:
         start = perf_counter()
         self.probe.one_off_seconds = 0.0
-        observation = self.own.observe(trainer, module, work, self._step)
-        if observation is not None:
-            self._measure(trainer, observation, partial(self.own.concerns, work))
+        show = self.own.show(trainer, module, work, self._step)
+        if show is not None:
+            self._measure(trainer, self.own.method(work), show, concerned=partial(self.own.concerns, work))
             self.ledger.book(work, perf_counter() - start, self.probe.one_off_seconds)
 
     def _measure(
-        self, trainer: Trainer, observation: Observation, concerned: Concerned, series: Series = FIRST
+        self,
+        trainer: Trainer,
+        method: Method,
+        show: Show,
+        series: Series = FIRST,
+        concerned: Concerned = lambda key, instrument: True,
     ) -> None:
         if trainer.is_global_zero:
-            self._readings += self.panel.measure(observation, concerned, self.failures, series)
-        elif observation.trajectory is None:
+            self._readings += self.panel.measure(method, show, self.failures, series, concerned)
+        elif method != "on_step":
             # Instruments that make passes have to know in all processes what they know in the first.
-            self.panel.measure(observation, lambda n, name: n.passes > 0 and concerned(n, name), self.failures)
+            def makes_passes(key: str, instrument: Instrument) -> bool:
+                return "on_model" in instrument.shown and concerned(key, instrument)
+
+            self.panel.measure(method, show, self.failures, concerned=makes_passes)

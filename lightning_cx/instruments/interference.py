@@ -10,10 +10,12 @@ from torch import Tensor
 
 from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments.base import Instrument, ModeScatter, Needs, Observation, Reading
-from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
-from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES
-from lightning_cx.instruments.modes import ModeHistory
+from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
+from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
+from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS, MIN_EXAMPLES, Modes, mode_picture
+from lightning_cx.instruments.histories import Thinned
+from lightning_cx.instruments.reading import ModeScatter, Reading
+from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 
 BATCH_TAGS: tuple[str, ...] = (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
@@ -38,6 +40,7 @@ class Interference(Instrument):
             method finds where there is nothing to find.
         examples: How many probe examples take part; fewer where the batches of the probe are small (their number is
             limited to 8, since each two have to meet in one pass).
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `on` or `control` is not known, or `examples` is below 16.
@@ -53,7 +56,10 @@ class Interference(Instrument):
         per_layer: bool = False,
         control: Control = None,
         examples: int = 256,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if on not in ("batch", "probe"):
             raise ValueError(f'Interference is measured on "batch" or "probe", got {on!r}.')
         if examples < MIN_EXAMPLES:
@@ -61,54 +67,49 @@ class Interference(Instrument):
         self.on = on
         self.per_layer = per_layer
         self.examples = examples
-        self._tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
-        self._history = ModeHistory(f"Gradient modes of the {on}")
+        self.tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
+        self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
         self._basis: tuple[Tensor, Basis] | None = None
-        twin = None if checked(control) is None else Interference(on, per_layer, None, examples)
-        self._twin = None if twin is None else ShuffledTwin(twin)
+        self._twin = ShuffledTwin(control, lambda: Interference(on, per_layer, None, examples))
 
     def reset(self) -> None:
-        self._history.reset()
+        self._modes.reset()
         self._basis = None
-        if self._twin is not None:
-            self._twin.twin.reset()
+        self._twin.reset()
 
     @property
     def needs(self) -> Needs:
-        if self.on == "batch":
-            return Needs(gram=True, features=True, per_layer=self.per_layer)
-        return Needs(probe=True, probe_gradients=self.examples, per_layer=self.per_layer)
+        return Needs(features=True, probe_gradients=self.examples, per_layer=self.per_layer)
 
-    def measure(self, observation: Observation) -> Reading:
-        reading = self._measure(observation)
-        if self._twin is None or not reading.scalars:
-            return reading
-        return self._twin.beside(reading, observation)
+    @property
+    def shown(self) -> frozenset[Method]:
+        return frozenset({"on_gradients" if self.on == "batch" else "on_probe"})
 
-    def _measure(self, observation: Observation) -> Reading:
-        sample, features = self._seen(observation)
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        reading = self._measure(step, gradients, batch.features)
+        return self._twin.beside(reading, lambda twin: twin.on_gradients(step, shuffled_gradients(gradients), batch))
+
+    def on_probe(self, step: int, probe: ProbeReading) -> Reading:
+        reading = self._measure(step, probe.gradients, probe.features)
+        return self._twin.beside(reading, lambda twin: twin.on_probe(step, shuffled_probe(probe)))
+
+    def _measure(self, step: int, sample: GradientSample | None, features: Tensor | None) -> Reading:
         if sample is None or sample.gram is None:
             return Reading()
-        nothing = dict.fromkeys(self._tags, torch.nan)
+        nothing = dict.fromkeys(self.tags, torch.nan)
         if features is None:  # whoever looked for them has said why there are none
             return Reading(nothing)
         gram = sample.gram.cpu()
         why = _unusable(gram)
         if why is not None:
-            return Reading(nothing, refusals=dict.fromkeys(self._tags, why))
+            return Reading(nothing, refusals=dict.fromkeys(self.tags, why))
         basis = self._basis_on(features, len(gram))
-        scalars, refusals, picture = self._profile(observation.step, gram, basis)
+        scalars, refusals, picture = self._profile(step, gram, basis)
         for layer, own in self._layers(sample).items():
-            values, _, _ = self._profile(observation.step, own, basis, whole=False)
+            values, _, _ = self._profile(step, own, basis, whole=False)
             scalars.update({tags.of_layer(tag, layer): value for tag, value in values.items()})
         tag = tags.GRADIENT_SPECTRUM if self.on == "batch" else tags.PROBE_GRADIENT_SPECTRUM
         return Reading(scalars, pictures={} if picture is None else {tag: picture}, refusals=refusals)
-
-    def _seen(self, observation: Observation) -> tuple[GradientSample | None, Tensor | None]:
-        if self.on == "batch":
-            return observation.gradients, observation.features
-        probe = observation.probe
-        return (None, None) if probe is None else (probe.gradients, probe.features)
 
     def _basis_on(self, features: Tensor, count: int) -> Basis:
         if self._basis is None or self._basis[0] is not features or len(self._basis[1].vectors) != count:
@@ -120,15 +121,18 @@ class Interference(Instrument):
     ) -> tuple[dict[str, float], dict[str, str], ModeScatter | None]:
         profile = interference_profile(gram, basis, shuffles=0)
         values = (profile.cii, profile.p_value, profile.rank_correlation)
-        scalars = {tag: float(value) for tag, value in zip(self._tags, values, strict=True)}
+        scalars = {tag: float(value) for tag, value in zip(self.tags, values, strict=True)}
         if not whole:
             return scalars, {}, None
-        picture = self._history.picture(step, profile.singular_values, profile.positions, float(profile.whole_position))
+        title = f"Gradient modes of the {self.on}"
+        picture = mode_picture(
+            self._modes, title, step, profile.singular_values, profile.positions, float(profile.whole_position)
+        )
         refusals = {}
         if not bool(profile.cii.isfinite()):
             r = profile.singular_values.numel()
             why = profile.unknown or f"the gradients of these examples have {r} modes: too few to compare"
-            refusals = dict.fromkeys(self._tags, why)
+            refusals = dict.fromkeys(self.tags, why)
         return scalars, refusals, picture
 
     def _layers(self, sample: GradientSample) -> Mapping[str, Tensor]:
@@ -142,11 +146,11 @@ class Interference(Instrument):
         return grams
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.state_dict(), **state_of(self._twin)}
+        return {"modes": self._modes.state_dict(), **self._twin.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._history.load_state_dict(state["history"])
-        load_state(self._twin, state)
+        self._modes.load_state_dict(state["modes"])
+        self._twin.load_state_dict(state)
 
 
 def _unusable(gram: Tensor) -> str | None:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
+from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet, SpectralRisk
 from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias, TailIndex
 
@@ -100,7 +100,8 @@ def callbacks_of(options: dict[str, Any]) -> list[pl.Callback]:
         chosen.append(ComplexityMonitor(instruments, every_n_steps=1, probe=ProbeSet(128), strict=strict))
     if options.get("stopping"):
         restore = options["stopping"] == "restore"
-        chosen.append(ComplexityEarlyStopping(every_n_steps=2, restore_best=restore, strict=True))
+        soon = SpectralRisk(patience=2, z=0.5, doubling=False)  # which is enough for what both must agree on
+        chosen.append(ComplexityEarlyStopping(soon, every_n_steps=2, restore_best=restore, strict=True))
     return chosen
 
 

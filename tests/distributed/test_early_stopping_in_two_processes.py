@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import functools
-import json
-import subprocess
-import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from _noisy import Fit, batches, regression, trainer
+from _workers import Workers
 
 from lightning_cx import ComplexityEarlyStopping
 
-SCRIPT = Path(__file__).with_name("_stopping_run.py")
-TIME_LIMIT = 300  # seconds; a deadlock would last for ever
+
+@functools.cache
+def _workers() -> Workers:
+    return Workers(Path(__file__).with_name("_stopping_run.py"), 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stopped() -> Iterator[None]:
+    yield
+    _workers().stop()
 
 
 @functools.cache
 def both(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), case, folder], capture_output=True, text=True, timeout=TIME_LIMIT, check=False
-        )
-        files = [Path(folder, f"rank{rank}.json") for rank in (0, 1)]
-        assert all(file.exists() for file in files), done.stderr
-        first, second = (json.loads(file.read_text()) for file in files)
+    first, second = _workers()({"case": case})
     return first, second
 
 

@@ -24,15 +24,15 @@ LENGTH = 512  # as many blocks as an instrument keeps
 class Wells:
     """What is found in 12 chains of each noise level, and what there was."""
 
-    def __init__(self) -> None:
+    def __init__(self, chains: int = 12, levels: tuple[float, ...] = (0.05, 0.06, 0.08)) -> None:
         self.found: dict[float, list[bool]] = {}
         self.long: dict[float, list[bool]] = {}
         self.escapes: dict[float, int] = {}
         self.made_up: dict[float, int] = {}
         self.time = 3000
-        for eps in (0.05, 0.06, 0.08):
+        for eps in levels:
             self.found[eps], self.long[eps], self.escapes[eps], self.made_up[eps] = [], [], 0, 0
-            for x in double_well(eps, 12, self.time, seed=2024).T:
+            for x in double_well(eps, chains, self.time, seed=2024).T:
                 report, true = dwell(x, block=1), passages(x)
                 hits, _ = matched(report, true)
                 ends = [0, *(arrived for _, arrived in true), len(x)]
@@ -49,17 +49,27 @@ def wells() -> Wells:
     return Wells()
 
 
+def test_most_passages_between_two_wells_are_found_and_hardly_one_is_made_up() -> None:
+    few = Wells(chains=2, levels=(0.08,))
+    assert len(few.found[0.08]) > 40
+    assert np.mean(few.found[0.08]) >= 0.89
+    assert few.made_up[0.08] <= 0.03 * len(few.found[0.08])
+
+
+@pytest.mark.slow
 def test_89_percent_of_the_passages_between_two_wells_are_found(wells: Wells) -> None:
     assert sum(map(len, wells.found.values())) > 300
     assert all(np.mean(hits) >= 0.89 for hits in wells.found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [0.05, 0.06, 0.08])
 def test_hardly_one_is_missed_between_dwells_of_sixteen_blocks_and_hardly_one_made_up(wells: Wells, eps: float) -> None:
     assert np.mean(wells.long[eps]) >= 0.94
     assert wells.made_up[eps] <= 0.03 * len(wells.found[eps])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eps", "theory"), [(0.05, 659), (0.06, 287), (0.08, 101)])
 def test_the_time_between_escapes_is_that_of_kramers(wells: Wells, eps: float, theory: float) -> None:
     assert kramers(eps) == pytest.approx(theory, abs=0.6)
@@ -67,6 +77,7 @@ def test_the_time_between_escapes_is_that_of_kramers(wells: Wells, eps: float, t
     assert measured == pytest.approx(theory, rel=0.35)  # THEORY's own 536 is 19% off; Kramers holds for eps -> 0
 
 
+@pytest.mark.slow
 def test_under_heavy_tailed_noise_it_grows_with_its_power_not_exponentially() -> None:
     alpha, times = 1.5, []
     constant = math.gamma(1 + alpha) * math.sin(math.pi * alpha / 2) / math.pi
@@ -104,9 +115,10 @@ CONTROLS = {
 }
 
 
+@pytest.mark.parametrize("paths", [4, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONTROLS)
-def test_where_there_is_nothing_to_leave_no_escape_is_reported(name: str) -> None:
-    assert sum(dwell(path, block=1).escapes for path in CONTROLS[name](4242)) == 0
+def test_where_there_is_nothing_to_leave_no_escape_is_reported(name: str, paths: int) -> None:
+    assert sum(dwell(path, block=1).escapes for path in CONTROLS[name](4242)[:paths]) == 0
 
 
 @pytest.mark.parametrize("name", ["random walk", "short random walk", "random walk in 64 directions", "drift"])

@@ -15,10 +15,19 @@ from lightning_cx.functional.trajectories.blocks import widths
 from lightning_cx.functional.trajectories.visits import TRAVEL, with_visits
 
 
-@pytest.mark.parametrize(("eps", "time"), [(0.05, 6000), (0.06, 3000), (0.08, 2000)])
-def test_nine_of_ten_passages_are_found_at_a_width_that_the_path_shows(eps: float, time: int) -> None:
+@pytest.mark.parametrize(
+    ("eps", "time", "chains"),
+    [
+        (0.08, 2000, 5),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in ((0.05, 6000, 12), (0.06, 3000, 12), (0.08, 2000, 12))
+        ),
+    ],
+)
+def test_nine_of_ten_passages_are_found_at_a_width_that_the_path_shows(eps: float, time: int, chains: int) -> None:
     hits = made_up = count = 0
-    for x in double_well(eps, 12, time, seed=314).T:
+    for x in double_well(eps, chains, time, seed=314).T:
         true = passages(x)
         found, too_many = matched(dwell(x), true)
         hits, made_up, count = hits + sum(found), made_up + too_many, count + len(true)
@@ -114,20 +123,21 @@ def test_lone_blocks_far_apart_are_no_visit() -> None:
     assert dwell(path, block=1).escapes == 2
 
 
-def test_an_early_jump_is_found_however_long_the_path_goes_on() -> None:
-    for length in (500, 2000, 8000):
-        for left_at in (80, 150, 300, 400):
-            noise = 0.1 * np.random.default_rng(left_at).standard_normal(length)
-            assert dwell(noise + 2.0 * (np.arange(length) >= left_at)).escapes == 1
+@pytest.mark.parametrize("length", [500, 2000, pytest.param(8000, marks=pytest.mark.slow)])
+def test_an_early_jump_is_found_however_long_the_path_goes_on(length: int) -> None:
+    for left_at in (80, 150, 300, 400):
+        noise = 0.1 * np.random.default_rng(left_at).standard_normal(length)
+        assert dwell(noise + 2.0 * (np.arange(length) >= left_at)).escapes == 1
 
 
-def test_a_rate_that_falls_tenfold_and_comes_back_is_no_escape() -> None:
+@pytest.mark.parametrize("paths", [8, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_rate_that_falls_tenfold_and_comes_back_is_no_escape(paths: int) -> None:
     draw, x, path = np.random.default_rng(3), np.zeros(40), []
     for step in range(2000):
         rate = 0.3 if step % 500 < 250 else 0.03
         x = x - rate * (x + draw.standard_normal(40))
         path.append(x)
-    assert sum(dwell(one).escapes for one in np.array(path).T) == 0
+    assert sum(dwell(one).escapes for one in np.array(path).T[:paths]) == 0
 
 
 def test_the_exponent_is_that_of_the_present_dwell() -> None:

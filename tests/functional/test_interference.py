@@ -274,6 +274,7 @@ def test_the_same_seed_gives_the_same_nulls_and_no_global_random_number_is_drawn
     assert not torch.equal(first.null_sd, other.null_sd)
 
 
+@pytest.mark.timing
 def test_a_profile_of_512_examples_with_200_permutations_takes_less_than_two_seconds():
     basis = cosine_basis(512)
     gradients = gaussian_gradients(basis, (1 + torch.arange(512).double()) ** -0.5, seed=0)

@@ -79,7 +79,7 @@ def cube(dimensions: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((weights, (np.tile(corner, dimensions + 1), flipped.ravel())))
 
 
-@pytest.mark.parametrize("count", [2, 5, 20, 64, 100])
+@pytest.mark.parametrize("count", [2, 5, 20, *(pytest.param(count, marks=pytest.mark.slow) for count in (64, 100))])
 def test_no_function_of_a_symmetric_graph_is_missed(count):
     """From one start vector ARPACK alone returns 4 of the 12 slowest functions and then a faster one."""
     eigenvalues, vectors = simplest_functions(cube(12), count)
@@ -104,8 +104,9 @@ def test_waves_on_six_thousand_points_of_a_circle_come_in_pairs_of_known_frequen
     assert basis.captured_share(torch.cos(21 * angle)) < 1e-9
 
 
-def test_six_thousand_examples_in_64_dimensions_give_a_basis_that_repeats_and_leaves_random_states_alone():
-    features = cloud(6000, 64).index_fill(0, torch.arange(5), 1e3)  # five copies, far away
+@pytest.mark.parametrize("n", [1500, pytest.param(6000, marks=pytest.mark.slow)])
+def test_many_examples_in_64_dimensions_give_a_basis_that_repeats_and_leaves_random_states_alone(n):
+    features = cloud(n, 64).index_fill(0, torch.arange(5), 1e3)  # five copies, far away
     np.random.seed(0)
     undisturbed = np.random.random(3)
     np.random.seed(0)
@@ -117,7 +118,7 @@ def test_six_thousand_examples_in_64_dimensions_give_a_basis_that_repeats_and_le
     assert torch.equal(basis.complexity, again.complexity)
     identity = torch.eye(32, dtype=torch.float64)
     torch.testing.assert_close(basis.vectors.T @ basis.vectors, identity, rtol=0, atol=1e-10)
-    assert (basis.vectors[:, 0] == 6000**-0.5).all()
+    assert (basis.vectors[:, 0] == n**-0.5).all()
 
 
 @pytest.mark.usefixtures("always_sparse")
@@ -182,6 +183,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * kilobyte)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "d", "n_functions", "bound"),
     [

@@ -66,13 +66,14 @@ def test_the_law_is_found_in_most_runs_even_if_readings_hang_together() -> None:
         assert found[law] >= 16, (name, found)
 
 
+@pytest.mark.parametrize("seeds", [10, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("correlation", [0.0, 0.6])
-def test_the_interval_holds_the_rate_about_as_often_as_it_says(correlation: float) -> None:
+def test_the_interval_holds_the_rate_about_as_often_as_it_says(correlation: float, seeds: int) -> None:
     for name in ("power of 1", "rate of .01", "floor, rate of .02", "flat"):
         _, law, rate, _ = CURVES[name]
-        tails = [tail_of(name, 0.05, seed, correlation) for seed in range(40)]
+        tails = [tail_of(name, 0.05, seed, correlation) for seed in range(seeds)]
         held = [tail.low <= rate <= tail.high for tail in tails if tail.law == law]
-        assert len(held) >= 32
+        assert len(held) >= 0.8 * seeds
         assert sum(held) / len(held) >= 0.8, name
 
 

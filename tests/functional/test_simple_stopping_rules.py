@@ -25,10 +25,14 @@ def followed(tracker: DominanceTracker | WhitenessTracker, residuals: Tensor) ->
     return None, decision
 
 
+SEEDS = pytest.mark.parametrize("seeds", [5, pytest.param(20, marks=pytest.mark.slow)])
+
+
+@SEEDS
 @pytest.mark.parametrize("kind", [DominanceTracker, WhitenessTracker])
-def test_a_noisy_target_is_left_before_its_noise_is_fitted(kind) -> None:
+def test_a_noisy_target_is_left_before_its_noise_is_fitted(kind, seeds: int) -> None:
     ratios = []
-    for seed in range(20):
+    for seed in range(seeds):
         residuals, error = exact_dynamics(STRONG, 0.5, seed)
         stop, decision = followed(kind(), residuals)
         assert stop is not None
@@ -39,8 +43,9 @@ def test_a_noisy_target_is_left_before_its_noise_is_fitted(kind) -> None:
     assert np.mean(ratios) < {DominanceTracker: 2, WhitenessTracker: 4}[kind]
 
 
-def test_dominance_does_not_fire_where_complex_functions_are_learned_first() -> None:
-    for seed in range(20):
+@SEEDS
+def test_dominance_does_not_fire_where_complex_functions_are_learned_first(seeds: int) -> None:
+    for seed in range(seeds):
         residuals, _ = exact_dynamics(STRONG, 0.5, seed, rates=RATES.flip(0))
         assert followed(DominanceTracker(), residuals[:200])[0] is None
 

@@ -22,7 +22,7 @@ def residuals(outputs: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", [RiskTracker, DominanceTracker, WhitenessTracker])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_decision_is_that_of_the_whole_residual(kind, seed: int) -> None:
     path = residuals(2000, seed)
 

@@ -185,6 +185,7 @@ def test_correlation_between_projections_is_found_from_signs() -> None:
     assert mean_squared_correlation(few) == pytest.approx(0.0, abs=0.004)
 
 
+@pytest.mark.timing
 def test_fits_take_milliseconds() -> None:
     scalar, vectors = stable(1.5, 4096, 0), torch.randn(512, 100_000, generator=draw(0))
     assert _fastest(lambda: alpha_ecf(scalar)) < 0.01

@@ -39,7 +39,12 @@ def test_a_cell_drawn_again_by_the_script_is_the_same(projections: int, alpha: f
 
 
 @pytest.mark.parametrize(
-    ("projections", "alpha", "n"), [(1, 0.8, 512), (1, 1.3, 1024), (1, 1.95, 512), (16, 1.0, 128), (16, 1.7, 256)]
+    ("projections", "alpha", "n"),
+    [
+        (1, 0.8, 512),
+        (16, 1.0, 128),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in ((1, 1.3, 1024), (1, 1.95, 512), (16, 1.7, 256))),
+    ],
 )
 def test_a_cell_drawn_with_other_numbers_agrees(projections: int, alpha: float, n: int) -> None:
     fits = simulated_indices(projections, alpha, n, 2000, draw(7))
@@ -51,14 +56,14 @@ def test_a_cell_drawn_with_other_numbers_agrees(projections: int, alpha: float, 
 
 
 @pytest.mark.parametrize("alpha", [1.3, 1.5, 1.7, 1.9])
-@pytest.mark.parametrize("n", [512, 4096])
+@pytest.mark.parametrize("n", [512, pytest.param(4096, marks=pytest.mark.slow)])
 def test_the_interval_covers_the_truth_in_95_of_100_cases(alpha: float, n: int) -> None:
     fits = [alpha_ecf(stable(alpha, n, seed)) for seed in range(400)]
     covered = sum(bool(fit.low <= alpha <= fit.high) for fit in fits) / len(fits)
     assert 0.92 <= covered <= 0.98  # .95 +- 3 of .011
 
 
-@pytest.mark.parametrize("d", [2, 8, 200])
+@pytest.mark.parametrize("d", [2, *(pytest.param(d, marks=pytest.mark.slow) for d in (8, 200))])
 @pytest.mark.parametrize("alpha", [1.5, 1.9])
 def test_the_interval_of_vectors_covers_the_truth_whatever_their_dimension(alpha: float, d: int) -> None:
     fits = [alpha_ecf(anisotropic_stable(alpha, 512, d, seed)) for seed in range(300)]

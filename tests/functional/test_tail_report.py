@@ -27,31 +27,35 @@ def test_normal_numbers_are_called_gaussian() -> None:
     assert verdicts.count("gaussian") >= 59
 
 
+@pytest.mark.parametrize("seeds", [5, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("n", [512, 2048, 4096])
 @pytest.mark.parametrize("d", [None, 50])
-def test_a_scale_mixture_is_not_called_stable(n: int, d: int | None) -> None:
-    verdicts = [tail_report(scale_mixture(n, seed, d)).verdict for seed in range(30)]
+def test_a_scale_mixture_is_not_called_stable(n: int, d: int | None, seeds: int) -> None:
+    verdicts = [tail_report(scale_mixture(n, seed, d)).verdict for seed in range(seeds)]
     assert set(verdicts) <= {HEAVY, "indeterminate"}
 
 
-def test_a_scale_mixture_averages_away_in_large_batches() -> None:
-    reports = [tail_report(scale_mixture(8192, seed, d=50), batch_size=128) for seed in range(20)]
-    assert [report.verdict for report in reports].count(HEAVY) >= 18
+@pytest.mark.parametrize("seeds", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_scale_mixture_averages_away_in_large_batches(seeds: int) -> None:
+    reports = [tail_report(scale_mixture(8192, seed, d=50), batch_size=128) for seed in range(seeds)]
+    assert [report.verdict for report in reports].count(HEAVY) >= 0.9 * seeds
     assert min(float(report.shift) for report in reports) > 0.5
 
 
-def test_stable_noise_is_called_stable() -> None:
-    verdicts = [tail_report(stable(1.4, 4096, seed)).verdict for seed in range(30)]
-    assert verdicts.count("stable") >= 24  # two tests at 5% each
+@pytest.mark.parametrize("seeds", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_stable_noise_is_called_stable(seeds: int) -> None:
+    verdicts = [tail_report(stable(1.4, 4096, seed)).verdict for seed in range(seeds)]
+    assert verdicts.count("stable") >= 0.8 * len(verdicts)  # two tests at 5% each
     assert HEAVY not in verdicts
-    vectors = [tail_report(anisotropic_stable(1.3, 4096, 60, seed)).verdict for seed in range(15)]
-    assert vectors.count("stable") >= 12
+    vectors = [tail_report(anisotropic_stable(1.3, 4096, 60, seed)).verdict for seed in range(seeds // 2)]
+    assert vectors.count("stable") >= 0.8 * len(vectors)
 
 
+@pytest.mark.parametrize("seeds", [1, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("share", "ratio"), [(0.03, 30), (0.02, 100), (0.01, 100), (0.1, 100), (0.005, 100)])
-def test_mixtures_of_any_two_scales_are_not_called_stable(share: float, ratio: float) -> None:
+def test_mixtures_of_any_two_scales_are_not_called_stable(share: float, ratio: float, seeds: int) -> None:
     for n, batch_size in ((512, 8), (2048, 32), (4096, 64)):
-        for seed in range(6):
+        for seed in range(seeds):
             generator = draw(seed)
             scale = torch.where(torch.rand(n, 1, generator=generator) < share, ratio, 1.0)
             report = tail_report(scale * torch.randn(n, 50, generator=generator), batch_size)

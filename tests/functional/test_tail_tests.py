@@ -34,7 +34,7 @@ def test_the_statistic_is_scipys() -> None:
         assert ours == pytest.approx(theirs * (1 + 0.75 / n + 2.25 / n**2), rel=1e-9)
 
 
-@pytest.mark.parametrize("n", [64, 512])
+@pytest.mark.parametrize("n", [64, pytest.param(512, marks=pytest.mark.slow)])
 def test_small_p_values_of_normal_samples_are_as_rare_as_they_say(n: int) -> None:
     samples = torch.randn(20_000, n, generator=draw(0), dtype=torch.float64) * 3 + 1
     p_values = np.array([normality_p_value(float(a)) for a in normality_statistics(samples)])
@@ -68,8 +68,9 @@ def test_a_stable_law_is_seldom_ruled_out_as_one() -> None:
     assert 0.3 < np.mean(p_values) < 0.7
 
 
-def test_a_scale_mixture_is_ruled_out_as_stable() -> None:
-    p_values = [float(stable_test(scale_mixture(2048, seed)).p_value) for seed in range(50)]
+@pytest.mark.parametrize("seeds", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_scale_mixture_is_ruled_out_as_stable(seeds: int) -> None:
+    p_values = [float(stable_test(scale_mixture(2048, seed)).p_value) for seed in range(seeds)]
     assert max(p_values) < 0.05
     assert float(stable_test(scale_mixture(2048, 0, d=40)).p_value) < 0.05
 

@@ -20,6 +20,8 @@ from lightning_cx.gradients.factors.products import (
     slabs,
 )
 
+pytestmark = pytest.mark.timing
+
 FACTOR = 1.5
 ROUNDS = 5
 SECONDS = 0.2  # at least, so that quick routes are tried often

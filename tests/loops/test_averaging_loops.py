@@ -16,7 +16,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_cx import ComplexityEarlyStopping
+from lightning_cx import ComplexityEarlyStopping, SpectralRisk
 
 
 class OwnWeightAveraging(pl.Callback):
@@ -84,7 +84,8 @@ def test_the_epoch_that_only_renews_batch_norms_is_not_sampled(tmp_path: Path) -
 
 def stopped_with(kind: str, folder: Path, behind: bool, restore_best: bool = True) -> tuple[bool, bool]:
     """Whether a run that was stopped ends with the average, and whether with the best weights."""
-    stopping, weights, module = ComplexityEarlyStopping(restore_best=restore_best, strict=True), Weights(), Fit()
+    soon = SpectralRisk(patience=2, z=0.5, doubling=False)
+    stopping, weights, module = ComplexityEarlyStopping(soon, restore_best=restore_best, strict=True), Weights(), Fit()
     beside = AVERAGES[kind]()
     pair = [stopping, beside] if behind else [beside, stopping]
     trainer([weights, *pair], folder, max_epochs=1000).fit(module, batches(regression()))

@@ -437,6 +437,7 @@ def test_a_long_log_is_not_copied_but_its_end_is_put_back() -> None:
     assert last == 0
 
 
+@pytest.mark.timing
 def test_it_is_cheap() -> None:
     large, long = nn.Sequential(*[nn.Linear(8, 8) for _ in range(200)]), nn.Linear(2, 2)
     long.seen = [float(i) for i in range(50_000)]

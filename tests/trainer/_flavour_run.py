@@ -93,7 +93,7 @@ def main(case: str, folder: str) -> dict[str, Any]:
         seen = repr((state, [p.tolist() for p in module.parameters()], own))
         return hashlib.sha256(seen.encode()).hexdigest(), trainer
 
-    stopping = ComplexityEarlyStopping(SpectralRisk(patience=2, doubling=False), every_n_steps=10, strict=True)
+    stopping = ComplexityEarlyStopping(SpectralRisk(patience=2, z=0.5, doubling=False), every_n_steps=10, strict=True)
     _, first = fit([ComplexityMonitor(every_n_steps=10, strict=True), stopping], 500, "run")
     ours = [ComplexityMonitor(every_n_steps=4), ComplexityEarlyStopping(every_n_steps=4, restore_best=False)]
     with_both, _ = fit(ours, 24, "with")

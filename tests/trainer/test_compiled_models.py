@@ -178,6 +178,7 @@ def test_a_compiled_method_of_a_class_is_named_and_one_that_is_never_compiled_is
     assert compiled_parts(Decorated()) == ["scores"]
 
 
+@pytest.mark.timing
 def test_what_the_compiler_would_have_saved_is_booked(tmp_path: Path) -> None:
     pause = 0.05
 
@@ -216,7 +217,8 @@ def test_without_a_trainer_a_compiled_graph_is_refused_with_what_to_do() -> None
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Skipping serialization")  # inductor's own
-def test_inductor_compiles_once_and_is_read(tmp_path: Path) -> None:
+def test_inductor_compiles_once_and_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes that import torch anew
     torch.manual_seed(0)
     module = submodule("inductor")
     truth = naive_rows(module.net._orig_mod, cross_entropy, *images(160)[:32])

@@ -88,6 +88,7 @@ def test_a_check_passes_the_probe_forward_once(tmp_path: Path) -> None:
     assert at_start <= per_check + 3 + 50 + 9 * 300
 
 
+@pytest.mark.timing
 def test_a_check_takes_at_most_one_and_a_half_forward_passes(tmp_path: Path) -> None:
     """Of a convnet of 50 ms: the smaller a model, the more there is to tell of Python around it."""
     images = torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Interference, rates and controls in a real Trainer: logged, drawn, refused by name, and without a trace."""
+"""Interference, rates and controls in a real Trainer: logged, drawn, and refused by name."""
 
 from __future__ import annotations
 
@@ -36,16 +36,6 @@ def everything() -> list:
 
 def monitor(**options: Any) -> ComplexityMonitor:
     return ComplexityMonitor(**{"every_n_steps": 1, "probe": ProbeSet(size=128), "strict": True, **options})
-
-
-@pytest.mark.filterwarnings("ignore:lightning_cx.*BatchNorm in training mode")
-@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"batch_norm": True}], ids=["dropout", "BatchNorm"])
-def test_every_state_is_bitwise_identical_with_all_of_it_and_without(options: dict[str, Any], tmp_path: Path) -> None:
-    def run(callbacks: list) -> dict[str, str]:
-        pl.seed_everything(3)
-        return fingerprint(fit(Classifier(**options), callbacks, tmp_path, max_epochs=1))
-
-    assert run([monitor(instruments=everything())]) == run([])
 
 
 def test_every_number_and_its_shuffled_twin_reach_the_event_file(tmp_path: Path) -> None:
@@ -132,6 +122,7 @@ def test_features_that_fail_on_a_batch_do_not_end_the_training(error: type[Excep
         run([strict])
 
 
+@pytest.mark.timing
 def test_a_probe_whose_gradients_share_the_budget_keeps_to_it(tmp_path: Path) -> None:
     callback = ComplexityMonitor([Interference(on="probe", examples=128)], overhead_budget=0.3, probe=ProbeSet(128))
     trainer = fit(Classifier(), [callback], tmp_path, max_epochs=60)
@@ -140,7 +131,7 @@ def test_a_probe_whose_gradients_share_the_budget_keeps_to_it(tmp_path: Path) ->
 
 
 def test_a_checkpoint_of_another_version_is_no_reason_to_lose_the_run(tmp_path: Path) -> None:
-    trainer = fit(Classifier(), [monitor(instruments=everything())], tmp_path, max_epochs=1)
+    trainer = fit(Classifier(), [monitor(instruments=everything(), every_n_steps=3)], tmp_path, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
     (key,) = (key for key in checkpoint["callbacks"] if key.startswith("ComplexityMonitor"))
@@ -149,10 +140,12 @@ def test_a_checkpoint_of_another_version_is_no_reason_to_lose_the_run(tmp_path: 
     options = {"max_epochs": 2, "ckpt_path": str(tmp_path / "old.ckpt")}
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        resumed = fit(Classifier(), [monitor(instruments=everything(), strict=False)], tmp_path, **options)
+        resumed = fit(
+            Classifier(), [monitor(instruments=everything(), every_n_steps=3, strict=False)], tmp_path, **options
+        )
     told = [str(w.message) for w in seen if "starts afresh" in str(w.message)]
     assert len(told) == len(everything())
     assert resumed.current_epoch == 2
     assert tags.RESIDUAL_MEDIAN in resumed.callback_metrics
     with pytest.raises(KeyError):
-        fit(Classifier(), [monitor(instruments=everything())], tmp_path, **options)
+        fit(Classifier(), [monitor(instruments=everything(), every_n_steps=3)], tmp_path, **options)

@@ -1,4 +1,4 @@
-"""The kernel in a real Trainer: without a trace, with the numbers of a computation of its own, or refused."""
+"""The kernel in a real Trainer: with the numbers of a computation of its own, or refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from _lightning import CLASSES, Classifier, fingerprint, fit, loader
+from _lightning import CLASSES, Classifier, fit, loader
 from _models import Unread
 from _tensorboard import read_events
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,8 +28,7 @@ from lightning_cx.functional import (
 )
 from lightning_cx.gradients import per_example_gradients
 from lightning_cx.instruments import Kernel, Reading
-from lightning_cx.instruments.base import Observation
-from lightning_cx.instruments.kernel_reading import SPECTRUM, TARGET
+from lightning_cx.instruments.kernel import SPECTRUM, TARGET
 from lightning_cx.tensorboard import tags
 
 # Runs of a few batches rarely tell descent from noise, and the callback says so once.
@@ -63,24 +62,6 @@ def monitor(*instruments: Kernel, **options: Any) -> ComplexityMonitor:
     return ComplexityMonitor(
         list(instruments), **{"every_n_steps": 2, "probe": ProbeSet(128), "strict": True, **options}
     )
-
-
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain": ({}, {}),
-    "dropout": ({"dropout": 0.3}, {}),
-    "gradient accumulation": ({"dropout": 0.1}, {"accumulate_grad_batches": 2}),
-    "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_state_is_bitwise_identical_with_and_without(variant: str, tmp_path: Path) -> None:
-    module_options, trainer_options = VARIANTS[variant]
-
-    def run(callbacks: list) -> dict[str, str]:
-        return fingerprint(fit(classifier(**module_options), callbacks, tmp_path, **trainer_options))
-
-    assert run([monitor(Kernel(), Kernel("probe", examples=64))]) == run([])
 
 
 class Recording(pl.Callback):
@@ -133,15 +114,14 @@ class Keep(pl.Callback):
 
     def __init__(self, instrument: Kernel) -> None:
         self.found: dict[str, float] = {}
-        measure = instrument.measure
+        on_model = instrument.on_model
 
-        def measured(observation: Observation) -> Reading:
-            reading = measure(observation)
-            if observation.model is not None:
-                self.found = {**self.kernel_of(observation.model.module, observation.model), "read": reading.scalars}
+        def kept(step: int, passes: Any) -> Reading:
+            reading = on_model(step, passes)
+            self.found = {**self.kernel_of(passes.module, passes), "read": reading.scalars}
             return reading
 
-        instrument.measure = measured  # type: ignore[method-assign]
+        instrument.on_model = kept  # type: ignore[method-assign]
 
     @staticmethod
     def kernel_of(module: nn.Module, view: Any) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Stopwatch(ComplexityMonitor):
         return timed
 
 
+@pytest.mark.timing
 def test_the_budget_of_two_percent_is_kept_over_a_run_of_a_convnet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from lightning_cx.functional.stopping.simple_rules import (
     DominanceTracker,
     WhitenessTracker,
     dominance,
-    whiteness,
+    residual_whiteness,
 )
 from lightning_cx.functional.stopping.spectral_risk import RiskTracker, spectral_risk
 
@@ -35,7 +35,7 @@ __all__ = [
     "gaussian_basis",
     "noise_floor",
     "order_of_target",
+    "residual_whiteness",
     "spectral_risk",
     "target_is_ordered",
-    "whiteness",
 ]

@@ -203,7 +203,7 @@ def dominance(coefficients: Any, patience: int = 3) -> Decision:
     return _followed(DominanceTracker(patience), coefficients)
 
 
-def whiteness(coefficients: Any, patience: int = 2) -> Decision:
+def residual_whiteness(coefficients: Any, patience: int = 2) -> Decision:
     """Say where what was left became white noise, from the residuals of all checks: `WhitenessTracker` over them.
 
     Args:
@@ -222,7 +222,7 @@ def whiteness(coefficients: Any, patience: int = 2) -> Decision:
     Example:
         >>> import torch
         >>> noise = torch.randn(256, generator=torch.Generator().manual_seed(0))
-        >>> whiteness(torch.stack([noise + 30 / (1 + torch.arange(256.0)), noise, noise])).best_check
+        >>> residual_whiteness(torch.stack([noise + 30 / (1 + torch.arange(256.0)), noise, noise])).best_check
         2
     """
     return _followed(WhitenessTracker(patience), coefficients)
