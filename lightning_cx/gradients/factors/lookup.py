@@ -8,15 +8,14 @@ zeros for all the others: the Gram matrix of a large vocabulary is mostly empty.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_cx.gradients.buffers import how_many
-from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import Use, gram_flops, gram_of_blocks
+from lightning_cx.gradients.factors.products import Use, gram_flops, gram_of_blocks, how_many
+from lightning_cx.gradients.projections import Directions
 
 FEW_FLOPS = 1e8  # what is done before anything has been sorted out
 COMMON = 1 / 3  # share of the examples from which on a row is cheaper as a column block (measured)
@@ -75,8 +74,8 @@ class Lookup(Use):
         entries = self._entries
         if start > 0 or stop < self.entries:
             entries = entries.only((entries.rows >= start) & (entries.rows < stop))
-        places = entries.examples * total.shape[1] + (entries.rows - start)
-        total.view(-1, total.shape[2]).index_add_(0, places, entries.values)
+        positions = entries.examples * total.shape[1] + (entries.rows - start)
+        total.view(-1, total.shape[2]).index_add_(0, positions, entries.values)
 
     def blocks(self) -> Iterator[Tensor]:
         yield from self._columns(self._entries)
@@ -84,11 +83,11 @@ class Lookup(Use):
     def _columns(self, entries: Entries) -> Iterator[Tensor]:
         """Only the rows that are touched, some columns of them at a time."""
         n, _, width = self.outputs.shape
-        touched, places = entries.rows.unique_consecutive(return_inverse=True)
+        touched, positions = entries.rows.unique_consecutive(return_inverse=True)
         step = how_many(4 * n * len(touched))
         for start in range(0, width, step):
             formed = self.outputs.new_zeros(n, len(touched), min(step, width - start))
-            formed[entries.examples, places] = entries.values[:, start : start + step]
+            formed[entries.examples, positions] = entries.values[:, start : start + step]
             yield formed.flatten(1)
 
     def gram(self) -> Tensor:
@@ -119,3 +118,9 @@ class Lookup(Use):
             return directions.of_rows(self.slab(0, self.entries))
         rows = directions.left[self.indices]  # [N, T, rank]
         return directions.of_cores(rows.transpose(1, 2) @ (self.outputs @ directions.right))
+
+    def of_examples(self, start: int, stop: int) -> Tensor:
+        return replace(self, indices=self.indices[start:stop], outputs=self.outputs[start:stop]).rows()
+
+    def times(self, factor: float) -> Lookup:
+        return self if factor == 1 else replace(self, outputs=self.outputs * factor)

@@ -20,9 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_cx.gradients.buffers import CACHE_BYTES, how_many
-from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import Use, ghost_flops, ghost_gram, ghost_norms, gram_flops
+from lightning_cx.gradients.factors.products import (
+    CACHE_BYTES,
+    Use,
+    ghost_flops,
+    ghost_gram,
+    ghost_norms,
+    gram_flops,
+    how_many,
+)
+from lightning_cx.gradients.projections import Directions
 
 FULL_POSITIONS = 200  # from which on a grouped convolution is as quick as matrix products (measured on oneDNN)
 COPY_FLOPS = 12  # multiplications in the time that it takes to copy one entry of a shifted input
@@ -44,13 +51,13 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Patches(Use):
-    """g_i = correlation of inputs [N, C, *size] with gradients of outputs [N, O, *places]; kernel [O, C/groups, *k].
+    """g_i = correlation of inputs [N, C, *size] with gradients of outputs [N, O, *positions]; kernel [O, C/groups, *k].
 
-    A transposed convolution is the same with inputs and outputs in each other's place.
+    A transposed convolution is the same with inputs and outputs exchanged.
 
     Attributes:
         inputs: What slides under the kernel.
-        outputs: What is weighted by it, one position for each place of the kernel.
+        outputs: What is weighted by it, one for each position of the kernel.
         kernel: Shape of the kernel; the axes of the inputs beyond its own are frames, which add up.
         geometry: How the kernel moves over the inputs.
         operand: Shape of the parameter, where the kernel has axes of length 1 more.
@@ -89,10 +96,10 @@ class Patches(Use):
             yield from self._grouped() if self.grouped_is_cheaper() else self._by_offset()
 
     def gram(self) -> Tensor:
-        n, places = self.shape[0], self._positions
+        n, positions = self.shape[0], self._positions
         entries = self._fan_in * self.kernel[0]
-        formed = n * places * entries + gram_flops(n, entries)
-        if self.geometry.groups == 1 and ghost_flops(n, places, self._fan_in + self.kernel[0]) < formed:
+        formed = n * positions * entries + gram_flops(n, entries)
+        if self.geometry.groups == 1 and ghost_flops(n, positions, self._fan_in + self.kernel[0]) < formed:
             return ghost_gram(self._unfolded(), self.outputs.flatten(2).transpose(1, 2))
         return super().gram()
 
@@ -112,6 +119,12 @@ class Patches(Use):
         corner = patches[(..., *(slice(size) for size in self.outputs.shape[2:]))].flatten(2)
         return directions.of_cores((directions.left.T @ self.outputs.flatten(2)) @ corner.transpose(1, 2))
 
+    def of_examples(self, start: int, stop: int) -> Tensor:
+        return replace(self, inputs=self.inputs[start:stop], outputs=self.outputs[start:stop]).rows()
+
+    def times(self, factor: float) -> Patches:
+        return self if factor == 1 else replace(self, outputs=self.outputs * factor)
+
     def grouped_is_cheaper(self) -> bool:
         """Whether forming gradients by one grouped convolution beats going offset by offset (see the module)."""
         if len(self.geometry.stride) > NATIVE_AXES or not self._fills_inputs():
@@ -120,11 +133,11 @@ class Patches(Use):
         return self.geometry.groups > 1 or slowness < 1 + COPY_FLOPS / self.kernel[0]
 
     def _fills_inputs(self) -> bool:
-        """Whether the kernel's places fill the input, as the native convolution demands."""
+        """Whether the kernel's positions fill the input, as the native convolution demands."""
         g = self.geometry
         return all(
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 == places
-            for size, places, kernel, stride, pad, dilation in zip(
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 == positions
+            for size, positions, kernel, stride, pad, dilation in zip(
                 self.inputs.shape[2:], self.outputs.shape[2:], self.kernel[2:], g.stride, g.padding, g.dilation,
                 strict=True,
             )
@@ -139,8 +152,8 @@ class Patches(Use):
         g = self.geometry
         moves = zip(offset, g.dilation, g.stride, self.outputs.shape[2:], strict=True)
         return tuple(
-            slice(at * dilation, at * dilation + stride * (places - 1) + 1, stride)
-            for at, dilation, stride, places in moves
+            slice(at * dilation, at * dilation + stride * (positions - 1) + 1, stride)
+            for at, dilation, stride, positions in moves
         )
 
     def _unfolded(self) -> Tensor:
