@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import batch_statistics
-from lightning_cx.tensorboard import tags
 
 MIN_WEIGHTS = 16
 """An average of n independent weights keeps 1/n of their noise, and neighbouring ones are far from independent: of

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 Control: TypeAlias = Literal["shuffle"] | None
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_cx.functional import one_point_convexity, trajectories
 from lightning_cx.gradients import DIRECTIONS, GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
 from lightning_cx.instruments.reading import DwellTimeline, Reading
-from lightning_cx.tensorboard import tags
 
 PAIRS = 512
 """Newest gradients kept beside the points at which they were taken: half a megabyte."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
 from lightning_cx.instruments.gradient_noise import sum_by_layer
@@ -17,7 +18,6 @@ from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS, MIN_EXAMPL
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 BATCH_TAGS: tuple[str, ...] = (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
 PROBE_TAGS: tuple[str, ...] = (tags.PROBE_INTERFERENCE, tags.PROBE_INTERFERENCE_P, tags.PROBE_RANK_CORRELATION)

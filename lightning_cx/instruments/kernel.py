@@ -22,9 +22,9 @@ from lightning_cx.functional import (
     kernels,
 )
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16
 """Batches whose descent by block is pooled, as many as the noise scale takes: one rarely tells descent from noise."""

@@ -12,11 +12,11 @@ from torch.optim import SGD, Optimizer
 
 from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 ROWS = 512
 """Rows of the Jacobian, examples times outputs: 512 decompose in 40 ms, 2048 in 2 s."""

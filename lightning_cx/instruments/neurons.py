@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.functional import neuron_report, neurons
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.tensorboard import tags
 
 MAX_CHANCE = 0.05
 """Share of random neurons that look like copies up to which copies are counted: over that, a layer has too few inputs

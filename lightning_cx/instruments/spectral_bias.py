@@ -17,12 +17,12 @@ from lightning_cx.functional import (
     octave_bands,
     spectral_bias_index,
 )
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import BandDecay, Picture, Reading, Spectrogram
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 SUMMARY = (
     tags.RESIDUAL_ENERGY,

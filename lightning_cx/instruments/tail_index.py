@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lightning_cx.functional import alpha_ecf, hill, tails, xi_dedh
 from lightning_cx.gradients import Block, GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
 from lightning_cx.instruments.gradient_noise import sum_by_layer
 from lightning_cx.instruments.reading import Picture, QuantilePlot, Reading, SurvivalPlot
 from lightning_cx.metrics import MIN_BATCH
 from lightning_cx.metrics import TailIndex as TailIndexMetric
-from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 16
 MAX_WINDOW = 1 << 16  # examples: sums of 1024, which stand for a larger batch, since normal ones stay normal
