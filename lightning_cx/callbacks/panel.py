@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.instruments import Instrument, Method, Reading, keyed
-from lightning_cx.tensorboard.tags import Series
+from lightning_cx.instruments import Instrument, Method, Reading, Series, keyed
 
 FIRST = Series()
 Show: TypeAlias = Callable[[Instrument], Reading]

@@ -1,4 +1,4 @@
-"""What can be measured at a step; each instrument turns what it is shown into named numbers.
+"""Instruments: each turns what happens at a training step into named numbers.
 
 Instruments know nothing of a Trainer. In any loop:
 
@@ -35,6 +35,7 @@ from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.local_recovery import LocalRecovery
 from lightning_cx.instruments.neurons import Neurons
+from lightning_cx.instruments.quantities import Series
 from lightning_cx.instruments.reading import (
     BandDecay,
     DwellTimeline,
@@ -74,6 +75,7 @@ __all__ = [
     "Picture",
     "QuantilePlot",
     "Reading",
+    "Series",
     "SpectralBias",
     "Spectrogram",
     "StepSize",

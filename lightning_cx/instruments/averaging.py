@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import batch_statistics
-from lightning_cx.tensorboard import tags
 
 MIN_WEIGHTS = 16
 """An average of n independent weights keeps 1/n of their noise, and neighbouring ones are far from independent: of
@@ -75,7 +75,7 @@ class Averaging(Instrument):
         self._average.reset()
 
     def average(self) -> dict[str, Tensor]:
-        """The averaged weights by name, in float64, for `module.load_state_dict(..., strict=False)`; none at first."""
+        """Return the averaged weights in float64, for `module.load_state_dict(..., strict=False)`; none at first."""
         return self._average.value()
 
     @property
@@ -98,7 +98,7 @@ class Averaging(Instrument):
         return Reading(scalars, refusals=refusals, texts={tags.AVERAGING_GAIN: self._card(gain, notes)})
 
     def _compare(self, model: ProbePasses) -> tuple[averaging.AveragingGain | None, str, list[str]]:
-        """The gain, or why there is none; and what a reader should know."""
+        """Return the gain, or the reason why there is none, and remarks for the card."""
         if self._average.count < MIN_WEIGHTS:
             return None, f"an average takes {MIN_WEIGHTS} weights at least, so far there are {self._average.count}", []
         live = model.parameters()

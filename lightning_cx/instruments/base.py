@@ -21,7 +21,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 @dataclass(frozen=True)
 class Needs:
-    """What the methods that an instrument overrides do not tell; a loop takes the union over its instruments.
+    """What an instrument needs beyond what its methods tell; a loop takes the union over its instruments.
 
     Attributes:
         gram: `on_gradients`: the Gram matrix; their norms come with it. An instrument that names nothing of the
@@ -52,7 +52,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class BatchView:
-    """What is known of the examples of a batch, beside their gradients.
+    """What is known of the examples of a batch, besides their gradients.
 
     Attributes:
         features: Features of the examples, [N, d]; None where no instrument needs them or they cannot be had.
@@ -110,7 +110,7 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
 
     @property
     def key(self) -> str:
-        """Return what its failures, work, costs and state go by, together with an ordinal where others share it."""
+        """Return the name of its failures, work, costs and state; `keyed` adds an ordinal if others share it."""
         return type(self).__name__ + (f"-{self.name}" if self.name else "")
 
     def tag(self, tag: str) -> str:
@@ -119,12 +119,12 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
 
     @property
     def needs(self) -> Needs:
-        """What the overridden methods do not tell."""
+        """Return what the overridden methods do not tell."""
         return Needs()
 
     @property
     def shown(self) -> frozenset[Method]:
-        """Methods that a loop has to call: those that are overridden, unless a setting makes one of them pointless."""
+        """Return the methods that a loop has to call: the overridden ones, unless a setting makes one pointless."""
         return frozenset(name for name in METHODS if overrides(self, name))
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
@@ -191,12 +191,12 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
 
 
 def overrides(instrument: Instrument, method: Method) -> bool:
-    """Return whether an instrument has a method of its own in place of the base class's, which says nothing."""
+    """Return whether an instrument overrides a method of the base class."""
     return getattr(type(instrument), method) is not getattr(Instrument, method)
 
 
 def needs_of(instruments: Iterable[Instrument], method: Method) -> list[Needs]:
-    """Return the needs of the instruments that are shown something by a method.
+    """Return the needs of the instruments that have a method called.
 
     Example:
         >>> class LargestNorm(Instrument):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, final
 
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, noise, noise_scale, pool_noise_scales
-from lightning_cx.gradients import GradientSample
+from lightning_cx.gradients import GradientSample, LayerGradients
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16  # one batch rarely tells signal from noise; 16 narrow the interval fourfold and stay local in time
 
@@ -91,10 +92,21 @@ class GradientNoise(Instrument):
 
 
 def whole_batch(sample: GradientSample) -> tuple[NoiseScale, Tensor]:
-    """Noise scale and norms [N] of a batch, of all processes where several share it."""
+    """Return noise scale and norms [N] of a batch, over all processes if several share it."""
     assert sample.gram is not None
     if not sample.blocks:
         return noise_scale(sample.gram), sample.gram.diagonal().clamp_min(0).sqrt()
     squares = [block.squared_norms for block in sample.blocks if block.squared_norms is not None]
     scales = [block.noise for block in sample.blocks if block.noise is not None]
     return noise.noise_scale_of_blocks(scales, squares, sample.squared_sum), torch.cat(squares).clamp_min(0).sqrt()
+
+
+def sum_by_layer(sample: GradientSample, part: Callable[[LayerGradients], Tensor | None]) -> dict[str, Tensor]:
+    """Return what `part` reads off each parameter, on the host, added up over the parameters of a layer."""
+    layers: dict[str, Tensor] = {}
+    for name, parameter in sample.layers.items():
+        own = part(parameter)
+        if own is not None:
+            layer = name.rpartition(".")[0] or name
+            layers[layer] = layers[layer] + own.cpu() if layer in layers else own.cpu()
+    return layers

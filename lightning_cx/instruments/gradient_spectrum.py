@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lightning_cx.functional import gradient_spectrum, laplacian_basis
 from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import BatchView, Instrument, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import ModeScatter, Reading
-from lightning_cx.tensorboard import tags
 
 MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all with all and orders nothing
 EARLIER_STEPS = 12  # more are hard to tell apart in one picture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Literal, final
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
+from lightning_cx.instruments.gradient_noise import sum_by_layer
 from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS, MIN_EXAMPLES, Modes, mode_picture
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 BATCH_TAGS: tuple[str, ...] = (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
 PROBE_TAGS: tuple[str, ...] = (tags.PROBE_INTERFERENCE, tags.PROBE_INTERFERENCE_P, tags.PROBE_RANK_CORRELATION)
@@ -105,7 +106,7 @@ class Interference(Instrument):
             return Reading(nothing, refusals=dict.fromkeys(self.tags, why))
         basis = self._basis_on(features, len(gram))
         scalars, refusals, picture = self._profile(step, gram, basis)
-        for layer, own in self._layers(sample).items():
+        for layer, own in sum_by_layer(sample, attrgetter("gram")).items() if self.per_layer else ():
             values, _, _ = self._profile(step, own, basis, whole=False)
             scalars.update({tags.of_layer(tag, layer): value for tag, value in values.items()})
         tag = tags.GRADIENT_SPECTRUM if self.on == "batch" else tags.PROBE_GRADIENT_SPECTRUM
@@ -134,16 +135,6 @@ class Interference(Instrument):
             why = profile.unknown or f"the gradients of these examples have {r} modes: too few to compare"
             refusals = dict.fromkeys(self.tags, why)
         return scalars, refusals, picture
-
-    def _layers(self, sample: GradientSample) -> Mapping[str, Tensor]:
-        """The Gram matrix of each layer, the sum over its parameters."""
-        grams: dict[str, Tensor] = {}
-        for name, parameter in sample.layers.items() if self.per_layer else ():
-            if parameter.gram is not None:
-                layer = name.rpartition(".")[0] or name
-                own = parameter.gram.cpu()
-                grams[layer] = grams[layer] + own if layer in grams else own
-        return grams
 
     def state_dict(self) -> dict[str, Any]:
         return {"modes": self._modes.state_dict(), **self._twin.state_dict()}

@@ -22,9 +22,9 @@ from lightning_cx.functional import (
     kernels,
 )
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16
 """Batches whose descent by block is pooled, as many as the noise scale takes: one rarely tells descent from noise."""
@@ -125,7 +125,7 @@ class Kernel(Instrument):
         return reading.renamed(tags.on_probe)
 
     def _with_blocks(self, reading: Reading, sample: GradientSample) -> Reading:
-        """Add the descent by block, unless it is switched off."""
+        """Add the descent by block to a reading, unless it is disabled."""
         if self.blocks == "off":
             return reading
         grams = {name: layer.gram.cpu() for name, layer in sample.layers.items() if layer.gram is not None}
@@ -174,7 +174,7 @@ TARGET: tuple[str, ...] = (
 
 
 def of_kernel(gram: Tensor, targets: Tensor | None, called: str, whole: Tensor | None = None) -> Reading:
-    """Say all of one kernel [n, n]; `whole` is the one whose eigenvalues are shown, where outputs stand apart."""
+    """Return the reading of a kernel [n, n]; `whole`, with outputs apart, is the one whose eigenvalues are shown."""
     every, n = (*SPECTRUM, *TARGET), len(gram)
     if not bool(gram.isfinite().all()):
         return Reading.refused(every, "the gradients are not finite (NaN or inf in the data, or an overflow)")
@@ -210,7 +210,7 @@ def _of_target(gram: Tensor, targets: Tensor | None, called: str) -> Reading:
 
 
 def of_blocks(found: kernels.BlockShares) -> Reading:
-    """Say which block gives the descent, with a card that has the whole intervals."""
+    """Return which block gives the descent, with a card of all intervals."""
     if not found.is_known:
         why = "the descent that these batches have in common cannot be told from noise, so it cannot be shared out"
         return unknown_blocks(found.blocks, why)
@@ -224,7 +224,7 @@ def of_blocks(found: kernels.BlockShares) -> Reading:
 
 
 def unknown_blocks(blocks: Sequence[str], why: str) -> Reading:
-    """Say why no block has a share; ends of intervals go with it, or those of an earlier reading would stand."""
+    """Return why no block has a share; ends of intervals are cleared too, or those of an earlier reading would stay."""
     kinds = (tags.KERNEL_BLOCK_SHARE, tags.KERNEL_BLOCK_SHARE_LOW)
     scalars = {tags.of_layer(kind, block): torch.nan for kind in kinds for block in blocks}
     card = {tags.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
@@ -248,7 +248,7 @@ NO_BLOCKS = (
 
 
 def checked_blocks(blocks: Blocks) -> Blocks:
-    """Refuse a setting that names no blocks.
+    """Return the setting, or refuse one that names no blocks.
 
     Raises:
         ValueError: If it is neither "auto", "off", a depth of 1 or more, nor a mapping of beginnings of names.
@@ -321,14 +321,14 @@ def _beginnings(given: str | Sequence[str]) -> Sequence[str]:
 
 
 def _numbered(name: str) -> list[tuple[str, str]]:
-    """Beginnings of a name that end in a number of their own, outermost first, each with what comes after."""
+    """Yield the prefixes of a name that end in a numbered part, outermost first, each with its remainder."""
     parts = name.split(".")
     ends = [end for end in range(1, len(parts)) if re.search(r"(^|_)\d+$", parts[end - 1])]
     return [(".".join(parts[:end]), ".".join(parts[end:])) for end in ends]
 
 
 def _repeated(names: list[str]) -> dict[str, set[str]]:
-    """Numbered submodules with layers of their own that are like another, with what is inside."""
+    """Return numbered submodules that have layers and resemble another one, with what they contain."""
     families: dict[str, dict[str, set[str]]] = {}
     for name in names:
         for prefix, inner in _numbered(name):
@@ -344,5 +344,5 @@ def _repeated(names: list[str]) -> dict[str, set[str]]:
 
 
 def _only_holds(prefix: str, inside: set[str], repeated: Mapping[str, set[str]]) -> bool:
-    """Whether a submodule is a sequence of blocks, and so a stage and not a block."""
+    """Return whether a submodule is a sequence of blocks, that is, a stage and not a block."""
     return all(f"{prefix}.{inner.split('.')[0]}" in repeated for inner in inside)

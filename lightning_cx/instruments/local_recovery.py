@@ -12,11 +12,11 @@ from torch.optim import SGD, Optimizer
 
 from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 ROWS = 512
 """Rows of the Jacobian, examples times outputs: 512 decompose in 40 ms, 2048 in 2 s."""
@@ -175,7 +175,7 @@ class LocalRecovery(Instrument):
 
 
 def _not_all(rank: int, parameters: int, examples: int, training_examples: int | None) -> str:
-    """Why the examples cannot stand for the training set; empty where they can."""
+    """Return why the examples cannot stand for the training set; empty if they can."""
     if rank == parameters or (training_examples is not None and examples >= training_examples):
         return ""
     of_all = "an unknown number" if training_examples is None else f"{training_examples}"
@@ -186,7 +186,7 @@ def _not_all(rank: int, parameters: int, examples: int, training_examples: int |
 
 
 def _prediction(local: convergence.LocalModel, view: ProbePasses) -> tuple[float, str]:
-    """The rate, or nan with the reason."""
+    """Return the predicted rate, or nan with the reason."""
     descent = _descent(view.optimizer, view.module)
     if isinstance(descent, str) or view.sums:
         return math.nan, descent if isinstance(descent, str) else view.sums
@@ -200,7 +200,7 @@ def _prediction(local: convergence.LocalModel, view: ProbePasses) -> tuple[float
 
 
 def _descent(optimizer: Optimizer | None, module: nn.Module) -> dict[str, Any] | str:
-    """Settings of plain SGD, or why the optimizer is none."""
+    """Return the settings of plain SGD, or why the optimizer is not plain SGD."""
     if type(optimizer) is not SGD:
         name = "none, or one of several" if optimizer is None else type(optimizer).__name__
         return f"the local rate is defined for SGD, and the optimizer is {name}"

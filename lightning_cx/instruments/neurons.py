@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.functional import neuron_report, neurons
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.tensorboard import tags
 
 MAX_CHANCE = 0.05
 """Share of random neurons that look like copies up to which copies are counted: over that, a layer has too few inputs
@@ -113,7 +113,7 @@ class Neurons(Instrument):
     def _missing(
         self, module: nn.Module, activations: Mapping[str, Tensor], found: Sequence[HiddenLayer]
     ) -> dict[str, str]:
-        """Why layers that were asked for are not looked at."""
+        """Return why requested layers are not measured."""
         there, known = {layer.name for layer in found}, weight_layers(module, activations)
         return {
             name: f"no layer was found that reads {name!r} neuron by neuron (an output layer, a sum of branches, or a "
@@ -127,7 +127,7 @@ class Neurons(Instrument):
     def _compare(
         self, found: Sequence[HiddenLayer], everyone: Sequence[HiddenLayer], module: nn.Module
     ) -> tuple[dict[str, float], dict[str, str]]:
-        """Alignment with the teacher and distance from it, and why one of them is nan."""
+        """Return alignment with the teacher and distance from it, and why one of them is nan."""
         assert self._teacher is not None
         first = everyone[0]
         incoming, bias, outgoing = first.weights(module)
@@ -159,7 +159,7 @@ def _report(layer: HiddenLayer, module: nn.Module, activations: Mapping[str, Ten
 
 
 def _with_bias(weights: Tensor, bias: Tensor | None, others: Tensor | None) -> Tensor:
-    """Bias as a last column if either network has one."""
+    """Append the bias as a last column if either network has one."""
     if bias is None and others is None:
         return weights.double()
     column = weights.new_zeros(len(weights)) if bias is None else bias
@@ -167,7 +167,7 @@ def _with_bias(weights: Tensor, bias: Tensor | None, others: Tensor | None) -> T
 
 
 def _shares(reports: Sequence[neurons.NeuronReport]) -> tuple[dict[str, float], dict[str, str]]:
-    """The shares over several layers, each counted by its neurons, and why one of them is nan."""
+    """Return the shares over several layers, weighted by their neurons, and why one of them is nan."""
     distinct = [r for r in reports if r.duplicates_by_chance <= MAX_CHANCE and math.isfinite(r.duplicates)]
     copies = [(r.duplicates * len(r.similarity), len(r.similarity)) for r in distinct]
     dead = [(int(r.dead.sum()), len(r.dead)) for r in reports if r.dead is not None]
@@ -224,8 +224,8 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "softplus": F.softplus,
 }
-# Parts through which a neuron that is turned round comes out turned round: those that do nothing in eval mode, those
-# without a state, and norms, whose shift belongs to the neuron.
+# Odd functions, through which a neuron of opposite sign stays one: parts that do nothing in eval mode, those without a
+# state, and norms, whose shift belongs to the neuron.
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 _POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _ODD = (nn.Flatten, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Softshrink, *_POOLS)
@@ -234,14 +234,14 @@ _ODD_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True)
 class HiddenLayer:
-    """A layer whose neurons another one reads, each by itself.
+    """A layer whose neurons another layer reads one by one.
 
     Attributes:
         name: Of the layer.
         reader: Name of the layer that reads it.
         source: Name of the part whose output is read.
-        function: What is done to that output on the way, if no part does it.
-        odd: Whether the way turns round what comes in turned round.
+        function: Function applied to that output in between, if no part applies it.
+        odd: Whether everything between the two layers is an odd function.
     """
 
     name: str
@@ -251,13 +251,13 @@ class HiddenLayer:
     odd: bool
 
     def outputs(self, module: nn.Module, activations: Mapping[str, Tensor]) -> Tensor:
-        """What its neurons offer, [n, m]: one row for each example and position."""
+        """Return the outputs of its neurons, [n, m]: one row for each example and position."""
         x = _FUNCTIONS[self.function](activations[self.source])
         rows = x.movedim(_axis(module.get_submodule(self.name)), -1).flatten(0, -2)
         return rows[:: max(1, -(-len(rows) // MAX_OUTPUTS))]
 
     def weights(self, module: nn.Module) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Incoming weights [m, d], bias [m] or None, and outgoing weights [o, m], on the host."""
+        """Return incoming weights [m, d], bias [m] or None, and outgoing weights [o, m], on the host."""
         layer, reader = module.get_submodule(self.name), module.get_submodule(self.reader)
         incoming, bias = _tensors(layer)
         outgoing = _tensors(reader)[0]
@@ -268,13 +268,13 @@ class HiddenLayer:
 
 
 def weight_layers(module: nn.Module, activations: Mapping[str, Tensor]) -> list[str]:
-    """Linear and convolution layers, in order of use."""
+    """Return the linear and convolution layers, in order of use."""
     kinds = (nn.Linear, *_CONVOLUTIONS)
     return [name for name in activations if isinstance(module.get_submodule(name), kinds)]
 
 
 def hidden_layers(module: nn.Module, activations: Mapping[str, Tensor]) -> list[HiddenLayer]:
-    """Find the hidden layers and who reads them.
+    """Find the hidden layers and the layers that read them.
 
     What a layer reads is guessed from what came before it, the output of a part or a common function of it, and the
     guess is checked: the layer, given that, has to put out what it did. So the order of the parts is used, but not
@@ -304,7 +304,7 @@ def hidden_layers(module: nn.Module, activations: Mapping[str, Tensor]) -> list[
 def _guesses(
     module: nn.Module, few: Mapping[str, Tensor], layer: str, reader: str, between: list[str]
 ) -> Iterator[tuple[float, str, str]]:
-    """How far what the reader would put out is from what it did, for each guess; the nearest part first."""
+    """Yield the error of the reader's recomputed output for each guess of its input, the nearest part first."""
     axis = _axis(module.get_submodule(layer))
     neurons = len(_tensors(module.get_submodule(layer))[0])
     read = module.get_submodule(reader)
@@ -322,7 +322,7 @@ def _guesses(
 
 
 def _applied(layer: nn.Module, x: Tensor, axis: int) -> Tensor | None:
-    """What the layer makes of it, without its bias and without running it; None where it does not fit."""
+    """Return the layer's output for an input, without its bias and without running it; None if it does not fit."""
     weight, _ = _tensors(layer)
     if isinstance(layer, nn.Linear):
         if axis == 1:
@@ -347,7 +347,7 @@ def _without_bias(layer: nn.Module, output: Tensor) -> Tensor:
 
 
 def _is_odd(module: nn.Module, few: Mapping[str, Tensor], layer: str, way: list[str]) -> bool:
-    """Whether each part puts out what an odd one makes of what the part before it put out.
+    """Return whether each part's output is an odd function of the previous part's output.
 
     The names alone would not do: ``dropout(relu(x))`` with relu as a function passes for a dropout.
     """
@@ -363,7 +363,7 @@ def _is_odd(module: nn.Module, few: Mapping[str, Tensor], layer: str, way: list[
 
 
 def _turned_with(part: nn.Module, x: Tensor) -> Tensor | None:
-    """What a part that turns round what comes in turned round makes of it; None for any other part."""
+    """Return the output of a part that is an odd function; None for any other part."""
     if isinstance(part, _IDLE):
         return x
     if isinstance(part, _ODD):
@@ -384,7 +384,7 @@ def _tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _axis(layer: nn.Module) -> int:
-    """Along which axis of its output a layer has its neurons."""
+    """Return the axis of a layer's output along which its neurons lie."""
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
@@ -424,7 +424,7 @@ def _from_file(path: Path) -> Any:
 
 
 def layer_of(weights: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the teacher's layer of the same name, or of the one whose name ends or begins alike.
+    """Return weight and bias of the teacher's layer of the same name, up to a prefix.
 
     A student that is wrapped, as `net.0`, has a teacher that is not, as `0`, and the other way round.
 

@@ -17,12 +17,12 @@ from lightning_cx.functional import (
     octave_bands,
     spectral_bias_index,
 )
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import BandDecay, Picture, Reading, Spectrogram
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 SUMMARY = (
     tags.RESIDUAL_ENERGY,
@@ -156,7 +156,7 @@ class Learning:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: what comes next is the first residual."""
+        """Forget everything: the next residual is the first one."""
         self.spectral_bias = torch.nan
         self.dominance = torch.nan
         self._initial: Tensor | None = None
@@ -165,7 +165,7 @@ class Learning:
         self._coefficients: Tensor | None = None
 
     def follow(self, energy: Tensor, coefficients: Tensor) -> None:
-        """Take in one reading.
+        """Add one reading.
 
         Args:
             energy: ``[L]`` level energies of the residual, without the constant.
@@ -184,14 +184,14 @@ class Learning:
             self.dominance = float(complexity.high_complexity_dominance(self._initial, self._recent[0], energy))
 
     def fitted(self, level_of: Tensor, bands: list[tuple[int, int]]) -> Tensor:
-        """Fitted fraction of each band ``[B]``; nan if outputs were added or left out since the start."""
+        """Return the fitted fraction of each band ``[B]``; nan if outputs were added or removed since the start."""
         first, now = self._first_coefficients, self._coefficients
         if first is None or now is None or first.shape != now.shape:
             return torch.full((len(bands),), torch.nan, dtype=torch.float64)
         return fitted_fraction(first, now, level_of, bands)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint."""
+        """Return what has to survive a checkpoint."""
         return {
             "index": self.spectral_bias,
             "initial": self._initial,
@@ -200,7 +200,7 @@ class Learning:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.reset()
         self.spectral_bias = state["index"]
         self._initial = state["initial"]
@@ -224,17 +224,17 @@ class BandHistory:
         self._recent: deque[tuple[int, Tensor]] = deque(maxlen=RATE_READINGS)
 
     def add(self, step: int, bands: Tensor) -> None:
-        """Take in the energies ``[B]`` of one reading."""
+        """Add the energies ``[B]`` of one reading."""
         self._columns.add((step, bands))
         self._recent.append((step, bands))
 
     def rates(self) -> complexity.DecayRates:
-        """How fast each band falls at present."""
+        """Return how fast each band falls at present."""
         steps = torch.tensor([step for step, _ in self._recent])
         return decay_rates(steps, torch.stack([bands for _, bands in self._recent]))
 
     def pictures(self, bands: list[tuple[int, int]]) -> dict[str, Picture]:
-        """The pictures of all readings so far; bands are half-open ranges of levels."""
+        """Return the pictures of all readings so far; bands are half-open ranges of levels."""
         labels = ["mean", *(f"{start}" if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in bands[1:])]
         steps, columns = zip(*self._columns.to_now(), strict=True)
         values = torch.stack(columns)
@@ -258,11 +258,11 @@ class BandHistory:
         return {tags.RESIDUAL_SPECTROGRAM: spectrogram, tags.BAND_DECAY: decay}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint."""
+        """Return what has to survive a checkpoint."""
         return {"columns": self._columns.state_dict(), "recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.reset()
         self._columns.load_state_dict(state["columns"])
         self._recent.extend(state["recent"])

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_cx.functional import curvature, largest_eigenvalue, step_size
 from lightning_cx.gradients import UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.tensorboard import tags
 
 PASSES_PER_PRODUCT = 2.0
 """First guess: passes forward and backward that a Hessian-vector product takes as long as; 1.2 to 3.5 were measured on
@@ -128,7 +128,7 @@ class StepSize(Instrument):
     def _measure_outputs(
         self, view: ProbePasses, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
     ) -> curvature.GaussNewton | None:
-        """Fill in the Gauss-Newton curvature of the probe."""
+        """Add the Gauss-Newton curvature of the probe to `scalars` and `refusals`."""
         wanted = (*GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
         scalars |= dict.fromkeys(wanted, math.nan)
         try:
@@ -188,7 +188,7 @@ def _of_sample(found: curvature.GaussNewton, of: int | None) -> Interval:
 
 
 def _why_nan(scalars: dict[str, float], known: dict[str, str], examples: int) -> dict[str, str]:
-    """Reasons of what is still nan."""
+    """Return the reasons of what is still nan."""
     few = f"{examples} examples are too few to tell how much examples differ: {2 * PARTS} are needed"
     why = "the curvature is not finite (NaN or inf in the probe's loss, or an overflow)"
     nothing = math.isnan(scalars[tags.SHARPNESS])
@@ -222,7 +222,7 @@ MEANING = {
 
 
 def verdict(value: float, low: float) -> str:
-    """Word for a ratio and the lower end of its interval, if it has one.
+    """Return a word for a ratio and the lower end of its interval, if it has one.
 
     Example:
         >>> [verdict(*ratio) for ratio in ((0.3, 0.2), (0.97, 0.9), (1.4, 1.0), (1.4, 1.3), (1.4, math.nan))]
@@ -261,7 +261,7 @@ def card(ratio: tuple[float, float, float], gains: step_size.StepGains | None, d
 
 
 def warning(ratio: tuple[float, float, float], step: int) -> str | None:
-    """What to tell the user once, or None where there is nothing to tell.
+    """Return what to tell the user once, or None.
 
     Args:
         ratio: Value, lower and upper end; nan where unknown.
@@ -310,7 +310,7 @@ class Sharpness:
     def __call__(
         self, view: ProbePasses, examples: int, gains: step_size.StepGains | None
     ) -> tuple[Interval, Interval]:
-        """Sharpness and ratio to the edge of stability; the ratio is nan where gains are unknown.
+        """Return sharpness and ratio to the edge of stability; the ratio is nan if gains are unknown.
 
         Args:
             view: The model.
@@ -350,7 +350,7 @@ class Sharpness:
         return sharpness, (gain * (value + penalty), gain * (low + penalty), gain * (high + penalty))
 
     def _how(self, name: str, size: int) -> dict[str, Any]:
-        """Where to look for an eigenvalue: from where it was found last, with some noise."""
+        """Return where to start the search for an eigenvalue: at the last direction, with some noise."""
         start = self._directions.get(name)
         if start is None or len(start) != size:  # a layer was frozen, or set free
             return {"iterations": self.iterations, "seed": self.seed}
@@ -364,7 +364,7 @@ class Sharpness:
 
 
 def _half_widths(view: ProbePasses, directions: Sequence[Tensor], tops: Sequence[float], examples: int) -> list[float]:
-    """Half of the 95% interval of each curvature as a mean over examples, the direction held fixed."""
+    """Return half of the 95% interval of each curvature as a mean over examples, with the direction held fixed."""
     share = examples / view.training_examples if view.training_examples else 0.0
     if share >= 1:
         return [0.0 for _ in tops]

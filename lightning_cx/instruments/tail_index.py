@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, final
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from lightning_cx.functional import alpha_ecf, hill, tails, xi_dedh
 from lightning_cx.gradients import Block, GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
+from lightning_cx.instruments.gradient_noise import sum_by_layer
 from lightning_cx.instruments.reading import Picture, QuantilePlot, Reading, SurvivalPlot
 from lightning_cx.metrics import MIN_BATCH
 from lightning_cx.metrics import TailIndex as TailIndexMetric
-from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 16
 MAX_WINDOW = 1 << 16  # examples: sums of 1024, which stand for a larger batch, since normal ones stay normal
@@ -132,7 +134,7 @@ class TailIndex(Instrument):
         return self._read(step, sample)
 
     def _pool(self, sample: GradientSample) -> None:
-        """Keep what the batch showed, as much as the window holds."""
+        """Add the batch to the pools, as much as the window holds."""
         window = self._window_for(sample)
         seen: list[tuple[str, Tensor | None, Tensor | None]] = [
             ("", block.projections, block.centred_norms) for block in _blocks(sample)
@@ -154,14 +156,7 @@ class TailIndex(Instrument):
         return self.window or min(max(tails.EXPLORATORY, tails.MIN_SUMS * size), MAX_WINDOW)
 
     def _layers(self, sample: GradientSample) -> dict[str, Tensor]:
-        """Projections of each layer, the sum over its parameters."""
-        layers: dict[str, Tensor] = {}
-        for name, parameter in sample.layers.items() if self.per_layer else ():
-            if parameter.projections is not None:
-                layer = name.rpartition(".")[0] or name
-                known = layers.get(layer)
-                layers[layer] = parameter.projections if known is None else known + parameter.projections
-        return layers
+        return sum_by_layer(sample, attrgetter("projections")) if self.per_layer else {}
 
     def _read(self, step: int, sample: GradientSample) -> Reading:
         pool = self._pools[""]
@@ -261,7 +256,7 @@ def _unusable(sample: GradientSample) -> str:
 
 
 def _blocks(sample: GradientSample) -> Sequence[Block]:
-    """The shares of a batch, each less its own mean; one where no processes share it."""
+    """Return the per-rank shares of a batch, each less its own mean; one share without other ranks."""
     if sample.blocks:
         return sample.blocks
     centred = None if sample.gram is None else tails.centred_norms(sample.gram)
@@ -269,7 +264,7 @@ def _blocks(sample: GradientSample) -> Sequence[Block]:
 
 
 def _examples(sample: GradientSample) -> int:
-    """Examples of the whole batch."""
+    """Return the number of examples of the whole batch."""
     return sum(block.batch_size for block in sample.blocks) or sample.batch_size
 
 
@@ -309,7 +304,7 @@ def card(report: tails.TailReport) -> str:
 
 
 def waiting(n: int, wanted: int) -> str:
-    """Say that there is nothing to say yet."""
+    """Return a card for too few examples."""
     return f"**waiting**: {n} of {wanted} examples pooled so far. A tail cannot be read from fewer."
 
 
@@ -336,7 +331,7 @@ class TrajectoryTail:
         self._new = 0
 
     def add(self, increment: Tensor) -> bool:
-        """Take in one step and say whether a reading is due; a step that changed nothing was none."""
+        """Add one step and return whether a reading is due; a step that changed nothing does not count."""
         increment = increment.detach().cpu()
         if bool((increment != 0).any()) and bool(increment.isfinite().all()):
             self._increments.append(increment)
@@ -348,7 +343,7 @@ class TrajectoryTail:
 
     @property
     def ready(self) -> bool:
-        """Whether there are enough steps to show a tail."""
+        """Return whether there are enough steps to show a tail."""
         return len(self._increments) >= tails.MIN_SAMPLES
 
     def fits(self) -> tuple[tails.TailFit, tails.TailFit]:
@@ -356,11 +351,11 @@ class TrajectoryTail:
         return tail_of_steps(torch.stack(list(self._increments)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return what a resumed run needs."""
         return {"increments": list(self._increments), "new": self._new}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.reset()
         self._increments.extend(state["increments"])
         self._new = state["new"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import distance_from_start, spanning_tree_length, trajectories
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, ParameterStep
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 GROWTH: tuple[str, ...] = (
     tags.TRAJECTORY_GROWTH,

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, batch_size_advice, pool_noise_scales, svrg_gain, variance_reduction
 from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Needs, ProbePasses
 from lightning_cx.instruments.gradient_noise import POOLED_SAMPLES, whole_batch
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import running_norms
-from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 64
 """Random directions. Half the width of the interval, in logarithms, for an MLP on digits after 3, 6 and 12 epochs: .38,
@@ -120,7 +120,7 @@ class VarianceReduction(Instrument):
         return Reading(scalars | age, refusals=refusals, texts={tags.SVRG_RATIO: _card(gain, step - then)})
 
     def _projections(self, model: ProbePasses) -> Tensor | str:
-        """Projected gradients of the probe's examples, or why there are none."""
+        """Return projected gradients of the probe's examples, or why there are none."""
         if running_norms(model.module):
             return "BatchNorm makes the gradient of an example depend on the others, and SVRG is not defined there"
         try:

@@ -20,9 +20,9 @@ from lightning_cx.functional import (
     stopping,
 )
 from lightning_cx.instruments import Reading, StoppingCurve, Thinned
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.probe import ProbeReading
 from lightning_cx.rules.base import StoppingRule
-from lightning_cx.tensorboard import tags
 
 MAX_POINTS = 1024  # of the picture
 FEWEST = 128  # examples; with 64 the kept error was 1.4 to 1.7 times the best, with 32 2.2 to 3.3 (THEORY section 5)

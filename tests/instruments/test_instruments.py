@@ -26,8 +26,8 @@ from lightning_cx.instruments import (
     SpectralBias,
     Spectrogram,
 )
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 
 def gradients(n: int = 24, seed: int = 0, shift: float = 0.5) -> GradientSample:

@@ -16,9 +16,9 @@ from lightning_cx.functional import loss_tail
 from lightning_cx.functional.convergence.local_rate import local_rate
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import LocalRecovery, Reading
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.local_recovery import CODES, KEPT, LAW, LOCAL
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 
 def probe(loss: float) -> ProbeReading:

@@ -15,8 +15,8 @@ from lightning_cx.functional import distance_from_start, spanning_tree_length
 from lightning_cx.functional.trajectories.geometry import positive_magnitude
 from lightning_cx.gradients import ParameterSketch
 from lightning_cx.instruments import ParameterStep, Reading, TrajectoryGeometry
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.trajectory_geometry import GROWTH, POINTS, SHAPE, spanning_points
-from lightning_cx.tensorboard import tags
 
 SKETCH = 64
 

@@ -10,9 +10,9 @@ import torch
 
 from lightning_cx.functional import laplacian_basis
 from lightning_cx.functional.stopping import noise_floor
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.probe import ProbeReading
 from lightning_cx.rules import HighComplexityDominance, RefusedError, ResidualWatch, ResidualWhiteness, SpectralRisk
-from lightning_cx.tensorboard import tags
 
 STEPS = [0, *np.unique(np.geomspace(1, 20000, 90).astype(int)).tolist()]
 

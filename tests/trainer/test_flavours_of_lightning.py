@@ -16,7 +16,7 @@ from _tensorboard import read_events
 from torch.torch_version import TorchVersion
 
 from lightning_cx.callbacks import _flavour
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 SCRIPT = Path(__file__).with_name("_flavour_run.py")
 OTHERS = ["lightning_fabric", "lightning_utilities"]

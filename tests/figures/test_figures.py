@@ -10,10 +10,10 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
+from lightning_cx.figures import draw
+from lightning_cx.figures.bands import _spread
+from lightning_cx.figures.sheet import pixels
 from lightning_cx.instruments import BandDecay, ModeScatter, Spectrogram
-from lightning_cx.tensorboard.band_decay import _spread
-from lightning_cx.tensorboard.figures import draw
-from lightning_cx.tensorboard.sheet import pixels
 
 
 def spectrogram(count: int = 20, bands: int = 6, **changes: object) -> Spectrogram:

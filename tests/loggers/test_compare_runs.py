@@ -16,9 +16,9 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from lightning_cx import compare_runs
 from lightning_cx.__main__ import main
-from lightning_cx.tensorboard import tags
-from lightning_cx.tensorboard.loss_levels import fall_of
-from lightning_cx.tensorboard.run_logs import read_curves
+from lightning_cx.instruments import quantities as tags
+from lightning_cx.loggers.compare import fall_of
+from lightning_cx.loggers.run_logs import read_curves
 
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 LOSS, DISTANCE = tags.TRAJECTORY_LOSS, tags.TRAJECTORY_DISTANCE

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lightning_cx.tensorboard.shares import Array
+Array: TypeAlias = NDArray[np.float64]
 
 Curve: TypeAlias = tuple[Array, Array]
 """Step numbers, ascending, and the finite values there."""

@@ -1,9 +1,23 @@
-"""From the data of a picture to a figure."""
+"""Pictures: from the data that an instrument or a stopping rule gives to a matplotlib figure.
+
+`draw` turns any `Picture` into a figure, `pixels` turns a figure into an array. The modules hold one idea each: `bands`
+(energy by band over the steps), `modes` (singular functions of the gradients), `tails` (how heavy), `stopping` (what a
+stopping rule measured), `dwelling` (where training stayed), on the common `sheet`.
+"""
 
 from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from lightning_cx.figures.sheet import pixels
+
+__all__ = ["draw", "pixels"]
+
+from lightning_cx.figures.bands import draw_band_decay, draw_spectrogram
+from lightning_cx.figures.dwelling import draw_dwell_timeline
+from lightning_cx.figures.modes import draw_mode_scatter
+from lightning_cx.figures.stopping import draw_stopping_curve
+from lightning_cx.figures.tails import draw_quantile_plot, draw_survival_plot
 from lightning_cx.instruments import (
     BandDecay,
     DwellTimeline,
@@ -14,13 +28,6 @@ from lightning_cx.instruments import (
     StoppingCurve,
     SurvivalPlot,
 )
-from lightning_cx.tensorboard.band_decay import draw_band_decay
-from lightning_cx.tensorboard.dwelling_plot import draw_dwell_timeline
-from lightning_cx.tensorboard.mode_scatter import draw_mode_scatter
-from lightning_cx.tensorboard.quantile_plot import draw_quantile_plot
-from lightning_cx.tensorboard.risk_curve import draw_stopping_curve
-from lightning_cx.tensorboard.spectrogram import draw_spectrogram
-from lightning_cx.tensorboard.survival_plot import draw_survival_plot
 
 _DRAW = {
     Spectrogram: draw_spectrogram,
@@ -44,14 +51,14 @@ def draw(picture: Picture) -> Figure:
 
     Returns:
         A figure with an Agg canvas: show it in a notebook, `savefig` it, or turn it into an array with
-        `lightning_cx.tensorboard.sheet.pixels`.
+        `pixels`.
 
     Raises:
         TypeError: If there is no rule for the type of the picture.
 
     Example:
         >>> import torch
-        >>> from lightning_cx.instruments import Spectrogram
+        >>> from lightning_cx.instruments.base import Spectrogram
         >>> energy = torch.tensor([[4.0, 4.0], [1.0, 4.0]])
         >>> figure = draw(Spectrogram([0, 100], energy, ["low", "high"], "Residual", "Low bands go first."))
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]

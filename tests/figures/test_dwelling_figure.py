@@ -10,9 +10,9 @@ import torch
 from matplotlib.collections import LineCollection
 from test_figures import words
 
+from lightning_cx.figures import draw
+from lightning_cx.figures.sheet import pixels
 from lightning_cx.instruments import DwellTimeline
-from lightning_cx.tensorboard.figures import draw
-from lightning_cx.tensorboard.sheet import pixels
 
 Dwells = list[tuple[int, int, float, bool]]
 

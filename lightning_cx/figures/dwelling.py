@@ -7,9 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lightning_cx.figures.sheet import LETTERS, PALE, open_sheet, say_nothing_to_show, write_note
 from lightning_cx.instruments import DwellTimeline
-from lightning_cx.tensorboard.marks import write_note
-from lightning_cx.tensorboard.sheet import LETTERS, PALE, open_sheet, say_nothing_to_show
 
 LARGEST = 1e290
 """Leaves the axis room before a double overflows; larger values are left out as infinite ones are."""

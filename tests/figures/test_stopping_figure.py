@@ -18,12 +18,12 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from test_figures import words
 
+from lightning_cx.figures import draw
+from lightning_cx.figures.sheet import pixels
+from lightning_cx.figures.stopping import _powers, _thin
 from lightning_cx.instruments import StoppingCurve
-from lightning_cx.tensorboard import tags
-from lightning_cx.tensorboard.figures import draw
-from lightning_cx.tensorboard.layout import custom_scalars_layout
-from lightning_cx.tensorboard.risk_curve import _powers, _thin
-from lightning_cx.tensorboard.sheet import pixels
+from lightning_cx.instruments import quantities as tags
+from lightning_cx.loggers.tensorboard import custom_scalars_layout
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"
 

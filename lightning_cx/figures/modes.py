@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from lightning_cx.figures.sheet import LETTERS, NOTE, PALE, WIDTH, Array, open_sheet, plain, say_nothing_to_show
 from lightning_cx.instruments import ModeScatter
-from lightning_cx.tensorboard.shares import Array
-from lightning_cx.tensorboard.sheet import LETTERS, NOTE, PALE, WIDTH, open_sheet, plain, say_nothing_to_show
 
 NO_ORDER = 0.5
 """Where the median complexity of white noise lies."""

@@ -15,9 +15,9 @@ from test_figures import scatter, spectrogram
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from lightning_cx.instruments import Reading
-from lightning_cx.tensorboard import tags
-from lightning_cx.tensorboard.layout import custom_scalars_layout
-from lightning_cx.tensorboard.writer import (
+from lightning_cx.instruments import quantities as tags
+from lightning_cx.loggers.tensorboard import (
+    custom_scalars_layout,
     write_histograms,
     write_layout,
     write_pictures,

@@ -12,10 +12,9 @@ import torch
 from matplotlib import pyplot as plt
 from test_figures import words
 
+from lightning_cx.figures import draw
+from lightning_cx.figures.sheet import EXTREMES, MARKERS, pixels, thin
 from lightning_cx.instruments import QuantilePlot, SurvivalPlot
-from lightning_cx.tensorboard.figures import draw
-from lightning_cx.tensorboard.marks import EXTREMES, MARKERS, thin
-from lightning_cx.tensorboard.sheet import pixels
 
 
 def normal(n: int, seed: int = 0) -> torch.Tensor:

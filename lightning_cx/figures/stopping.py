@@ -13,10 +13,17 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_cx.figures.sheet import (
+    LETTERS,
+    MAX_COLUMNS,
+    PALE,
+    WIDTH,
+    Array,
+    open_sheet,
+    say_nothing_to_show,
+    write_note,
+)
 from lightning_cx.instruments import StoppingCurve
-from lightning_cx.tensorboard.marks import write_note
-from lightning_cx.tensorboard.shares import MAX_COLUMNS, Array
-from lightning_cx.tensorboard.sheet import LETTERS, PALE, WIDTH, open_sheet, say_nothing_to_show
 
 Mask = NDArray[np.bool_]
 Mark = tuple[float, str, dict[str, Any]]  # step, words, look of the line
