@@ -85,7 +85,7 @@ def is_allowed(name: str, file: str, may: May, runs: bool) -> bool:
     top = name.partition(".")[0]
     if top == "lightning_cx":
         inside = name.removeprefix("lightning_cx.")
-        return any(inside == known or inside.startswith(f"{known}.") for known in may.inside)
+        return any(inside == known or inside.startswith(f"{known}.") for known in {"_torch", *may.inside})
     if top in LIGHTNING - may.outside:
         return file in KNOW_LIGHTNING
     return top in may.outside | sys.stdlib_module_names or (name in may.types and not runs)

@@ -23,8 +23,8 @@ YOUNG = {"FusedRmsNormBackward0"}  # node types that the oldest supported torch 
 PRIVATE = re.compile(
     r"\._saved_|\._raw_saved|\._input_metadata|torch\._|_execution_engine|\._backward_hooks|_post_accumulate_grad_hooks"
     r"|_unsafe_preserve_version_counter|\b_BatchNorm\b|\b_InstanceNorm\b|\b_Holder\b"
-    r"|(?<!lightning_cx)\._version\b|\._buffers\b"
-    r"|_compiled_call_impl|_fsdp|_unsharded_param|_module_info"
+    r"|(?<!lightning_cx)(?<!self)\._version\b|\._buffers\b"
+    r"|\._compiled_call_impl|_fsdp|_unsharded_param|_module_info"
 )
 
 

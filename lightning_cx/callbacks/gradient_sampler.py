@@ -7,9 +7,10 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_cx._torch import BatchNorm
 from lightning_cx.callbacks._trainer import (
     LightningModule,
     Trainer,
@@ -248,7 +249,7 @@ class GradientSampler:
         reason = replayable(module)
         if isinstance(refusal, InseparableError):
             reason = "as for the same reason no example has a loss of its own"
-        norms = [(n, part) for n, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        norms = [(n, part) for n, part in module.named_modules() if isinstance(part, BatchNorm)]
         coupled = [name for name, part in norms if part.training]
         if reason is None and coupled:
             reason = f"{coupled[0]} is a BatchNorm, which needs company in training mode"

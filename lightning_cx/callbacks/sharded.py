@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from lightning_cx._torch import place_of_piece, sharded_pieces, unsharded
+
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether `fully_shard` has cut parameters of the module in pieces."""
-    return any(_pieces(part) for part in module.modules())
+    return any(sharded_pieces(part) for part in module.modules())
 
 
 def held_parameters(module: nn.Module) -> dict[str, Parameter]:
@@ -34,20 +36,14 @@ def whole_parameters(module: nn.Module, parameters: Mapping[str, Tensor]) -> dic
         module: After a forward pass.
         parameters: Those to look for, as `module.named_parameters()` names them.
     """
-    whole = {name: piece._unsharded_param for name, piece in _named_pieces(module) if name in parameters}
+    whole = {name: unsharded(piece) for name, piece in _named_pieces(module) if name in parameters}
     return {**parameters, **whole}
 
 
 def _named_pieces(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for prefix, part in module.named_modules():
-        for piece in _pieces(part):
+        for piece in sharded_pieces(part):
             # The group of a module holds what its children left to it.
             of = {id(child): name for name, child in part.named_modules(prefix=prefix)}
-            path = of.get(id(piece._module_info.module), "")
-            yield f"{path}.{piece._module_info.param_name}".lstrip("."), piece
-
-
-def _pieces(part: nn.Module) -> list[Any]:
-    state = getattr(part, "_get_fsdp_state", None)
-    group = None if state is None else state()._fsdp_param_group
-    return [] if group is None else list(group.fsdp_params)
+            module, name = place_of_piece(piece)
+            yield f"{of.get(id(module), '')}.{name}".lstrip("."), piece

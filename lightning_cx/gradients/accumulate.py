@@ -12,6 +12,7 @@ from lightning_cx._torch import backward_hooks
 from lightning_cx.gradients.errors import UnsupportedGradientError
 from lightning_cx.gradients.factors.products import (
     CACHE_BYTES,
+    DEFAULT_BYTES,
     Affine,
     Products,
     Rows,
@@ -25,7 +26,7 @@ from lightning_cx.gradients.factors.reparametrised import Reparametrised
 from lightning_cx.gradients.graph.nodes import record_of
 from lightning_cx.gradients.graph.weights import Operand, Source
 from lightning_cx.gradients.projections import Directions, Entries, spread
-from lightning_cx.gradients.sample import GradientSample, LayerGradients, Request
+from lightning_cx.gradients.sample import GradientSample, LayerGradients
 
 # The batch gradient is summed in the training's precision and the Gram matrix in ours: they agree to rounding.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
@@ -89,6 +90,36 @@ class SumCheck:
                     else "",
                 )
         return summed / batch if batch > 0 else float("nan")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a tap was asked for."""
+
+    gram: bool
+    norms: bool
+    projections: int
+    per_layer: bool
+    seed: int
+    rows: bool = False
+    max_buffer_bytes: int = DEFAULT_BYTES
+    coordinates: int = 0
+    sums: bool = False
+
+    @property
+    def entries(self) -> bool:
+        """Whether it matters which entry of a gradient is which, beyond inner products."""
+        return self.rows or self.projections > 0 or self.coordinates > 0
+
+    @property
+    def joint(self) -> bool:
+        """Whether parameters may be contracted together."""
+        return not (self.per_layer or self.entries)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the sum check can be made."""
+        return self.gram or self.rows
 
 
 @dataclass

@@ -19,6 +19,7 @@ from lightning_cx._torch import (
     saved,
 )
 from lightning_cx.gradients import rules  # noqa: F401  (fills the registry of nodes)
+from lightning_cx.gradients.accumulate import Request
 from lightning_cx.gradients.errors import UnreachedError, UnsupportedGradientError
 from lightning_cx.gradients.factors.products import Affine, Products, Use
 from lightning_cx.gradients.graph.example_axis import ExampleAxis
@@ -26,7 +27,7 @@ from lightning_cx.gradients.graph.loss_terms import divides_by_a_count, is_penal
 from lightning_cx.gradients.graph.nodes import Capture, Joint, Node, Site, capture_of, record_of
 from lightning_cx.gradients.graph.walk import Edge, input_edges, root_of, walk
 from lightning_cx.gradients.graph.weights import Graph, Operand, read_graph
-from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, Request
+from lightning_cx.gradients.sample import CONTRIBUTION, EXACT
 
 Work = list[tuple[Operand, Capture | Joint]]
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from lightning_cx._torch import call_after_backward, post_accumulate_hooks
-from lightning_cx.gradients.accumulate import Accumulator
+from lightning_cx.gradients.accumulate import Accumulator, Request
 from lightning_cx.gradients.errors import UnsupportedGradientError
 from lightning_cx.gradients.factors.products import DEFAULT_BYTES, working
 from lightning_cx.gradients.graph.nodes import Joint, Node
 from lightning_cx.gradients.plan import Plan, PlanCache, Work, make_plan
-from lightning_cx.gradients.sample import EXACT, GradientSample, Request
+from lightning_cx.gradients.sample import EXACT, GradientSample
 
 
 class GradientTap:

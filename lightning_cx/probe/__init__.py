@@ -1,9 +1,10 @@
 """The fixed examples on which spectra are compared, and the pass over them that leaves no trace."""
 
+from lightning_cx._torch import anything_compiled
 from lightning_cx.probe.batch_statistics import batch_statistics, running_norms
 from lightning_cx.probe.batches import join, leaves, spread_out, take
 from lightning_cx.probe.draws import drawing, watched_pass
-from lightning_cx.probe.eager import anything_compiled, compiled_parts, eagerly
+from lightning_cx.probe.eager import compiled_parts, eagerly
 from lightning_cx.probe.filling import fill
 from lightning_cx.probe.isolation import isolated, isolated_rng
 from lightning_cx.probe.passes import LossOf

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_cx._torch import BatchNorm, InstanceNorm, buffers
 
 
 def running_norms(module: nn.Module) -> list[nn.Module]:
@@ -19,7 +20,7 @@ def running_norms(module: nn.Module) -> list[nn.Module]:
     """
     # A model that is in eval mode as a whole does not tell which of them are frozen.
     follows = [part for part in module.modules() if part.training or not module.training]
-    kinds = (_BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    kinds = (BatchNorm, InstanceNorm)
     return [part for part in follows if isinstance(part, kinds) and part.running_mean is not None]
 
 
@@ -47,12 +48,12 @@ def batch_statistics(module: nn.Module) -> Iterator[bool]:
         tensor([0.])
     """
     layers = running_norms(module)
-    laid_aside = [(layer, layer._buffers["running_mean"], layer._buffers["running_var"]) for layer in layers]
+    laid_aside = [(layer, buffers(layer)["running_mean"], buffers(layer)["running_var"]) for layer in layers]
     try:
         for layer in layers:
             # Without buffers a layer in eval mode takes the batch's statistics.
-            layer._buffers["running_mean"] = layer._buffers["running_var"] = None
+            buffers(layer)["running_mean"] = buffers(layer)["running_var"] = None
         yield bool(layers)
     finally:
         for layer, mean, variance in laid_aside:
-            layer._buffers["running_mean"], layer._buffers["running_var"] = mean, variance
+            buffers(layer)["running_mean"], buffers(layer)["running_var"] = mean, variance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType, MethodType
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from lightning_cx._torch import dynamo, is_compiled_in_place
 
 LIBRARIES = ("torch", "lightning", "pytorch_lightning", "torchmetrics")  # their classes hold no compiled methods
 
@@ -20,18 +21,7 @@ def eagerly() -> AbstractContextManager[Any]:
     Compiled code calls no hook and hides its parameters, and other batch sizes would compile it anew. Where no
     compiler is loaded nothing happens: its import alone takes a second.
     """
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-def anything_compiled() -> bool:
-    """Whether the compiler has compiled anything so far in this process."""
-    utilities = sys.modules.get("torch._dynamo.utils")
-    return utilities is not None and utilities.counters.get("frames", {}).get("total", 0) > 0
-
-
-def is_wrapper(part: nn.Module) -> bool:
-    """Whether a module is what `torch.compile(module)` returns."""
-    return "torch._dynamo" in sys.modules and isinstance(part, sys.modules["torch._dynamo"].OptimizedModule)
+    return torch.compiler.set_stance("force_eager") if dynamo() is not None else nullcontext()
 
 
 def compiled_parts(module: nn.Module) -> list[str]:
@@ -48,11 +38,11 @@ def compiled_parts(module: nn.Module) -> list[str]:
         >>> compiled_parts(net)
         ['1']
     """
-    if "torch._dynamo" not in sys.modules:
+    if dynamo() is None:
         return []
     found: list[str] = []
     for name, part in module.named_modules():
-        if part._compiled_call_impl is not None:
+        if is_compiled_in_place(part):
             found.append(name or type(part).__name__)
         found.extend(f"{name}.{attribute}".strip(".") for attribute in _compiled_functions(part))
     return found

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+from lightning_cx._torch import backward_hooks, drop_backward_hooks, preserve_version_counter, version
 from lightning_cx.probe.snapshot import Snapshot
 
 
@@ -133,11 +133,11 @@ class _Kept:
     def __init__(self, parameter: nn.Parameter, guard: bool) -> None:
         self.parameter = parameter
         self._trainable, self._gradient = parameter.requires_grad, parameter.grad
-        self._hooks: dict[int, Any] | None = parameter._backward_hooks
+        self._hooks: dict[int, Any] | None = backward_hooks(parameter)
         self._hooks_inside = dict(self._hooks or {})
         # Exists to hide a change from autograd; here there is nothing to hide once the values are back.
-        self._version = _unsafe_preserve_version_counter(parameter)
-        self._seen, self._place = parameter._version, parameter.data
+        self._version = preserve_version_counter(parameter)
+        self._seen, self._place = version(parameter), parameter.data
         self._values = parameter.detach().clone() if guard else None
         parameter.grad = None
 
@@ -147,7 +147,7 @@ class _Kept:
         moved = parameter.shape != self._place.shape or parameter.data_ptr() != self._place.data_ptr()
         if moved:
             parameter.data = self._place
-        changed = parameter._version != self._seen or (values is not None and not _same_bits(parameter, values))
+        changed = version(parameter) != self._seen or (values is not None and not _same_bits(parameter, values))
         if changed and values is not None:
             parameter.data.copy_(values)
             self._version.__exit__(None, None, None)
@@ -155,8 +155,8 @@ class _Kept:
             parameter.requires_grad_(self._trainable)
         if parameter.grad is not self._gradient:
             parameter.grad = self._gradient
-        if self._hooks is None and parameter._backward_hooks is not None:
-            parameter._backward_hooks = None
+        if self._hooks is None and backward_hooks(parameter) is not None:
+            drop_backward_hooks(parameter)
         elif self._hooks is not None and self._hooks != self._hooks_inside:
             self._hooks.clear()
             self._hooks.update(self._hooks_inside)

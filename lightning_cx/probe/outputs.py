@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_cx.probe.eager import is_wrapper
+from lightning_cx._torch import is_compiled_wrapper, output_shape
 from lightning_cx.probe.slopes import partial_slopes, reachable
 
 
@@ -38,7 +38,7 @@ def recorded_outputs(module: nn.Module) -> Iterator[list[ModuleOutput]]:
             tensors = tuple(t for t in _tensors(output) if t.is_floating_point() and t.requires_grad)
             records.append(ModuleOutput(names[part], tensors))
 
-    if any(map(is_wrapper, names)):  # they warn the user of a hook on the class
+    if any(map(is_compiled_wrapper, names)):  # they warn the user of a hook on the class
         handles = [part.register_forward_hook(record) for part in names]
     else:  # one hook on the class of all modules instead of one on each: nothing of the user's is touched
         handles = [nn.modules.module.register_module_forward_hook(record)]
@@ -112,9 +112,7 @@ def _separable(walked: Mapping[Any, list[Any]], cut: set[Any], parameters: set[i
     from_output, from_parameter = _above(walked, cut), _above(walked, leaves)
     for node in from_output & from_parameter:
         kinds = {(child in from_output, child in from_parameter) for child in walked[node]} - {(False, False)}
-        if len(kinds) > 1 and not (
-            node.name() in ("AddBackward0", "SubBackward0") and tuple(node._input_metadata[0].shape) == ()
-        ):
+        if len(kinds) > 1 and not (node.name() in ("AddBackward0", "SubBackward0") and output_shape(node) == ()):
             return False
     return True
 

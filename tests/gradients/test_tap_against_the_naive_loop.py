@@ -244,8 +244,8 @@ def test_no_coordinate_is_chosen_twice_and_small_parameters_give_one() -> None:
     assert len(chosen["large"].of_rows(index).unique()) == 488
     assert chosen["large"].stop - chosen["large"].start == 13  # 13 rows of 40 hold 488 entries
     again, other = spread(parameters, 500, seed=0), spread(parameters, 500, seed=1)
-    assert torch.equal(again["large"].places, chosen["large"].places)
-    assert not torch.equal(other["large"].places, chosen["large"].places)
+    assert torch.equal(again["large"].positions, chosen["large"].positions)
+    assert not torch.equal(other["large"].positions, chosen["large"].positions)
 
 
 def test_projections_of_the_layers_add_up_to_the_whole(case: Case) -> None:
