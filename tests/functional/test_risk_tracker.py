@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from lightning_cx.functional import spectral_risk
-from lightning_cx.functional.stopping import DominanceTracker, RiskTracker, WhitenessTracker, dominance, whiteness
+from lightning_cx.functional.stopping import (
+    DominanceTracker,
+    RiskTracker,
+    WhitenessTracker,
+    dominance,
+    residual_whiteness,
+)
 
 K = 256
 INDEX = np.arange(K)
@@ -122,7 +128,7 @@ def test_memory_does_not_grow_with_the_number_of_checks() -> None:
 
 def test_all_at_once_is_check_by_check() -> None:
     _, residuals = path(5)
-    for function, tracker in ((dominance, DominanceTracker()), (whiteness, WhitenessTracker())):
+    for function, tracker in ((dominance, DominanceTracker()), (residual_whiteness, WhitenessTracker())):
         at_once = function(residuals)
         for number, coefficients in enumerate(residuals):
             decision = tracker.check(coefficients)

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cx.functional.complexity.axis import Axis, principal_modes
-from lightning_cx.functional.complexity.basis import Basis
-from lightning_cx.functional.complexity.levels import sum_by_level
-from lightning_cx.functional.complexity.spectrum import interpolate_at, low_weights, median_index
+from lightning_cx.functional.complexity.basis import Basis, sum_by_level
+from lightning_cx.functional.complexity.spectrum import Axis, interpolate_at, low_weights, median_index
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.linalg import participation_ratio
+from lightning_cx.functional.linalg import participation_ratio, principal_modes
 
 
 @dataclass(frozen=True, eq=False)
-class GradientSpectrum:
+class GradientModes:
     """The complexity of the gradient's modes, strongest first; every tensor is float64.
 
     Positions are shares of the index range of the levels: 0 the simplest level, 1 the most complex.
@@ -49,7 +47,7 @@ class GradientSpectrum:
         )
 
 
-def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
+def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientModes:
     """Say whether a gradient changes simple or complex functions of the examples, and in which modes.
 
     The Gram matrix is centred, ``H K H`` with ``H = I - 11^T / N``, since the mean gradient would put a constant
@@ -68,7 +66,7 @@ def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
         basis: Basis on the same N examples in the same order.
 
     Returns:
-        GradientSpectrum on the device of the Gram matrix. Gradients that do not differ between examples, or are
+        GradientModes on the device of the Gram matrix. Gradients that do not differ between examples, or are
         not finite, have no modes, and nan for all but ``null_median``; so have positions on fewer than 2 levels.
         ``null_sd`` is nan for fewer than 4 examples.
 
@@ -95,7 +93,7 @@ def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientSpectrum:
     energies = axis.energies(modes)
     whole = median_index(eigenvalues @ energies)
     null_median, null_sd = _chance(eigenvalues, modes, axis)
-    return GradientSpectrum(
+    return GradientModes(
         eigenvalues=eigenvalues,
         medians=axis.position(median_index(energies)),
         whole_median=axis.position(whole),

@@ -10,11 +10,11 @@ from typing import Any
 from scipy.stats import binomtest
 from torch import Tensor
 
-from lightning_cx.functional.complexity.spectral_bias import high_complexity_dominance
+from lightning_cx.functional.complexity.residuals import high_complexity_dominance
 from lightning_cx.functional.complexity.spectrum import low_weights
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.stopping.decision import Decision
-from lightning_cx.functional.stopping.noise_floor import LEVEL, degrees_of_freedom, f_test
+from lightning_cx.functional.stopping.spectral_risk import Decision
+from lightning_cx.functional.stopping.target import LEVEL, degrees_of_freedom, f_test
 
 WINDOW = 5
 """Checks over which what was learned is weighed; THEORY section 5 measured the rule so."""
@@ -203,7 +203,7 @@ def dominance(coefficients: Any, patience: int = 3) -> Decision:
     return _followed(DominanceTracker(patience), coefficients)
 
 
-def whiteness(coefficients: Any, patience: int = 2) -> Decision:
+def residual_whiteness(coefficients: Any, patience: int = 2) -> Decision:
     """Say where what was left became white noise, from the residuals of all checks: `WhitenessTracker` over them.
 
     Args:
@@ -222,7 +222,7 @@ def whiteness(coefficients: Any, patience: int = 2) -> Decision:
     Example:
         >>> import torch
         >>> noise = torch.randn(256, generator=torch.Generator().manual_seed(0))
-        >>> whiteness(torch.stack([noise + 30 / (1 + torch.arange(256.0)), noise, noise])).best_check
+        >>> residual_whiteness(torch.stack([noise + 30 / (1 + torch.arange(256.0)), noise, noise])).best_check
         2
     """
     return _followed(WhitenessTracker(patience), coefficients)
