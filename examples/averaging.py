@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor
 from lightning_cx.instruments import Averaging, VarianceReduction
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 STEP_SIZES = {"large steps": 1.0, "small steps": 0.02}
 COLUMNS = {

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from lightning_cx import ComplexityEarlyStopping
-from lightning_cx.tensorboard import tags
-from lightning_cx.tensorboard.figures import draw
+from lightning_cx.figures import draw
+from lightning_cx.instruments import quantities as tags
 
 SHARE_WRONG = {"to the end": 0.3, "hold-out": 0.3, "ComplexityEarlyStopping": 0.3, "the same on true labels": 0.0}
 

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 from lightning_cx import ProbeSet, SpectralRisk
 from lightning_cx.gradients import GradientTap
 from lightning_cx.instruments import GradientNoise, Reading, SpectralBias
+from lightning_cx.loggers.tensorboard import write_reading
 from lightning_cx.probe import fill
 from lightning_cx.rules import ResidualWatch
-from lightning_cx.tensorboard.writer import write_reading
 
 
 def main(logdir: str = "runs/fabric", epochs: int = 120, seed: int = 0, accumulate: int = 1, **options: Any) -> dict:

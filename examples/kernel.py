@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lightning_cx.functional import chance_alignment, cumulative_power, kernel_target_alignment
 from lightning_cx.gradients import GradientTap, per_example_gram
 from lightning_cx.instruments import BatchView, Kernel
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 BATCH, PROBE, CLASSES = 128, 100, 10
 

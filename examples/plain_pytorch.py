@@ -20,9 +20,9 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from lightning_cx import ProbeSet, SpectralRisk
 from lightning_cx.gradients import GradientTap
 from lightning_cx.instruments import GradientNoise, SpectralBias
+from lightning_cx.loggers.tensorboard import write_reading
 from lightning_cx.probe import fill
 from lightning_cx.rules import ResidualWatch
-from lightning_cx.tensorboard.writer import write_reading
 
 BATCH, EVERY = 64, 10  # steps between two looks
 

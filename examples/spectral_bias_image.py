@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import SpectralBias
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 SIDE, DRAWN_AT = 64, (0, 10, 40, 100, 400)
 

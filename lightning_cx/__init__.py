@@ -19,9 +19,9 @@ from lightning_cx._version import __version__
 
 if TYPE_CHECKING:
     from lightning_cx.callbacks import ComplexityEarlyStopping, ComplexityMonitor
+    from lightning_cx.loggers import compare_runs
     from lightning_cx.probe import ProbeSet
     from lightning_cx.rules import HighComplexityDominance, ResidualWhiteness, SpectralRisk
-    from lightning_cx.tensorboard.compare import compare_runs
 
 __all__ = [
     "ComplexityEarlyStopping",
@@ -41,7 +41,7 @@ _HOMES = {
     "ProbeSet": "lightning_cx.probe",
     "ResidualWhiteness": "lightning_cx.rules",
     "SpectralRisk": "lightning_cx.rules",
-    "compare_runs": "lightning_cx.tensorboard.compare",
+    "compare_runs": "lightning_cx.loggers",
 }
 
 

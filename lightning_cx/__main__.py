@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_cx.tensorboard import tags
-from lightning_cx.tensorboard.compare import compare_runs
+from lightning_cx.instruments import quantities as tags
+from lightning_cx.loggers import compare_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

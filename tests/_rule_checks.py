@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from _models import LossOf, naive_rows
 from torch import Tensor, nn
 
 from lightning_cx.gradients import GradientTap
-from lightning_cx.gradients.directions import Directions
+from lightning_cx.gradients.graph.nodes import RECORDS, Capture, Joint, Site
+from lightning_cx.gradients.projections import Directions
+
+Rule = Callable[[Site], Capture]
+
+
+def replace_rule(monkeypatch: pytest.MonkeyPatch, name: str, rule: Rule) -> None:
+    """Put another contraction rule into the record of a node, for one test."""
+    monkeypatch.setitem(RECORDS, name, replace(RECORDS[name], rule=rule))
+
+
+def scaled_rule(monkeypatch: pytest.MonkeyPatch, name: str, factor: float) -> None:
+    """Make the rule of a node wrong by a factor, for one test."""
+    honest = RECORDS[name].rule
+    assert honest is not None
+
+    def rule(site: Site) -> Capture:
+        capture = honest(site)
+        assert not isinstance(capture, Joint)
+        return lambda gradient: capture(gradient * factor)
+
+    replace_rule(monkeypatch, name, rule)
 
 
 def cubes(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:

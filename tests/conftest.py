@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from _once import Once
 from hypothesis import settings
 
 settings.register_profile("suite", deadline=None)
@@ -27,6 +28,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def collected(request: pytest.FixtureRequest) -> list[str]:
     return request.config.stash[COLLECTED]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder if worker_id == "master" else folder.parent) / "once"
+    root.mkdir(exist_ok=True)
+    return Once(root)
 
 
 @pytest.fixture(autouse=True)

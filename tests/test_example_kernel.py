@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 PATH = Path(__file__).parent.parent / "examples" / "kernel.py"
 

@@ -14,9 +14,8 @@ from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.gradient_sampler import GradientSampler
 from lightning_cx.callbacks.sharded import held_parameters, is_sharded
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import Needs
+from lightning_cx.instruments import Needs, Series
 from lightning_cx.probe import anything_compiled, eagerly
-from lightning_cx.tensorboard.tags import Series
 
 PATIENCE = 100  # batches after a due one in which an optimizer that did not step in it may still do so
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.instruments import Instrument, Method, Reading, keyed
-from lightning_cx.tensorboard.tags import Series
+from lightning_cx.instruments import Instrument, Method, Reading, Series, keyed
 
 FIRST = Series()
 Show: TypeAlias = Callable[[Instrument], Reading]
@@ -53,7 +52,7 @@ class Panel:
         for key, instrument in self._of(series).items():
             if method in instrument.shown and concerned(key, instrument) and not failures.off(key):
                 with failures.guard(key):
-                    readings.append(show(instrument).renamed(series.of))
+                    readings.append(show(instrument).renamed(lambda tag, own=instrument.tag: series.of(own(tag))))
         return readings
 
     def _of(self, series: Series) -> dict[str, Instrument]:

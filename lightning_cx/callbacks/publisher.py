@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lightning_cx.callbacks._trainer import Trainer, announce, tensorboard_experiments
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.instruments import Picture, Reading
-from lightning_cx.tensorboard.writer import write_histograms, write_layout, write_pictures, write_texts
+from lightning_cx.loggers import write_histograms, write_layout, write_pictures, write_texts
 
 
 class Publisher:

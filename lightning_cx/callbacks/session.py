@@ -26,10 +26,9 @@ from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
 from lightning_cx.callbacks.shared import Shared
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import BatchView, Instrument, Method, Reading, needs_of
+from lightning_cx.instruments import BatchView, Instrument, Method, Reading, Series, needs_of
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.probe import ProbeSet
-from lightning_cx.tensorboard import tags
-from lightning_cx.tensorboard.tags import Series
 
 TRAJECTORY = "the trajectory"
 

@@ -13,7 +13,7 @@ from lightning_cx.callbacks.merging import merged
 from lightning_cx.callbacks.processes import together
 from lightning_cx.callbacks.publisher import Publisher
 from lightning_cx.gradients import GradientSample
-from lightning_cx.tensorboard.tags import Series
+from lightning_cx.instruments import Series
 
 NO_PAIRS = (
     "what the examples of all processes want together is not known (the module is sharded, the loss has a penalty on "

@@ -27,11 +27,14 @@ from lightning_cx.gradients.errors import (
     UnreachedError,
     UnsupportedGradientError,
 )
+from lightning_cx.gradients.factors.products import Products, Rows
 from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms, ride
+from lightning_cx.gradients.graph.example_axis import first_input
+from lightning_cx.gradients.graph.nodes import NodeRecord, register_node
 from lightning_cx.gradients.in_training import UNCHANGED, calibrate_in_training
+from lightning_cx.gradients.projections import DIRECTIONS, ParameterSketch
 from lightning_cx.gradients.replay import add_up, affordable_examples, replay_gradients
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, Block, GradientSample, LayerGradients
-from lightning_cx.gradients.sketch import DIRECTIONS, ParameterSketch
 from lightning_cx.gradients.tap import GradientTap
 
 __all__ = [
@@ -46,7 +49,10 @@ __all__ = [
     "GradientTap",
     "InseparableError",
     "LayerGradients",
+    "NodeRecord",
     "ParameterSketch",
+    "Products",
+    "Rows",
     "UnreachedError",
     "UnsupportedGradientError",
     "add_up",
@@ -54,9 +60,11 @@ __all__ = [
     "calibrate",
     "calibrate_in_training",
     "find_layout",
+    "first_input",
     "per_example_gradients",
     "per_example_gram",
     "per_example_norms",
+    "register_node",
     "replay_gradients",
     "ride",
 ]

@@ -1,55 +1,94 @@
-"""Add up, parameter by parameter, what one backward shows."""
+"""Add up, parameter by parameter, what one backward shows, and check that it adds up to the batch gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lightning_cx.gradients.affine import Affine
-from lightning_cx.gradients.buffers import CACHE_BYTES, DEFAULT_BYTES, Workspace, buffers_of
-from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.entries import Entries, spread
-from lightning_cx.gradients.graph import Operand
-from lightning_cx.gradients.lifted import Lifted, scaled
-from lightning_cx.gradients.placed import place
-from lightning_cx.gradients.sample import GradientSample, LayerGradients
-from lightning_cx.gradients.sources import Source
-from lightning_cx.gradients.sum_check import SumCheck
-from lightning_cx.gradients.uses import Products, Rows, Use, add_up
-from lightning_cx.gradients.weight_norm import through_weight_norm
+from lightning_cx._torch import backward_hooks
+from lightning_cx.gradients.errors import UnsupportedGradientError
+from lightning_cx.gradients.factors.products import (
+    CACHE_BYTES,
+    Affine,
+    Products,
+    Rows,
+    Use,
+    Workspace,
+    add_up,
+    buffers_of,
+    working,
+)
+from lightning_cx.gradients.factors.reparametrised import Reparametrised
+from lightning_cx.gradients.graph.nodes import record_of
+from lightning_cx.gradients.graph.weights import Operand, Source
+from lightning_cx.gradients.projections import Directions, Entries, spread
+from lightning_cx.gradients.sample import GradientSample, LayerGradients, Request
+
+# The batch gradient is summed in the training's precision and the Gram matrix in ours: they agree to rounding.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
+# Gradients that cancel exactly, as those of a key's bias in attention, leave rounding of other layers' size.
+ROUNDING = 64  # machine epsilons
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a tap was asked for."""
+@dataclass
+class SumCheck:
+    """Compares 1^T K 1 with |batch gradient|^2, parameter by parameter: both count every use of it.
 
-    gram: bool
-    norms: bool
-    projections: int
-    per_layer: bool
-    seed: int
-    rows: bool = False
-    max_buffer_bytes: int = DEFAULT_BYTES
-    coordinates: int = 0
-    sums: bool = False
+    Attributes:
+        sums: For each parameter, or for each few that were contracted together, the sums of the Gram matrix and of
+            its diagonal.
+        batch: For each parameter, the norm of its batch gradient.
+    """
 
-    @property
-    def entries(self) -> bool:
-        """Whether it matters which entry of a gradient is which, beyond inner products."""
-        return self.rows or self.projections > 0 or self.coordinates > 0
+    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    batch: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
-    def joint(self) -> bool:
-        """Whether parameters may be contracted together."""
-        return not (self.per_layer or self.entries)
+    def see_batch(self, name: str, gradient: Tensor) -> None:
+        """Take the batch gradient of one parameter."""
+        values = gradient.detach().coalesce().values() if gradient.is_sparse else gradient.detach()
+        self.batch[name] = torch.linalg.vector_norm(working(values))
 
-    @property
-    def checked(self) -> bool:
-        """Whether the sum check can be made."""
-        return self.gram or self.rows
+    def coverage(
+        self,
+        dtypes: Iterable[torch.dtype],
+        parameters: Mapping[str, Tensor],
+        members: Mapping[str, tuple[str, ...]],
+        nodes: Mapping[str, list[str]],
+    ) -> float:
+        """1^T K 1 / |batch gradient|^2 over all parameters that both sides have seen, nan for none or zero.
+
+        Raises:
+            UnsupportedGradientError: If the sides disagree on a parameter beyond what rounding explains.
+        """
+        used = set(dtypes)
+        names = [name for name in self.sums if all(member in self.batch for member in members[name])]
+        if used & {torch.float16, torch.bfloat16}:  # normalisation layers may add up their own gradients in 16 bits
+            names = [name for name in names if not any("Norm" in node for node in nodes[name])]
+        if not names:
+            return float("nan")
+        rows = [number for name in names for number in self.sums[name]]
+        parts = [self.batch[member] for name in names for member in members[name]]
+        numbers = torch.stack([number.to(rows[0]) for number in (*rows, *parts)]).tolist()  # one synchronisation
+        squares = iter([norm**2 for norm in numbers[len(rows) :]])
+        batches = [sum(next(squares) for _ in members[name]) for name in names]
+        seen = list(zip(numbers[: len(rows) : 2], numbers[1 : len(rows) : 2], batches, strict=True))
+        summed, size, batch = (sum(column) for column in zip(*seen, strict=True))
+        tolerance = max(TOLERANCE.get(dtype, 0.2) for dtype in used)
+        rounding = max(ROUNDING * torch.finfo(dtype).eps for dtype in used) ** 2
+        for name, (of_rows, own_size, of_batch) in zip(names, seen, strict=True):
+            # Examples that cancel leave a small sum of large terms, known no better than the terms are.
+            if abs(of_rows - of_batch) > tolerance * (of_batch + own_size) + rounding * size:
+                read = of_rows / of_batch if of_batch else float("inf")
+                raise UnsupportedGradientError(
+                    f"{name} has a use that the graph does not show: the sum check reads {read:.3g}, not 1",
+                    "a hook on it may change its gradient"
+                    if any(backward_hooks(parameters[m]) for m in members[name])
+                    else "",
+                )
+        return summed / batch if batch > 0 else float("nan")
 
 
 @dataclass
@@ -99,7 +138,7 @@ class Accumulator:
             use is not None
             and gradient is not None
             and source.plain
-            and not (source.turned and not isinstance(use, (Affine, Products)))
+            and not (source.transposed and not isinstance(use, (Affine, Products)))
         ):
             size = sum(part.nbytes for part in vars(use).values() if isinstance(part, Tensor))
             if size <= CACHE_BYTES and self._waiting_bytes + size <= self.request.max_buffer_bytes:
@@ -187,19 +226,20 @@ class Accumulator:
         """Bring the use of a tensor made of a parameter back to the parameter, where that makes a difference."""
         if not source.nodes or isinstance(use, Affine):
             return use
-        scaled_use = None if source.scale is None else scaled(use, source.scale)
+        scaled_use = None if source.scale is None else use.times(source.scale)
         if scaled_use is not None:
-            if source.plain and not source.turned:
+            if source.plain and not source.transposed:
                 return scaled_use
             if source.plain and isinstance(scaled_use, Products):
                 return scaled_use.transposed
             if alone and not self.request.entries:
                 return scaled_use
-        direct = through_weight_norm(source, use) or place(source, use)
+        shortcut = record_of(source.nodes[-1]).shortcut
+        direct = None if shortcut is None else shortcut(source, use)
         if direct is not None:
             return direct
-        lifted = Lifted(use, source)
-        return lifted if alone else Rows(lifted.rows())
+        sent_on = Reparametrised(use, source)
+        return sent_on if alone else Rows(sent_on.rows())
 
     def _contract(self, name: str, use: Use) -> None:
         request = self.request

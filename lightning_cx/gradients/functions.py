@@ -7,10 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.gradients.batch_size import infer_batch_size
+from lightning_cx._torch import is_leaf, output_shape, saved
+from lightning_cx.gradients.factors.products import working
+from lightning_cx.gradients.graph.nodes import Node, record_of
+from lightning_cx.gradients.graph.walk import inputs, root_of, walk
+from lightning_cx.gradients.graph.weights import is_of_parameters
 from lightning_cx.gradients.sample import GradientSample
 from lightning_cx.gradients.tap import GradientTap
-from lightning_cx.gradients.uses import working
 
 
 def per_example_gram(
@@ -160,3 +163,51 @@ def ride(tap: GradientTap, loss: Tensor, parameters: Mapping[str, Tensor]) -> Gr
         return tap.finish()
     finally:
         tap.detach()
+
+
+def infer_batch_size(loss: Tensor) -> int:
+    """Read the number of examples off the graph of a scalar loss: the first axis of what it averages over.
+
+    Examples have to lead there: of a loss over [T, N, C] the number of positions is read, unless an embedding shows
+    that its indices are [N, T].
+
+    Raises:
+        ValueError: If the branches of the loss disagree or show no axis; pass `batch_size` then.
+    """
+    sizes: set[int] = set()
+    tables: list[tuple[int, ...]] = []
+    root = root_of(loss)
+    for node in () if root is None else walk(root, lambda here: () if output_shape(here) else inputs(here)):
+        shape = output_shape(node)
+        if shape and not is_of_parameters(node):
+            sizes.add(_unflattened(node, shape[0]))
+            tables += _looked_up(node)
+    if len(sizes) == 1 and any(next(iter(sizes)) == shape[1] != shape[0] > 1 for shape in tables):
+        sizes.update(shape[0] for shape in tables)
+    if len(sizes) != 1:
+        raise ValueError(f"the batch size cannot be read off the loss (candidates {sorted(sizes)}): pass batch_size=")
+    return sizes.pop()
+
+
+def _looked_up(node: Node) -> list[tuple[int, ...]]:
+    """Shapes of the indices of all embeddings below a node that look up more than one axis of them."""
+    tables = [(here, record_of(here).indices) for here in walk(node)]
+    shapes = [tuple(saved(here, indices).shape) for here, indices in tables if indices]
+    return [shape for shape in shapes if len(shape) > 1]
+
+
+def _unflattened(node: Node, rows: int) -> int:
+    """Follow positions that were stacked for the loss, [N T, C], back to [N, T, C]."""
+
+    def only_input(here: Node) -> list[Node]:
+        children = inputs(here)
+        alone = len(children) == 1 and not is_leaf(children[0])
+        return children if alone and output_shape(here)[:1] == (rows,) else []
+
+    above = None
+    for here in walk(node, only_input):
+        shape = output_shape(here)
+        if above is not None and record_of(above).reshapes and len(shape) > 2 and shape[0] * shape[1] == rows:
+            return shape[0]
+        above = here
+    return rows

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
-from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.entries import spread
+from lightning_cx.gradients.projections import Directions, spread
 from lightning_cx.gradients.sample import EXACT, GradientSample, LayerGradients
 
 MEMORY_BYTES = 256 << 20  # rows are held while their inner products are formed; fewer examples are read beyond this

@@ -1,4 +1,4 @@
-"""The record of what one tap saw."""
+"""What a tap is asked for, and the record of what it saw."""
 
 from __future__ import annotations
 
@@ -8,9 +8,40 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lightning_cx.functional import NoiseScale
+from lightning_cx.gradients.factors.products import DEFAULT_BYTES
 
 EXACT = "exact"
 CONTRIBUTION = "contribution"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a tap was asked for."""
+
+    gram: bool
+    norms: bool
+    projections: int
+    per_layer: bool
+    seed: int
+    rows: bool = False
+    max_buffer_bytes: int = DEFAULT_BYTES
+    coordinates: int = 0
+    sums: bool = False
+
+    @property
+    def entries(self) -> bool:
+        """Whether it matters which entry of a gradient is which, beyond inner products."""
+        return self.rows or self.projections > 0 or self.coordinates > 0
+
+    @property
+    def joint(self) -> bool:
+        """Whether parameters may be contracted together."""
+        return not (self.per_layer or self.entries)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the sum check can be made."""
+        return self.gram or self.rows
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from lightning_cx.gradients.accumulate import Accumulator, Request
-from lightning_cx.gradients.buffers import DEFAULT_BYTES
+from lightning_cx._torch import call_after_backward, post_accumulate_hooks
+from lightning_cx.gradients.accumulate import Accumulator
 from lightning_cx.gradients.errors import UnsupportedGradientError
-from lightning_cx.gradients.graph import Node
-from lightning_cx.gradients.memory import Memory
-from lightning_cx.gradients.planning import Plan, Work, make_plan
-from lightning_cx.gradients.quiet import quiet
-from lightning_cx.gradients.rules import Joint
-from lightning_cx.gradients.sample import EXACT, GradientSample
-from lightning_cx.gradients.uses import working
+from lightning_cx.gradients.factors.products import DEFAULT_BYTES, working
+from lightning_cx.gradients.graph.nodes import Joint, Node
+from lightning_cx.gradients.plan import Plan, PlanCache, Work, make_plan
+from lightning_cx.gradients.sample import EXACT, GradientSample, Request
 
 
 class GradientTap:
@@ -108,7 +105,7 @@ class GradientTap:
         self.seconds = 0.0
         self._request = Request(gram, norms, projections, per_layer, seed, rows, max_buffer_bytes, coordinates, sums)
         self._batch_first = batch_first
-        self._memory = Memory()
+        self._plans = PlanCache()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._forget()
 
@@ -146,7 +143,7 @@ class GradientTap:
         if loss.grad_fn is None:
             raise ValueError("the loss has no autograd graph: it does not depend on a trainable parameter.")
         make = partial(make_plan, loss, self._parameters, self._request, self.batch_size, self._batch_first)
-        made = self._memory.plan_for(loss.grad_fn, make)
+        made = self._plans.plan_for(loss.grad_fn, make)
         for expected in made.expected:
             self._totals.expect(*expected)
         self._unchecked, self._status, self._notes = made.penalised, made.status, made.notes
@@ -192,7 +189,7 @@ class GradientTap:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._memory.let_go()
+        self._plans.let_go()
         self._forget()
 
     def finish(self) -> GradientSample:
@@ -244,11 +241,11 @@ class GradientTap:
             if here is not None:
                 here._settle()
 
-        torch.autograd.Variable._execution_engine.queue_callback(at_the_end)  # type: ignore[attr-defined]
+        call_after_backward(at_the_end)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         for name, leaf in list(self._compared_late.items()):
             parameter = self._parameters[name]
-            used_up = parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]  # an optimizer inside
+            used_up = post_accumulate_hooks(parameter)  # an optimizer inside
             if distributed or used_up or parameter.grad is not None or self._request.sums:
                 del self._compared_late[name]
                 self._watch(leaf, f"the gradient of {name}", partial(self.compare_with, name))
@@ -295,3 +292,18 @@ class GradientTap:
             sums = {name: working(held.pop(name)) * scale for name in list(held)}  # one copy of the model at a time
             sample = replace(sample, sums=sums)
         return sample
+
+
+def quiet(tensor: Tensor | None) -> AbstractContextManager[object]:
+    """No graph and no autocast for what we compute, whatever the user's backward runs under."""
+    device = "cpu" if tensor is None else tensor.device.type
+    return _silence(device) if torch.is_grad_enabled() or torch.is_autocast_enabled(device) else _NOTHING
+
+
+@contextmanager
+def _silence(device: str) -> Iterator[None]:
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        yield
+
+
+_NOTHING = nullcontext()

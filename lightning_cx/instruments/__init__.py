@@ -1,4 +1,4 @@
-"""What can be measured at a step; each instrument turns what it is shown into named numbers.
+"""Instruments: each turns what happens at a training step into named numbers.
 
 Instruments know nothing of a Trainer. In any loop:
 
@@ -30,9 +30,12 @@ from lightning_cx.instruments.control import Control
 from lightning_cx.instruments.dwelling import Dwelling
 from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
+from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
+from lightning_cx.instruments.local_recovery import LocalRecovery
 from lightning_cx.instruments.neurons import Neurons
+from lightning_cx.instruments.quantities import Series
 from lightning_cx.instruments.reading import (
     BandDecay,
     DwellTimeline,
@@ -44,7 +47,6 @@ from lightning_cx.instruments.reading import (
     StoppingCurve,
     SurvivalPlot,
 )
-from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex
@@ -73,12 +75,14 @@ __all__ = [
     "Picture",
     "QuantilePlot",
     "Reading",
+    "Series",
     "SpectralBias",
     "Spectrogram",
     "StepSize",
     "StoppingCurve",
     "SurvivalPlot",
     "TailIndex",
+    "Thinned",
     "TrajectoryGeometry",
     "VarianceReduction",
     "keyed",

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import batch_statistics
-from lightning_cx.tensorboard import tags
 
 MIN_WEIGHTS = 16
 """An average of n independent weights keeps 1/n of their noise, and neighbouring ones are far from independent: of
@@ -51,6 +51,7 @@ class Averaging(Instrument):
     Args:
         every_n_steps: Compare at every n-th step, whatever it costs; None follows the monitor's schedule.
         examples: How many probe examples to compare on; None takes all.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `every_n_steps` or `examples` is not positive.
@@ -60,10 +61,13 @@ class Averaging(Instrument):
         ['on_model', 'on_parameters']
     """
 
-    def __init__(self, every_n_steps: int | None = None, examples: int | None = None) -> None:
-        for name, given in (("every_n_steps", every_n_steps), ("examples", examples)):
+    tags = (*TAGS, tags.AVERAGING_WINDOW)
+
+    def __init__(self, every_n_steps: int | None = None, examples: int | None = None, *, name: str = "") -> None:
+        super().__init__(name)
+        for what, given in (("every_n_steps", every_n_steps), ("examples", examples)):
             if given is not None and given < 1:
-                raise ValueError(f"{name} is a positive number or None, got {name}={given}.")
+                raise ValueError(f"{what} is a positive number or None, got {what}={given}.")
         self.every_n_steps, self.examples = every_n_steps, examples
         self._average = averaging.TailAverage()
 
@@ -71,7 +75,7 @@ class Averaging(Instrument):
         self._average.reset()
 
     def average(self) -> dict[str, Tensor]:
-        """The averaged weights by name, in float64, for `module.load_state_dict(..., strict=False)`; none at first."""
+        """Return the averaged weights in float64, for `module.load_state_dict(..., strict=False)`; none at first."""
         return self._average.value()
 
     @property
@@ -94,7 +98,7 @@ class Averaging(Instrument):
         return Reading(scalars, refusals=refusals, texts={tags.AVERAGING_GAIN: self._card(gain, notes)})
 
     def _compare(self, model: ProbePasses) -> tuple[averaging.AveragingGain | None, str, list[str]]:
-        """The gain, or why there is none; and what a reader should know."""
+        """Return the gain, or the reason why there is none, and remarks for the card."""
         if self._average.count < MIN_WEIGHTS:
             return None, f"an average takes {MIN_WEIGHTS} weights at least, so far there are {self._average.count}", []
         live = model.parameters()

@@ -1,4 +1,4 @@
-"""The control a sceptic asks for: the same instrument on the same numbers, with the examples shuffled."""
+"""The control that a sceptic asks for: the same instrument on the same numbers, with the examples shuffled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 Control: TypeAlias = Literal["shuffle"] | None
 
@@ -21,14 +21,14 @@ SEED = 20  # of the orders; the same number of examples is shuffled alike at eve
 
 
 class ShuffledTwin:
-    """Shows an instrument's twin the same numbers, after the examples have swapped places among the features.
+    """Shows a second instrument the same numbers after the examples have been shuffled among the features.
 
-    Whatever the twin still finds is not in the data: it is what the method makes of any numbers of these sizes.
+    Whatever this control still finds is not in the data: it is what the method makes of any numbers of these sizes.
 
     Args:
-        control: None for no twin.
-        make: Makes another instrument of the same kind and settings, without a control of its own.
-        order_free: Tags of numbers that do not depend on which example is which; they have no twin.
+        control: None for no control.
+        make: Returns another instrument of the same class and settings, without a control.
+        order_free: Tags of numbers that do not depend on which example is which; they have no control.
 
     Raises:
         ValueError: If the control is neither None nor "shuffle".
@@ -41,11 +41,11 @@ class ShuffledTwin:
         self._order_free = frozenset(order_free)
 
     def beside(self, reading: Reading, show: Callable[[Instrument], Reading]) -> Reading:
-        """Add the twin's numbers to a reading that has any, under tags that end in `_shuffled`.
+        """Add the control's numbers to a reading that has any, under tags that end in `_shuffled`.
 
         Args:
             reading: Of the instrument.
-            show: Shows the twin the shuffled numbers.
+            show: Shows the control the shuffled numbers.
         """
         if self._twin is None or not reading.scalars:
             return reading
@@ -59,17 +59,17 @@ class ShuffledTwin:
             self._twin.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold of the twin."""
+        """Return what has to survive a checkpoint."""
         return {} if self._twin is None else {"shuffled": self._twin.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; a checkpoint without a twin leaves it at its beginning."""
+        """Restore what `state_dict` returned; a checkpoint without a control leaves it reset."""
         if self._twin is not None and "shuffled" in state:
             self._twin.load_state_dict(state["shuffled"])
 
 
 def shuffled_gradients(sample: GradientSample) -> GradientSample:
-    """Give the gradients to other examples.
+    """Return the same gradients, assigned to other examples.
 
     Example:
         >>> import torch
@@ -99,7 +99,7 @@ def shuffled_gradients(sample: GradientSample) -> GradientSample:
 
 
 def shuffled_probe(probe: ProbeReading) -> ProbeReading:
-    """Give outputs, residuals and gradients to other examples; features stay where they are."""
+    """Return the same outputs, residuals and gradients, assigned to other examples; features stay."""
     order = _order(len(probe.residuals))
     gradients = None if probe.gradients is None else shuffled_gradients(probe.gradients)
     return replace(probe, outputs=probe.outputs[order], residuals=probe.residuals[order], gradients=gradients)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_cx.functional import one_point_convexity, trajectories
 from lightning_cx.gradients import DIRECTIONS, GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
 from lightning_cx.instruments.reading import DwellTimeline, Reading
-from lightning_cx.tensorboard import tags
 
 PAIRS = 512
 """Newest gradients kept beside the points at which they were taken: half a megabyte."""
@@ -36,13 +36,17 @@ class Dwelling(Instrument):
 
     Args:
         convexity: Whether to read gradients too; without them sampled steps cost less.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Example:
         >>> sorted(Dwelling().shown), sorted(Dwelling(convexity=False).shown)
         (['on_gradients', 'on_step'], ['on_step'])
     """
 
-    def __init__(self, convexity: bool = True) -> None:
+    tags = (*DWELLS, *CONVEXITY, tags.DIFFUSION_EXPONENT)
+
+    def __init__(self, convexity: bool = True, *, name: str = "") -> None:
+        super().__init__(name)
         self.convexity = convexity
         self.reset()
 
@@ -72,11 +76,11 @@ class Dwelling(Instrument):
         return self._read() if self._take_step(step, change) else Reading()
 
     def report(self) -> trajectories.DwellReport:
-        """The dwells so far, with their centres on the directions of the sketch."""
+        """Return the dwells so far, with their centres on the directions of the sketch."""
         return trajectories.dwell_blocks(self._path.blocks())
 
     def _take_step(self, step: int, made: ParameterStep) -> bool:
-        """Add to the path, and say whether it is time for a reading."""
+        """Add a step to the path and return whether a reading is due."""
         scale = math.sqrt(made.sketch.numel())  # then distances are those of the parameters, on average
         after, increment = made.sketch.detach().double().cpu() / scale, made.increment.detach().double().cpu() / scale
         if not bool((after.isfinite() & increment.isfinite()).all()):
@@ -103,7 +107,7 @@ class Dwelling(Instrument):
             self._pair()
 
     def _pair(self) -> None:
-        """Put a gradient beside the point at which it was taken; either may be shown first."""
+        """Pair a gradient with the point at which it was taken; either may arrive first."""
         if self._point is not None and self._gradient is not None and self._point[0] == self._gradient[0]:
             self._pairs.append((self._point[0], self._gradient[1], self._point[1]))
             self._point = self._gradient = None
@@ -135,7 +139,7 @@ class Dwelling(Instrument):
         return Reading(scalars, pictures={tags.DWELLS: _timeline(report)}, refusals=refusals, texts=texts)
 
     def _convexity(self, report: trajectories.DwellReport) -> trajectories.PointConvexity:
-        """Of the present dwell: elsewhere there is no centre to return to."""
+        """Return the one-point convexity of the present dwell; elsewhere there is no centre to return to."""
         present = report.present
         if present is None:
             return trajectories.PointConvexity(math.nan, math.nan, 0, "there is no dwell whose centre could pull")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, final
 
@@ -10,10 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, noise, noise_scale, pool_noise_scales
-from lightning_cx.gradients import GradientSample
+from lightning_cx.gradients import GradientSample, LayerGradients
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16  # one batch rarely tells signal from noise; 16 narrow the interval fourfold and stay local in time
 
@@ -36,9 +36,15 @@ class GradientNoise(Instrument):
     The noise scale is pooled over the last 16 sampled batches: the mean noise over the mean signal. Batches far
     below it are mostly noise; beyond its upper end larger batches buy little. Where processes share a batch, all of
     it is that of the whole batch: signal, noise and norms are exact, the interval is a little wide.
+
+    Args:
+        name: Tells it from others of its class: its tags end in `-<name>`.
     """
 
-    def __init__(self) -> None:
+    tags = TAGS
+
+    def __init__(self, *, name: str = "") -> None:
+        super().__init__(name)
         self._recent: deque[NoiseScale] = deque(maxlen=POOLED_SAMPLES)
 
     def reset(self) -> None:
@@ -85,10 +91,21 @@ class GradientNoise(Instrument):
 
 
 def whole_batch(sample: GradientSample) -> tuple[NoiseScale, Tensor]:
-    """Noise scale and norms [N] of a batch, of all processes where several share it."""
+    """Return noise scale and norms [N] of a batch, over all processes if several share it."""
     assert sample.gram is not None
     if not sample.blocks:
         return noise_scale(sample.gram), sample.gram.diagonal().clamp_min(0).sqrt()
     squares = [block.squared_norms for block in sample.blocks if block.squared_norms is not None]
     scales = [block.noise for block in sample.blocks if block.noise is not None]
     return noise.noise_scale_of_blocks(scales, squares, sample.squared_sum), torch.cat(squares).clamp_min(0).sqrt()
+
+
+def sum_by_layer(sample: GradientSample, part: Callable[[LayerGradients], Tensor | None]) -> dict[str, Tensor]:
+    """Return what `part` reads off each parameter, on the host, added up over the parameters of a layer."""
+    layers: dict[str, Tensor] = {}
+    for name, parameter in sample.layers.items():
+        own = part(parameter)
+        if own is not None:
+            layer = name.rpartition(".")[0] or name
+            layers[layer] = layers[layer] + own.cpu() if layer in layers else own.cpu()
+    return layers

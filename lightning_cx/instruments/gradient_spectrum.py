@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from lightning_cx.functional import gradient_spectrum, laplacian_basis
 from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import BatchView, Instrument, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients
-from lightning_cx.instruments.modes import ModeHistory
-from lightning_cx.instruments.reading import Reading
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments.histories import Thinned
+from lightning_cx.instruments.reading import ModeScatter, Reading
 
 MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all with all and orders nothing
+EARLIER_STEPS = 12  # more are hard to tell apart in one picture
+MODES_KEPT = 64  # of each earlier step, the strongest; the others lie at the bottom of the picture
 
 TAGS: tuple[str, ...] = (tags.GRADIENT_MEDIAN, tags.GRADIENT_MEDIAN_CHANCE_LOW, tags.PARTICIPATION_RATIO)
 
@@ -31,17 +33,21 @@ class GradientSpectrum(Instrument):
     Args:
         control: `"shuffle"` logs every number that depends on the order of the examples again with the examples
             shuffled, under `<tag>_shuffled`.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `control` is not known.
     """
 
-    def __init__(self, control: Control = None) -> None:
-        self._history = ModeHistory("Gradient modes of the batch")
+    tags = TAGS
+
+    def __init__(self, control: Control = None, *, name: str = "") -> None:
+        super().__init__(name)
+        self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
         self._twin = ShuffledTwin(control, GradientSpectrum, order_free=(tags.PARTICIPATION_RATIO,))
 
     def reset(self) -> None:
-        self._history.reset()
+        self._modes.reset()
         self._twin.reset()
 
     @property
@@ -74,7 +80,14 @@ class GradientSpectrum(Instrument):
             tags.GRADIENT_MEDIAN_CHANCE_LOW: chance - 1.96 * float(spectrum.null_sd),
             tags.PARTICIPATION_RATIO: float(spectrum.participation_ratio),
         }
-        picture = self._history.picture(step, spectrum.eigenvalues.clamp_min(0).sqrt(), spectrum.medians, median)
+        picture = mode_picture(
+            self._modes,
+            "Gradient modes of the batch",
+            step,
+            spectrum.eigenvalues.clamp_min(0).sqrt(),
+            spectrum.medians,
+            median,
+        )
         refusals = {}
         if basis.n_levels < 3:  # the constant, and one for all that differs
             why = "the graph of this batch orders nothing: its examples are all alike, or all equally unlike"
@@ -82,8 +95,40 @@ class GradientSpectrum(Instrument):
         return Reading(scalars, pictures={tags.GRADIENT_SPECTRUM: picture}, refusals=refusals)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.state_dict(), **self._twin.state_dict()}
+        return {"modes": self._modes.state_dict(), **self._twin.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._history.load_state_dict(state["history"])
+        self._modes.load_state_dict(state["modes"])
         self._twin.load_state_dict(state)
+
+
+Modes: TypeAlias = tuple[int, Tensor, Tensor]  # step, singular values, positions
+
+
+def mode_picture(
+    earlier: Thinned[Modes], title: str, step: int, singular_values: Tensor, positions: Tensor, whole: float
+) -> ModeScatter:
+    """Return the picture of a step's modes before those of earlier steps, and add the step to them.
+
+    Args:
+        earlier: Modes of earlier steps.
+        title: What the modes belong to.
+        step: Step number.
+        singular_values: Of the modes, [r], descending.
+        positions: Median complexity of each as a fraction of the index range, [r].
+        whole: That of the whole gradient.
+    """
+    singular_values, positions = singular_values.cpu(), positions.cpu()
+    picture = ModeScatter(
+        step=step,
+        singular_values=singular_values,
+        medians=positions,
+        whole_median=whole,
+        title=f"{title} at step {step}",
+        reading="Each dot is a function of the examples that the gradient changes: strong ones are high up, simple "
+        "ones to the left. Learning structure: the strong dots lie left of .5. Fitting noise: all dots gather "
+        "around .5.",
+        earlier=tuple(earlier),
+    )
+    earlier.add((step, singular_values[:MODES_KEPT].clone(), positions[:MODES_KEPT].clone()))
+    return picture

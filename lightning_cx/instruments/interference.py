@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Literal, final
 
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
-from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES
-from lightning_cx.instruments.modes import ModeHistory
+from lightning_cx.instruments.gradient_noise import sum_by_layer
+from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS, MIN_EXAMPLES, Modes, mode_picture
+from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 BATCH_TAGS: tuple[str, ...] = (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
 PROBE_TAGS: tuple[str, ...] = (tags.PROBE_INTERFERENCE, tags.PROBE_INTERFERENCE_P, tags.PROBE_RANK_CORRELATION)
@@ -40,6 +41,7 @@ class Interference(Instrument):
             method finds where there is nothing to find.
         examples: How many probe examples take part; fewer where the batches of the probe are small (their number is
             limited to 8, since each two have to meet in one pass).
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `on` or `control` is not known, or `examples` is below 16.
@@ -55,7 +57,10 @@ class Interference(Instrument):
         per_layer: bool = False,
         control: Control = None,
         examples: int = 256,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if on not in ("batch", "probe"):
             raise ValueError(f'Interference is measured on "batch" or "probe", got {on!r}.')
         if examples < MIN_EXAMPLES:
@@ -63,13 +68,13 @@ class Interference(Instrument):
         self.on = on
         self.per_layer = per_layer
         self.examples = examples
-        self._tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
-        self._history = ModeHistory(f"Gradient modes of the {on}")
+        self.tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
+        self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
         self._basis: tuple[Tensor, Basis] | None = None
         self._twin = ShuffledTwin(control, lambda: Interference(on, per_layer, None, examples))
 
     def reset(self) -> None:
-        self._history.reset()
+        self._modes.reset()
         self._basis = None
         self._twin.reset()
 
@@ -92,16 +97,16 @@ class Interference(Instrument):
     def _measure(self, step: int, sample: GradientSample | None, features: Tensor | None) -> Reading:
         if sample is None or sample.gram is None:
             return Reading()
-        nothing = dict.fromkeys(self._tags, torch.nan)
+        nothing = dict.fromkeys(self.tags, torch.nan)
         if features is None:  # whoever looked for them has said why there are none
             return Reading(nothing)
         gram = sample.gram.cpu()
         why = _unusable(gram)
         if why is not None:
-            return Reading(nothing, refusals=dict.fromkeys(self._tags, why))
+            return Reading(nothing, refusals=dict.fromkeys(self.tags, why))
         basis = self._basis_on(features, len(gram))
         scalars, refusals, picture = self._profile(step, gram, basis)
-        for layer, own in self._layers(sample).items():
+        for layer, own in sum_by_layer(sample, attrgetter("gram")).items() if self.per_layer else ():
             values, _, _ = self._profile(step, own, basis, whole=False)
             scalars.update({tags.of_layer(tag, layer): value for tag, value in values.items()})
         tag = tags.GRADIENT_SPECTRUM if self.on == "batch" else tags.PROBE_GRADIENT_SPECTRUM
@@ -117,32 +122,25 @@ class Interference(Instrument):
     ) -> tuple[dict[str, float], dict[str, str], ModeScatter | None]:
         profile = interference_profile(gram, basis, shuffles=0)
         values = (profile.cii, profile.p_value, profile.rank_correlation)
-        scalars = {tag: float(value) for tag, value in zip(self._tags, values, strict=True)}
+        scalars = {tag: float(value) for tag, value in zip(self.tags, values, strict=True)}
         if not whole:
             return scalars, {}, None
-        picture = self._history.picture(step, profile.singular_values, profile.positions, float(profile.whole_position))
+        title = f"Gradient modes of the {self.on}"
+        picture = mode_picture(
+            self._modes, title, step, profile.singular_values, profile.positions, float(profile.whole_position)
+        )
         refusals = {}
         if not bool(profile.cii.isfinite()):
             r = profile.singular_values.numel()
             why = profile.unknown or f"the gradients of these examples have {r} modes: too few to compare"
-            refusals = dict.fromkeys(self._tags, why)
+            refusals = dict.fromkeys(self.tags, why)
         return scalars, refusals, picture
 
-    def _layers(self, sample: GradientSample) -> Mapping[str, Tensor]:
-        """The Gram matrix of each layer, the sum over its parameters."""
-        grams: dict[str, Tensor] = {}
-        for name, parameter in sample.layers.items() if self.per_layer else ():
-            if parameter.gram is not None:
-                layer = name.rpartition(".")[0] or name
-                own = parameter.gram.cpu()
-                grams[layer] = grams[layer] + own if layer in grams else own
-        return grams
-
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.state_dict(), **self._twin.state_dict()}
+        return {"modes": self._modes.state_dict(), **self._twin.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._history.load_state_dict(state["history"])
+        self._modes.load_state_dict(state["modes"])
         self._twin.load_state_dict(state)
 
 

@@ -1,4 +1,4 @@
-"""What an instrument says of one step: named numbers, and the data of its pictures."""
+"""What an instrument returns for a step: named numbers, and the data of its pictures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Reading:
     Attributes:
         scalars: Value for each tag; nan where nothing can be said.
         histograms: Values for each tag.
-        pictures: Data of pictures for each tag; drawn only when somebody looks.
+        pictures: Data of pictures for each tag; drawn only when pictures are due.
         refusals: For each tag that is nan because it could not be measured, the reason in words.
-        texts: Markdown for each tag, shown where a logger has room for words; written again only where it changes.
-        warnings: For each tag, what the user should know at once, in words; told once.
+        texts: Markdown for each tag, for loggers that show text; logged again only if it changes.
+        warnings: For each tag, what the user should know at once, in words; shown once.
     """
 
     scalars: Mapping[str, float] = field(default_factory=dict)
@@ -32,16 +32,16 @@ class Reading:
 
     @classmethod
     def refused(cls, names: Sequence[str], why: str, texts: Mapping[str, str] | None = None) -> Reading:
-        """No numbers under these tags, and the reason."""
+        """Return nan under these tags, and the reason."""
         return cls(dict.fromkeys(names, math.nan), refusals=dict.fromkeys(names, why), texts=texts or {})
 
     def joined(self, other: Reading) -> Reading:
-        """What both hold; of one tag what the other holds."""
+        """Return what both hold; the other one's value where they share a tag."""
         kinds = (kind.name for kind in fields(self))
         return Reading(**{kind: {**getattr(self, kind), **getattr(other, kind)} for kind in kinds})
 
     def renamed(self, name: Callable[[str], str]) -> Reading:
-        """The same under other tags."""
+        """Return the same under other tags."""
         kinds = {kind.name: getattr(self, kind.name) for kind in fields(self)}
         return Reading(**{kind: {name(tag): value for tag, value in held.items()} for kind, held in kinds.items()})
 
@@ -179,7 +179,7 @@ class StoppingCurve:
 
 @dataclass(frozen=True)
 class DwellTimeline:
-    """How far training was from where it began, and when it dwelt in one place.
+    """Distance of the parameters from where they began, and the dwells in one place.
 
     Attributes:
         steps: Step of each point of the path, length S, ascending.

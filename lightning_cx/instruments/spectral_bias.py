@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import Basis, complexity, laplacian_basis, octave_bands
-from lightning_cx.instruments.band_history import BandHistory
+from lightning_cx.functional import (
+    Basis,
+    complexity,
+    decay_rates,
+    fitted_fraction,
+    laplacian_basis,
+    octave_bands,
+    spectral_bias_index,
+)
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
-from lightning_cx.instruments.learning import Learning
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments.histories import Thinned
+from lightning_cx.instruments.reading import BandDecay, Picture, Reading, Spectrogram
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 SUMMARY = (
     tags.RESIDUAL_ENERGY,
@@ -41,12 +49,16 @@ class SpectralBias(Instrument):
             readings, and nan before the sixth.
         control: `"shuffle"` logs every number that depends on the order of the examples again with the examples
             shuffled, under `<tag>_shuffled`.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `control` is not known.
     """
 
-    def __init__(self, per_band: bool = False, control: Control = None) -> None:
+    tags = SUMMARY
+
+    def __init__(self, per_band: bool = False, control: Control = None, *, name: str = "") -> None:
+        super().__init__(name)
         self.per_band = per_band
         self._basis: Basis | None = None
         self._features: Tensor | None = None
@@ -127,3 +139,130 @@ class SpectralBias(Instrument):
         self._learning.load_state_dict(state)
         self._bands.load_state_dict(state)
         self._twin.load_state_dict(state)
+
+
+WINDOW = 5  # readings back over which dominance is measured (THEORY 5 measured its rules so)
+
+
+class Learning:
+    """Spectral bias index, dominance and fitted fractions against the first residual that was seen.
+
+    Attributes:
+        spectral_bias: The index at the moment when half of the energy was gone; nan until then.
+        dominance: Share of the energy removed over the last readings that was complex; nan until there are enough.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next residual is the first one."""
+        self.spectral_bias = torch.nan
+        self.dominance = torch.nan
+        self._initial: Tensor | None = None
+        self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
+        self._first_coefficients: Tensor | None = None
+        self._coefficients: Tensor | None = None
+
+    def follow(self, energy: Tensor, coefficients: Tensor) -> None:
+        """Add one reading.
+
+        Args:
+            energy: ``[L]`` level energies of the residual, without the constant.
+            coefficients: ``[K, C]`` its coefficients in the whole basis.
+        """
+        if self._initial is None:
+            self._initial, self._first_coefficients = energy, coefficients
+        elif self.spectral_bias != self.spectral_bias:  # the first crossing counts
+            at_half = complexity.energies_at_half(self._initial, self._recent[-1], energy)
+            if at_half is not None:
+                self.spectral_bias = float(spectral_bias_index(self._initial, at_half))
+        self._recent.append(energy)
+        self._coefficients = coefficients
+        self.dominance = torch.nan
+        if len(self._recent) == self._recent.maxlen:
+            self.dominance = float(complexity.high_complexity_dominance(self._initial, self._recent[0], energy))
+
+    def fitted(self, level_of: Tensor, bands: list[tuple[int, int]]) -> Tensor:
+        """Return the fitted fraction of each band ``[B]``; nan if outputs were added or removed since the start."""
+        first, now = self._first_coefficients, self._coefficients
+        if first is None or now is None or first.shape != now.shape:
+            return torch.full((len(bands),), torch.nan, dtype=torch.float64)
+        return fitted_fraction(first, now, level_of, bands)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a checkpoint."""
+        return {
+            "index": self.spectral_bias,
+            "initial": self._initial,
+            "window": list(self._recent),
+            "first_coefficients": self._first_coefficients,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.reset()
+        self.spectral_bias = state["index"]
+        self._initial = state["initial"]
+        self._recent.extend(state["window"])
+        self._first_coefficients = state["first_coefficients"]
+
+
+MAX_COLUMNS = 1024  # of a picture
+RATE_READINGS = 16  # a rate is that of the present; more readings would span phases that differ
+
+
+class BandHistory:
+    """Energies of the bands at the readings so far."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all readings."""
+        self._columns: Thinned[tuple[int, Tensor]] = Thinned(MAX_COLUMNS)
+        self._recent: deque[tuple[int, Tensor]] = deque(maxlen=RATE_READINGS)
+
+    def add(self, step: int, bands: Tensor) -> None:
+        """Add the energies ``[B]`` of one reading."""
+        self._columns.add((step, bands))
+        self._recent.append((step, bands))
+
+    def rates(self) -> complexity.DecayRates:
+        """Return how fast each band falls at present."""
+        steps = torch.tensor([step for step, _ in self._recent])
+        return decay_rates(steps, torch.stack([bands for _, bands in self._recent]))
+
+    def pictures(self, bands: list[tuple[int, int]]) -> dict[str, Picture]:
+        """Return the pictures of all readings so far; bands are half-open ranges of levels."""
+        labels = ["mean", *(f"{start}" if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in bands[1:])]
+        steps, columns = zip(*self._columns.to_now(), strict=True)
+        values = torch.stack(columns)
+        spectrogram = Spectrogram(
+            steps=steps,
+            values=values,
+            bands=labels,
+            title="What is still unlearned: residual energy on the probe by complexity",
+            reading="Simple functions of the data at the bottom, complex ones on top. A healthy run darkens from the "
+            "bottom up; once only the top still darkens, the network is fitting noise.",
+        )
+        decay = BandDecay(
+            steps=steps,
+            values=values,
+            bands=labels,
+            half_lives=self.rates().half_life.tolist(),
+            title="How fast each band is learned: residual energy on the probe",
+            reading="One line for each band of complexity, dark for simple and light for complex. In a healthy run the "
+            "dark lines fall first; when they have levelled off and the light ones still fall, noise is being fitted.",
+        )
+        return {tags.RESIDUAL_SPECTROGRAM: spectrogram, tags.BAND_DECAY: decay}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a checkpoint."""
+        return {"columns": self._columns.state_dict(), "recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.reset()
+        self._columns.load_state_dict(state["columns"])
+        self._recent.extend(state["recent"])

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from lightning_cx.functional import distance_from_start, spanning_tree_length, trajectories
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import Instrument, ParameterStep
-from lightning_cx.instruments.path_memory import POINTS, PathMemory
+from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 GROWTH: tuple[str, ...] = (
     tags.TRAJECTORY_GROWTH,
     tags.TRAJECTORY_GROWTH_LOW,
     tags.TRAJECTORY_GROWTH_HIGH,
 )
+POINTS = 64
+"""Points that a path is read from: a tree of them takes 2 ms. Lengths are comparable at one number of points only."""
+
 SHAPE: tuple[str, ...] = (tags.TRAJECTORY_TREE, tags.TRAJECTORY_MAGNITUDE, *GROWTH)
 
 
@@ -36,6 +41,7 @@ class TrajectoryGeometry(Instrument):
         scale: Points per unit of distance in the positive magnitude; None takes the root of the number of training
             examples.
         first_step: Step number from which the path counts; later than 0 to leave out a warm-up, as the papers do.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `scale` is not positive and finite, or `first_step` negative.
@@ -45,13 +51,17 @@ class TrajectoryGeometry(Instrument):
         ['on_probe', 'on_step']
     """
 
-    def __init__(self, scale: float | None = None, first_step: int = 0) -> None:
+    tags = (tags.TRAJECTORY_LOSS, tags.TRAJECTORY_DISTANCE, *SHAPE)
+
+    def __init__(self, scale: float | None = None, first_step: int = 0, *, name: str = "") -> None:
+        super().__init__(name)
         if scale is not None and not 0 < scale < math.inf:
             raise ValueError(f"the scale of the magnitude is positive and finite, got scale={scale}.")
         if first_step < 0:
             raise ValueError(f"steps are counted from 0, got first_step={first_step}.")
         self.scale, self.first_step = scale, first_step
-        self._path = PathMemory()
+        # Sketches of 64 to 127 steps, about equally far apart, however long the run.
+        self._path: Thinned[tuple[int, Tensor]] = Thinned(2 * POINTS - 1)
         self.reset()
 
     def reset(self) -> None:
@@ -71,12 +81,11 @@ class TrajectoryGeometry(Instrument):
         sketch, increment = change.sketch.detach().cpu().double(), change.increment.detach().cpu().double()
         if not bool(sketch.isfinite().all() & increment.isfinite().all()):
             return Reading.refused((tags.TRAJECTORY_DISTANCE, *SHAPE), "the parameters are not finite")
-        if self._path.start is None:
-            self._path.add(step - 1, sketch - increment)
-        assert self._path.start is not None
-        _, start = self._path.start
+        if not len(self._path):
+            self._path.add((step - 1, sketch - increment), at=step - 1)
+        _, start = next(iter(self._path))
         scalars = {tags.TRAJECTORY_DISTANCE: float((sketch - start).norm()) / math.sqrt(len(sketch))}
-        if not self._path.add(step, sketch):
+        if not self._path.add((step, sketch), at=step):
             return Reading(scalars)
         if len(self._path) < POINTS:
             waiting = f"{len(self._path)} points of the path so far: {POINTS} are needed, one for each sampled step"
@@ -84,7 +93,7 @@ class TrajectoryGeometry(Instrument):
         return Reading(scalars).joined(self._shape())
 
     def _shape(self) -> Reading:
-        steps, sketches = self._path.points()
+        steps, sketches = spanning_points(list(self._path))
         points = sketches / math.sqrt(sketches.shape[1])
         growth = distance_from_start(points, steps)
         exponents = (growth.exponent, growth.low, growth.high)
@@ -113,3 +122,10 @@ class TrajectoryGeometry(Instrument):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reset()
         self._path.load_state_dict(state["path"])
+
+
+def spanning_points(path: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return steps [64] and sketches [64, k] that span a path, its ends among them; fewer where it is shorter."""
+    count = min(POINTS, len(path))
+    chosen = torch.linspace(0, len(path) - 1, count, dtype=torch.float64).round().long().tolist()
+    return torch.tensor([path[i][0] for i in chosen]), torch.stack([path[i][1] for i in chosen])

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, batch_size_advice, pool_noise_scales, svrg_gain, variance_reduction
 from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Needs, ProbePasses
 from lightning_cx.instruments.gradient_noise import POOLED_SAMPLES, whole_batch
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import running_norms
-from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 64
 """Random directions. Half the width of the interval, in logarithms, for an MLP on digits after 3, 6 and 12 epochs: .38,
@@ -46,6 +46,7 @@ class VarianceReduction(Instrument):
         batch_size: Examples of one optimizer step; None takes the size of the sampled batches. Give it where batches
             are accumulated; that processes share one is known.
         examples: How many probe examples' gradients to compare.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `every_n_steps` or `batch_size` is not positive, or `examples` is below 8.
@@ -55,10 +56,20 @@ class VarianceReduction(Instrument):
         ['on_gradients', 'on_model']
     """
 
-    def __init__(self, every_n_steps: int | None = None, batch_size: int | None = None, examples: int = 256) -> None:
-        for name, given, least in (("every_n_steps", every_n_steps, 1), ("batch_size", batch_size, 1)):
+    tags = (*SPEEDUP, *COMPARED)
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        batch_size: int | None = None,
+        examples: int = 256,
+        *,
+        name: str = "",
+    ) -> None:
+        super().__init__(name)
+        for what, given, least in (("every_n_steps", every_n_steps, 1), ("batch_size", batch_size, 1)):
             if given is not None and given < least:
-                raise ValueError(f"{name} is a positive number or None, got {name}={given}.")
+                raise ValueError(f"{what} is a positive number or None, got {what}={given}.")
         if examples < 8:
             raise ValueError(f"noise shows in 8 examples at least, got examples={examples}: pass 256.")
         self.every_n_steps, self.batch_size, self.examples = every_n_steps, batch_size, examples
@@ -109,7 +120,7 @@ class VarianceReduction(Instrument):
         return Reading(scalars | age, refusals=refusals, texts={tags.SVRG_RATIO: _card(gain, step - then)})
 
     def _projections(self, model: ProbePasses) -> Tensor | str:
-        """Projected gradients of the probe's examples, or why there are none."""
+        """Return projected gradients of the probe's examples, or why there are none."""
         if running_norms(model.module):
             return "BatchNorm makes the gradient of an example depend on the others, and SVRG is not defined there"
         try:

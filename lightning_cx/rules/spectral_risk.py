@@ -7,8 +7,8 @@ from typing import Any, final
 from torch import Tensor
 
 from lightning_cx.functional import stopping
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.rules.base import Curve, StoppingRule
-from lightning_cx.tensorboard import tags
 
 TIE = 0.5
 """Risks closer than half a standard error cannot be told apart. Of two such checks the later decides labels better, the

@@ -129,7 +129,7 @@ PARTS = {
     "finish": (GradientTap, "finish"),
     "calibrate": (rerun, "calibrate_in_training"),
     "probe": (ProbeSet, "read"),
-    "instrument": (GradientNoise, "measure"),
+    "instrument": (GradientNoise, "on_gradients"),
     "passes": (ModelView, "losses"),
 }
 

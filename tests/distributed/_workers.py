@@ -27,7 +27,7 @@ class Workers:
 
     Args:
         script: Calls `serve(work)`.
-        count: Number of processes; one is no group.
+        count: Number of processes.
     """
 
     def __init__(self, script: Path, count: int) -> None:
@@ -35,13 +35,12 @@ class Workers:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-        if count > 1:
-            group |= {"TORCHELASTIC_RUN_ID": "tests", "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0"}
+        group |= {"TORCHELASTIC_RUN_ID": "tests", "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0"}
         self._answers: list[queue.Queue[str]] = []
         self._noise: list[str] = []
         self._processes = []
         for rank in range(count):
-            own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
+            own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             process = subprocess.Popen(
                 [sys.executable, str(script)],
                 stdin=subprocess.PIPE,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _monitor_run import work
 from _workers import Workers
 
 EXACT = ["norm", "snr", "noise_scale", "example_norm_p05", "example_norm_p50", "example_norm_p95"]
@@ -18,28 +19,32 @@ Result = dict[str, Any]
 
 
 @functools.cache
-def _workers(count: int) -> Workers:
-    return Workers(Path(__file__).with_name("_monitor_run.py"), count)
+def _workers() -> Workers:
+    return Workers(Path(__file__).with_name("_monitor_run.py"), 2)
 
 
 @functools.cache
-def _run(options: str, count: int) -> list[Result]:
-    return _workers(count)(json.loads(options))
+def _in_this_process(options: str) -> Result:
+    return json.loads(json.dumps(work(json.loads(options))))
+
+
+@functools.cache
+def _in_two(options: str) -> list[Result]:
+    return _workers()(json.loads(options))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _stopped() -> Iterator[None]:
     yield
-    for count in (1, 2):
-        _workers(count).stop()
+    _workers().stop()
 
 
 def alone(**options: Any) -> Result:
-    return _run(json.dumps(options), 1)[0]
+    return _in_this_process(json.dumps(options))
 
 
 def both(**options: Any) -> list[Result]:
-    return _run(json.dumps(options), 2)
+    return _in_two(json.dumps(options))
 
 
 def told(result: Result, words: str) -> list[str]:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_cx.gradients import GradientTap, UnsupportedGradientError
-from lightning_cx.gradients.graph import Operand
-from lightning_cx.gradients.rules import Site, plan
+from lightning_cx.gradients.graph.nodes import Site, capture_of
+from lightning_cx.gradients.graph.weights import Operand
 
 KINDS: dict[str, Any] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 
@@ -49,6 +49,6 @@ def test_an_initial_state_of_its_own_for_every_example() -> None:
 
 def test_a_kernel_that_holds_all_layers_names_the_way_that_reads_it() -> None:
     node, operand = SimpleNamespace(name=lambda: "CudnnRnnBackward0"), Operand("lstm.weight_ih_l0", 1, (16, 3), ())
-    layout: Any = None
+    axis: Any = None
     with pytest.raises(UnsupportedGradientError, match=r"CudnnRnnBackward0 of lstm.weight_ih_l0 .*replay_gradients"):
-        plan(Site(node, operand, layout))
+        capture_of(Site(node, operand, axis))

@@ -9,9 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_cx.gradients.lookup import Lookup
-from lightning_cx.gradients.patches import Geometry, Patches
-from lightning_cx.gradients.uses import Products, ghost_gram, ghost_norms, gram_of_blocks, norms_of_blocks, slabs
+from lightning_cx.gradients.factors.lookup import Lookup
+from lightning_cx.gradients.factors.patches import Geometry, Patches
+from lightning_cx.gradients.factors.products import (
+    Products,
+    ghost_gram,
+    ghost_norms,
+    gram_of_blocks,
+    norms_of_blocks,
+    slabs,
+)
 
 pytestmark = pytest.mark.timing
 

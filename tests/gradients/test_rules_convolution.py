@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cx.gradients.patches import Geometry, Patches
-from lightning_cx.gradients.uses import Products, gram_of_blocks, slabs
+from lightning_cx.gradients.factors.patches import Geometry, Patches
+from lightning_cx.gradients.factors.products import Products, gram_of_blocks, slabs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 few = settings(max_examples=25, deadline=None, derandomize=True)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.gradients import per_example_gram
-from lightning_cx.gradients.stacks import Triples
-from lightning_cx.gradients.uses import gram_of_blocks, norms_of_blocks, slabs
+from lightning_cx.gradients.factors.products import Triples, gram_of_blocks, norms_of_blocks, slabs
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
-from lightning_cx.gradients import GradientTap, lifted
+from lightning_cx.gradients import GradientTap
+from lightning_cx.gradients.factors import reparametrised
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 
@@ -154,7 +155,7 @@ def test_functions_of_parameters_with_as_many_rows_as_examples(case: str, n: int
 
 
 def test_large_transformed_weights_are_read_a_few_examples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifted, "BUFFER_BYTES", 8 * 20 * 3)
+    monkeypatch.setattr(reparametrised, "BUFFER_BYTES", 8 * 20 * 3)
     torch.manual_seed(0)
     assert_read(parametrizations.weight_norm(nn.Linear(5, 4)), torch.randn(10, 3, 5))
 

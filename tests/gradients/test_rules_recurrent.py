@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_cx.gradients import GradientSample, GradientTap
-from lightning_cx.gradients.directions import Directions
+from lightning_cx.gradients.projections import Directions
 from lightning_cx.gradients.rules import recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.gradients import GradientTap, per_example_gradients, per_example_gram, per_example_norms
-from lightning_cx.gradients.entries import spread
+from lightning_cx.gradients.projections import spread
 
 Case = tuple[nn.Module, Tensor, Tensor, Callable[..., Tensor]]
 

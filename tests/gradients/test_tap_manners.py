@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from _models import Computing, Convnet, Mlp, TinyGpt, Unread, cross_entropy, mean_square, naive_rows, relative_error
+from _rule_checks import scaled_rule
 from torch import Tensor, nn
 
 from lightning_cx.gradients import (
@@ -21,7 +22,6 @@ from lightning_cx.gradients import (
     UnsupportedGradientError,
     per_example_gram,
     per_example_norms,
-    rules,
 )
 from lightning_cx.gradients.accumulate import Accumulator
 
@@ -256,13 +256,7 @@ def test_a_dropped_use_is_caught_in_a_small_parameter_too(monkeypatch: pytest.Mo
 def test_the_sum_check_catches_a_rule_that_is_off_by_a_tenth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module, ids = TinyGpt(), torch.randint(11, (5, 8))
-    honest = rules.RULES[name]
-
-    def off(site: rules.Site) -> rules.Capture:
-        capture = honest(site)
-        return lambda gradient: capture(gradient * 1.1)
-
-    monkeypatch.setitem(rules.RULES, name, off)
+    scaled_rule(monkeypatch, name, 1.1)
     loss = nn.functional.cross_entropy(module(ids).flatten(0, 1), ids.flatten())
     with pytest.raises(UnsupportedGradientError, match="the sum check reads"):
         per_example_gram(module, loss)
@@ -348,8 +342,7 @@ def test_a_size_that_scales_the_data_is_no_penalty() -> None:
 
 def test_a_use_that_is_missed_is_caught_beside_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, y = batch()
-    honest = rules.RULES["AddmmBackward0"]
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", lambda site: lambda g: honest(site)(g * 0.5))
+    scaled_rule(monkeypatch, "AddmmBackward0", 0.5)
     loss = cross_entropy(module, x, y) + module[1].weight.norm()
     with pytest.raises(UnsupportedGradientError, match="the sum check reads"):
         per_example_gram(module, loss, 6)

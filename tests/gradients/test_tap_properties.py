@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.gradients import AmbiguousLayoutError, GradientTap
-from lightning_cx.gradients.directions import Directions
-from lightning_cx.gradients.uses import Rows
+from lightning_cx.gradients.factors.products import Rows
+from lightning_cx.gradients.projections import Directions
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 few = settings(max_examples=25, deadline=None, derandomize=True)

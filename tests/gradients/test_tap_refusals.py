@@ -7,6 +7,7 @@ from typing import NoReturn
 import pytest
 import torch
 from _models import BagOfWords, Mlp, TinyGpt, Unread, cross_entropy, naive_rows, relative_error
+from _rule_checks import replace_rule, scaled_rule
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -16,8 +17,8 @@ from lightning_cx.gradients import (
     UnsupportedGradientError,
     per_example_gram,
     per_example_norms,
-    rules,
 )
+from lightning_cx.gradients.graph.nodes import Capture, Site
 
 
 def test_an_unknown_node_is_named_with_its_parameter() -> None:
@@ -88,13 +89,13 @@ def test_unused_and_frozen_parameters_are_named_or_skipped() -> None:
 
 
 def test_a_failing_rule_leaves_the_backward_alone_and_says_so_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(site: rules.Site) -> rules.Capture:
+    def explode(site: Site) -> Capture:
         def capture(gradient: torch.Tensor) -> NoReturn:
             raise ZeroDivisionError("on purpose")
 
         return capture
 
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", explode)
+    replace_rule(monkeypatch, "AddmmBackward0", explode)
     module = Mlp()
     loss = cross_entropy(module, torch.randn(6, 20), torch.randint(5, (6,)))
     tap = GradientTap(module.named_parameters(), 6)
@@ -126,13 +127,7 @@ def test_two_backwards_under_one_attachment_are_noticed() -> None:
 
 
 def test_the_sum_check_catches_a_rule_that_misses_part_of_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = rules.RULES["AddmmBackward0"]
-
-    def half(site: rules.Site) -> rules.Capture:
-        capture = honest(site)
-        return lambda gradient: capture(gradient * 0.5)
-
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", half)
+    scaled_rule(monkeypatch, "AddmmBackward0", 0.5)
     module = Mlp()
     loss = cross_entropy(module, torch.randn(6, 20), torch.randint(5, (6,)))
     with pytest.raises(UnsupportedGradientError, match=r"sum check reads 0\.25"):

@@ -11,9 +11,9 @@ from _rule_checks import assert_read
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_cx.gradients import lifted
-from lightning_cx.gradients.lifted import Lifted
-from lightning_cx.gradients.sources import Source
+from lightning_cx.gradients.factors import reparametrised
+from lightning_cx.gradients.factors.reparametrised import Reparametrised
+from lightning_cx.gradients.graph.weights import Source
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Linear": (lambda: nn.Linear(5, 4), (5,)),
@@ -31,7 +31,7 @@ def test_no_example_is_sent_on_alone(case: str, n: int, monkeypatch: pytest.Monk
     def never(source: Source, rows: torch.Tensor) -> torch.Tensor:
         raise AssertionError("a backward for each example")
 
-    monkeypatch.setattr(Source, "lift", never)
+    monkeypatch.setattr(Source, "send_on", never)
     torch.manual_seed(n)
     make, shape = LAYERS[case]
     x = torch.randint(-shape[0], (n, *shape[1:])) if shape[0] < 0 else torch.randn(n, *shape)
@@ -48,9 +48,9 @@ def test_a_normed_layer_that_is_used_twice_or_shares_a_direction() -> None:
 def test_rows_made_anew_in_blocks_give_the_same_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer = parametrizations.weight_norm(nn.Linear(5, 4), dim=1)
-    monkeypatch.setattr(lifted, "BUFFER_BYTES", 8 * 20 * 3)
+    monkeypatch.setattr(reparametrised, "BUFFER_BYTES", 8 * 20 * 3)
     made: list[int] = []
-    examples = Lifted.examples
-    monkeypatch.setattr(Lifted, "examples", lambda self, a, b: made.append(b - a) or examples(self, a, b))
+    examples = Reparametrised.of_examples
+    monkeypatch.setattr(Reparametrised, "of_examples", lambda self, a, b: made.append(b - a) or examples(self, a, b))
     assert_read(layer, torch.randn(10, 3, 5))
     assert max(made) <= 6  # single precision fits twice as many

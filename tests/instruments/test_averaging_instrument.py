@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from lightning_cx.functional import averaging_gain, noise_scale, pool_noise_scales, svrg_gain
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Averaging, Reading, VarianceReduction
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.averaging import GAIN, MIN_WEIGHTS
 from lightning_cx.instruments.averaging import TAGS as AVERAGING
 from lightning_cx.instruments.variance_reduction import SPEEDUP, SVRG
 from lightning_cx.probe.passes import Reduction
 from lightning_cx.probe.view import ModelView
-from lightning_cx.tensorboard import tags
 
 CHUNK = 32
 

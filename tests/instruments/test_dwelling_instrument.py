@@ -13,11 +13,10 @@ from torch import Tensor
 
 from lightning_cx.functional import dwell, one_point_convexity
 from lightning_cx.functional.trajectories.blocks import MAX_BLOCKS
-from lightning_cx.gradients import GradientSample
-from lightning_cx.gradients.sample import Block
+from lightning_cx.gradients import Block, GradientSample
 from lightning_cx.instruments import Dwelling, DwellTimeline, ParameterStep, Reading
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.dwelling import CONVEXITY, DWELLS, PAIRS
-from lightning_cx.tensorboard import tags
 
 K = 64
 ALL = {*DWELLS, *CONVEXITY, tags.DIFFUSION_EXPONENT}

@@ -22,10 +22,10 @@ from lightning_cx.instruments import (
     Reading,
     SpectralBias,
 )
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.control import shuffled_gradients, shuffled_probe
-from lightning_cx.instruments.modes import EARLIER_STEPS
+from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 
 def circle(n: int = 64) -> tuple[Tensor, Tensor]:

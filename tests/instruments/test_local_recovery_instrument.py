@@ -16,11 +16,9 @@ from lightning_cx.functional import loss_tail
 from lightning_cx.functional.convergence.local_rate import local_rate
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import LocalRecovery, Reading
-from lightning_cx.instruments.loss_history import KEPT
-from lightning_cx.instruments.recovery import LAW, LOCAL
-from lightning_cx.instruments.recovery_card import CODES
+from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments.local_recovery import CODES, KEPT, LAW, LOCAL
 from lightning_cx.probe import ProbeReading
-from lightning_cx.tensorboard import tags
 
 
 def probe(loss: float) -> ProbeReading:
@@ -96,7 +94,7 @@ def test_the_memory_is_thinned_and_stays_even() -> None:
     instrument = LocalRecovery()
     count = 5 * KEPT
     readings = follow([math.exp(-1e-4 * 10 * i) for i in range(count)], instrument)
-    steps, losses = instrument._history.latest(1.0)
+    steps, losses = instrument._latest(1.0)
     assert KEPT // 2 <= len(steps) <= KEPT
     assert len({b - a for a, b in pairwise(steps)}) == 1
     assert steps[-1] >= 10 * (count - 9)

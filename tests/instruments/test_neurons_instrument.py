@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lightning_cx.functional import neuron_report
 from lightning_cx.functional.neurons import teacher_alignment
 from lightning_cx.instruments import Neurons, Reading
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.neurons import SHARES, TEACHER
-from lightning_cx.tensorboard import tags
 
 X = (torch.arange(64 * 10).float() * 0.7).sin().view(64, 10)
 Y = torch.zeros(64, 2)

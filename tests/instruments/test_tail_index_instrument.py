@@ -13,8 +13,8 @@ from lightning_cx.functional.tails.pooling import without_drift
 from lightning_cx.functional.tails.stable import elliptical_stable
 from lightning_cx.gradients import GradientSample, LayerGradients
 from lightning_cx.instruments import ParameterStep, QuantilePlot, Reading, SurvivalPlot, TailIndex
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.tail_index import BATCH, COORDINATES, NORMS, SINGLE, TAGS, TRAJECTORY
-from lightning_cx.tensorboard import tags
 
 
 def rows(n: int, seed: int, alpha: float = 2.0) -> Tensor:

@@ -15,9 +15,8 @@ from lightning_cx.functional import distance_from_start, spanning_tree_length
 from lightning_cx.functional.trajectories.geometry import positive_magnitude
 from lightning_cx.gradients import ParameterSketch
 from lightning_cx.instruments import ParameterStep, Reading, TrajectoryGeometry
-from lightning_cx.instruments.path_memory import POINTS, PathMemory
-from lightning_cx.instruments.trajectory_geometry import GROWTH, SHAPE
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments.trajectory_geometry import GROWTH, POINTS, SHAPE, spanning_points
 
 SKETCH = 64
 
@@ -79,12 +78,12 @@ def test_a_straight_line_is_as_long_as_it_has_come_at_every_length_of_the_run() 
 
 
 def test_a_path_of_any_length_is_read_from_64_points_that_span_it() -> None:
-    memory = PathMemory()
+    memory = TrajectoryGeometry()._path
     for step in range(10_000):
-        memory.add(step, torch.tensor([float(step)]))
+        memory.add((step, torch.tensor([float(step)])), at=step)
         assert len(memory) < 2 * POINTS
         if step in (63, 64, 500, 5000, 9999):
-            steps, sketches = memory.points()
+            steps, sketches = spanning_points(list(memory))
             assert len(steps) == POINTS
             assert steps[0] == 0
             assert steps[-1] > 0.98 * step
@@ -95,10 +94,10 @@ def test_a_path_of_any_length_is_read_from_64_points_that_span_it() -> None:
 def test_samples_at_uneven_steps_are_evened_out() -> None:
     draw = np.random.default_rng(0)
     steps = np.unique(np.concatenate([np.arange(1000), np.cumsum(draw.integers(1, 30, size=2000))]))
-    memory = PathMemory()
+    memory = TrajectoryGeometry()._path
     for step in steps:
-        memory.add(int(step), torch.zeros(1))
-    gaps = memory.points()[0].diff().double()
+        memory.add((int(step), torch.zeros(1)), at=int(step))
+    gaps = spanning_points(list(memory))[0].diff().double()
     assert float(gaps.max() / gaps.median()) < 2.5
     assert float(gaps.min() / gaps.median()) > 0.4
 

@@ -17,8 +17,8 @@ from torch.utils.data import TensorDataset
 from lightning_cx import ProbeSet
 from lightning_cx.gradients import GradientTap
 from lightning_cx.instruments import GradientNoise, SpectralBias
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.probe import fill
-from lightning_cx.tensorboard import tags
 
 BATCH = 16
 

@@ -17,6 +17,7 @@ from _compiled import Counting, submodule
 from _lightning import Classifier, Stream, fit
 from _loops import ByHand, ByLbfgs, half_precision, single_losses, states
 from _models import Unread
+from _once import Once
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -171,20 +172,13 @@ def logged(trainer: pl.Trainer) -> list[list[str]]:
 
 
 class PlainFits:
-    """Fits without us, made once for the whole test run, by whichever worker needs one first.
+    """Fits without us, each made once for the whole run."""
 
-    Args:
-        folder: That all workers share.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, once: Once) -> None:
+        self.once = once
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        file = self.folder / f"{name}.json"
-        if not file.exists():
-            ended_in, _ = ended(LOOPS[name], [])
-            written = file.with_suffix(f".{id(self)}")
-            written.write_text(json.dumps(ended_in))
-            written.replace(file)
-        return json.loads(file.read_text())
+        def fill(folder: Path) -> None:
+            (folder / "states.json").write_text(json.dumps(ended(LOOPS[name], [])[0]))
+
+        return json.loads((self.once(f"plain fit of {name}", fill) / "states.json").read_text())

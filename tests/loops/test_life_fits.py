@@ -20,7 +20,7 @@ from torch import nn
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import GradientNoise, SpectralBias
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. gradient/noise_scale. nan, the signal")

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias, TailIndex
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx.*nan,")

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 
 from lightning_cx import ComplexityEarlyStopping
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = [

@@ -9,6 +9,7 @@ import pytest
 import torch
 from _compiled import fresh_compiler
 from _matrix import LOOPS, PlainFits, early_stopping, ended, everything, monitor_all
+from _once import Once
 
 from lightning_cx import ComplexityMonitor
 
@@ -28,12 +29,9 @@ EACH_LOOP = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> PlainFits:
-    root = tmp_path_factory.getbasetemp()
-    folder = (root if worker_id == "master" else root.parent) / "plain_fits"
-    folder.mkdir(exist_ok=True)
-    return PlainFits(folder)
+@pytest.fixture
+def plain(once: Once) -> PlainFits:
+    return PlainFits(once)
 
 
 @EACH_LOOP

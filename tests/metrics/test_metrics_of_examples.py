@@ -15,10 +15,10 @@ from torch import Tensor
 from lightning_cx.functional import default_features, laplacian_basis
 from lightning_cx.functional.complexity.spectrum import median_position, octave_energies
 from lightning_cx.instruments import SpectralBias
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.metrics import MedianComplexity, ResidualSpectrum
 from lightning_cx.metrics.examples import ExampleMetric
 from lightning_cx.probe.reading import ProbeReading
-from lightning_cx.tensorboard import tags
 
 BOTH = pytest.mark.parametrize("kind", [MedianComplexity, ResidualSpectrum])
 

@@ -10,9 +10,9 @@ import torch
 
 from lightning_cx.functional import laplacian_basis
 from lightning_cx.functional.stopping import noise_floor
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.probe import ProbeReading
 from lightning_cx.rules import HighComplexityDominance, RefusedError, ResidualWatch, ResidualWhiteness, SpectralRisk
-from lightning_cx.tensorboard import tags
 
 STEPS = [0, *np.unique(np.geomspace(1, 20000, 90).astype(int)).tolist()]
 
@@ -109,7 +109,7 @@ def test_the_picture_of_a_very_long_run_stays_small() -> None:
         watch.check(step, later)
     picture = watch.reading().pictures[tags.STOPPING_CURVE]
     assert 500 < len(picture.steps) <= 1024  # type: ignore[union-attr]
-    assert len(watch.state_dict()["points"]) <= 1024
+    assert len(watch.state_dict()["points"]["cells"]) <= 1024
 
 
 def test_refusals_name_the_reason_and_what_to_do() -> None:

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.functional import svrg_gain
 from lightning_cx.instruments import Averaging, GradientNoise, VarianceReduction
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.averaging import TAGS as AVERAGING
 from lightning_cx.instruments.variance_reduction import SPEEDUP, SVRG
-from lightning_cx.tensorboard import tags
 
 # What is not known yet, in the first steps of a run, is told once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. (averaging|gradient)/.* nan", "ignore:.*pin_memory")

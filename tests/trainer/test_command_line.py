@@ -14,7 +14,7 @@ from test_examples import EXAMPLES, main_of
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import GradientNoise, SpectralBias
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI

@@ -217,7 +217,8 @@ def test_without_a_trainer_a_compiled_graph_is_refused_with_what_to_do() -> None
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Skipping serialization")  # inductor's own
-def test_inductor_compiles_once_and_is_read(tmp_path: Path) -> None:
+def test_inductor_compiles_once_and_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes that import torch anew
     torch.manual_seed(0)
     module = submodule("inductor")
     truth = naive_rows(module.net._orig_mod, cross_entropy, *images(160)[:32])

@@ -20,8 +20,8 @@ from lightning_cx import ComplexityMonitor
 from lightning_cx.functional import dwell, one_point_convexity
 from lightning_cx.gradients import ParameterSketch
 from lightning_cx.instruments import Dwelling
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.dwelling import CONVEXITY, DWELLS
-from lightning_cx.tensorboard import tags
 
 # What is not known yet is nan, and that is told once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. trajectory/")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -12,11 +11,12 @@ from typing import Any
 
 import lightning
 import pytest
+from _once import Once
 from _tensorboard import read_events
 from torch.torch_version import TorchVersion
 
 from lightning_cx.callbacks import _flavour
-from lightning_cx.tensorboard import tags
+from lightning_cx.instruments import quantities as tags
 
 SCRIPT = Path(__file__).with_name("_flavour_run.py")
 OTHERS = ["lightning_fabric", "lightning_utilities"]
@@ -27,12 +27,13 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory):
-    @functools.cache
+@pytest.fixture
+def run(once: Once):
     def of(case: str) -> tuple[dict[str, Any], Path]:
-        folder = tmp_path_factory.mktemp("flavour")
-        subprocess.run([sys.executable, str(SCRIPT), case, str(folder)], check=True, timeout=300)
+        def fill(folder: Path) -> None:
+            subprocess.run([sys.executable, str(SCRIPT), case, str(folder)], check=True, timeout=300)
+
+        folder = once(f"flavour of {case}", fill)
         return json.loads((folder / "result.json").read_text()), folder
 
     return of

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.functional.step_size import step_gains
 from lightning_cx.instruments import StepSize
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.step_size import EDGE, GAUSS_NEWTON, SHARPNESS
-from lightning_cx.tensorboard import tags
 
 EXAMPLES = 128
 

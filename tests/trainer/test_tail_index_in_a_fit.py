@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.gradients import GradientSample, ParameterSketch, per_example_gradients
 from lightning_cx.instruments import BatchView, GradientNoise, Instrument, Needs, ParameterStep, Reading, TailIndex
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.tail_index import BATCH, COORDINATES, NORMS, SINGLE, TRAJECTORY
-from lightning_cx.tensorboard import tags
 
 
 def monitor(*instruments: Instrument, **options: Any) -> ComplexityMonitor:

@@ -18,8 +18,8 @@ from lightning_cx import ComplexityMonitor, ProbeSet, compare_runs
 from lightning_cx.functional import distance_from_start, spanning_tree_length
 from lightning_cx.functional.trajectories.geometry import positive_magnitude
 from lightning_cx.instruments import TrajectoryGeometry
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.trajectory_geometry import SHAPE
-from lightning_cx.tensorboard import tags
 
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. trajectory/")  # what it waits for is said once
 EVERY_TAG = {*SHAPE, tags.TRAJECTORY_DISTANCE, tags.TRAJECTORY_LOSS}

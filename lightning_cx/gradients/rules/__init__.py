@@ -1,26 +1,40 @@
-"""One small rule per autograd node: how its parameters' per-example gradients follow from what autograd holds.
+"""One record per type of autograd node, each beside its contraction rule, by family.
 
-A rule runs twice removed from the user's backward. When a tap attaches, the rule checks that it can read the node
-and returns a capture; when the backward reaches the node, the capture turns the gradient of the node's output into
-a `Use`. To teach the tap a new node, write one rule in the module of its kind and decorate it with the node's name.
+To teach the tap a new node of PyTorch's, write its rule and its record in the module of its kind; for a node of your
+own, a custom `torch.autograd.Function`, call `lightning_cx.gradients.register_node`. Importing this package fills
+the registry of `graph.nodes`.
 """
 
-from lightning_cx.gradients.rules import convolution, elementwise, embedding, linear, normalisation, recurrent
-from lightning_cx.gradients.rules.registry import COUPLING, RULES, Capture, Joint, Rule, Site, plan, rule
+from lightning_cx.gradients.graph.nodes import NodeRecord, register_node
+from lightning_cx.gradients.rules import (
+    convolution,
+    elementwise,
+    embedding,
+    linear,
+    losses,
+    normalisation,
+    recurrent,
+    reductions,
+    views,
+)
 
 __all__ = [
-    "COUPLING",
-    "RULES",
-    "Capture",
-    "Joint",
-    "Rule",
-    "Site",
     "convolution",
     "elementwise",
     "embedding",
     "linear",
+    "losses",
     "normalisation",
-    "plan",
     "recurrent",
-    "rule",
+    "reductions",
+    "views",
 ]
+
+# Nodes that stand for a whole piece of the model.
+register_node(NodeRecord(hides="of activation checkpointing; replay_gradients reads it"), "CheckpointFunctionBackward")
+register_node(
+    NodeRecord(
+        hides='of a compiled forward; run that forward inside torch.compiler.set_stance("force_eager")',
+    ),
+    "CompiledFunctionBackward",
+)

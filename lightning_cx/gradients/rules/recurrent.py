@@ -1,4 +1,4 @@
-"""Rules of fused recurrent layers.
+"""Fused recurrent layers.
 
 A layer that autograd spells out step by step is a row of matrix products, read by the rules of `linear`. A fused
 layer is one node for the whole sequence that keeps the gradients of its gates to itself. They are derived again
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cx.gradients.graph import Node, output_shape
-from lightning_cx.gradients.rules.registry import Capture, Joint, Site, rule
-from lightning_cx.gradients.uses import Products, Rows, working
+from lightning_cx._torch import output_shape, saved
+from lightning_cx.gradients.factors.products import Products, Rows, working
+from lightning_cx.gradients.graph.example_axis import SHARED, AxisMove, Strides
+from lightning_cx.gradients.graph.nodes import Capture, Joint, Node, NodeRecord, Site, register_node
 
 _LSTM = 2  # as ATen numbers the modes of recurrent layers
 _INPUT, _WEIGHT_IH, _WEIGHT_HH, _BIAS_IH, _BIAS_HH, _STATE, _CELL = range(7)
@@ -42,14 +43,13 @@ class Unrolled:
     first_cell: Tensor
 
 
-@rule("MkldnnRnnLayerBackward0")
 def _fused_lstm(site: Site) -> Joint:
     node, operand, shape = site.node, site.operand, output_shape(site.node)
-    if node._saved_mode != _LSTM or node._saved_batch_sizes:
+    if saved(node, "mode") != _LSTM or saved(node, "batch_sizes"):
         site.refuse("of fused layers only an LSTM on sequences of one length is read")
-    if site.batch_size > 1 and site.layout.axis(node, operand.name)[0] != 1:
+    if site.batch_size > 1 and site.examples()[0] != 1:
         site.refuse(f"its steps follow the first axis of {shape}, where the {site.batch_size} examples lie")
-    split, index = site.split(shape, 1), operand.index
+    split, index = site.split(keep=1), operand.index
     if index in (_WEIGHT_IH, _WEIGHT_HH):
         factor = "inputs" if index == _WEIGHT_IH else "states"
         return Joint(_unroll_lstm, lambda layer: Products(split(layer.gates), split(getattr(layer, factor))))
@@ -61,25 +61,24 @@ def _fused_lstm(site: Site) -> Joint:
     site.refuse("the parameter has an axis of its own for the examples")
 
 
-@rule("CudnnRnnBackward0", "MiopenRnnBackward0")
 def _whole_stack(site: Site) -> Capture:
     site.refuse("one kernel holds all layers of it and keeps their gates to itself: replay_gradients reads it")
 
 
 def _unroll_lstm(node: Node, gradients: Sequence[Tensor | None]) -> Unrolled:
     """Derive the gradients of all gates from what a fused LSTM layer saved and from those of its three outputs."""
-    inputs, outputs = working(node._saved_input), working(node._saved_result0)
+    inputs, outputs = working(saved(node, "input")), working(saved(node, "result0"))
     steps, sequences, size = outputs.shape
-    reverse = node._saved_reverse
-    first_state = working(node._saved_hx_).reshape(1, sequences, size)
-    first_cell = working(node._saved_cx_).reshape(1, sequences, size)
+    reverse = saved(node, "reverse")
+    first_state = working(saved(node, "hx_")).reshape(1, sequences, size)
+    first_cell = working(saved(node, "cx_")).reshape(1, sequences, size)
     states = torch.cat([outputs[1:], first_state] if reverse else [first_state, outputs[:-1]])
-    recurrent = working(node._saved_weight1)
+    recurrent = working(saved(node, "weight1"))
 
-    gates = inputs.reshape(steps * sequences, -1) @ working(node._saved_weight0).T
+    gates = inputs.reshape(steps * sequences, -1) @ working(saved(node, "weight0")).T
     gates.addmm_(states.view(steps * sequences, size), recurrent.T)
-    if node._saved_has_biases:
-        gates += working(node._saved_weight2) + working(node._saved_weight3)
+    if saved(node, "has_biases"):
+        gates += working(saved(node, "weight2")) + working(saved(node, "weight3"))
     gates = gates.view(steps, sequences, 4, size)
     gates[:, :, _INPUT_GATE : _FORGET_GATE + 1].sigmoid_()
     gates[:, :, _CANDIDATE].tanh_()
@@ -156,3 +155,28 @@ def _back_through_time(
         cell *= kept
         torch.mm(slope.flatten(1), recurrent, out=state)
     return state, cell
+
+
+def _through_layers(move: AxisMove) -> Strides:
+    """Time leads in the inputs and outputs of a fused layer, layers in its states."""
+    if move.axis != len(move.shape) - 2:
+        raise move.refuse("runs along it")
+    states = (_STATE, _CELL) if move.name.startswith("Mkldnn") else ()
+    return [
+        SHARED if shape is None else move.at(i, len(shape) - 2) if i in states or len(shape) == 3 else SHARED
+        for i, shape in enumerate(move.inputs)
+    ]
+
+
+register_node(
+    NodeRecord(
+        rule=_fused_lstm,
+        moves=_through_layers,
+        saves=(
+            *("mode", "batch_sizes", "reverse", "has_biases", "input", "result0", "hx_", "cx_"),
+            *("weight0", "weight1", "weight2", "weight3"),
+        ),
+    ),
+    "MkldnnRnnLayerBackward0",
+)
+register_node(NodeRecord(rule=_whole_stack, moves=_through_layers), "CudnnRnnBackward0", "MiopenRnnBackward0")

@@ -1,1 +1,0 @@
-"""What TensorBoard shows beyond plain curves: pictures, histograms and an arrangement of the curves."""
