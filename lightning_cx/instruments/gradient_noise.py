@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, noise, noise_scale, pool_noise_scales
 from lightning_cx.gradients import GradientSample, LayerGradients
+from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument
 from lightning_cx.instruments.reading import Reading
 

@@ -399,7 +399,8 @@ def _most_amplified(
     # Since scipy 1.17 `eigsh` draws from the system's entropy where an invariant subspace ends the iteration.
     if "rng" in inspect.signature(eigsh).parameters:
         options["rng"] = random
-    operator = LinearOperator((n, n), matvec=lambda x: project(amplify(project(x.ravel()))), dtype=np.float64)
+    beside: Any = LinearOperator  # which makes a subclass of itself from `matvec`, unknown to its stubs
+    operator = beside((n, n), matvec=lambda x: project(amplify(project(x.ravel()))), dtype=np.float64)
     try:
         return eigsh(operator, k=count, which="LA", v0=project(random.standard_normal(n)), **options)[1]
     except ArpackError as error:
