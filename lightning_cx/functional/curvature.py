@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from scipy.special import stdtrit
@@ -13,14 +12,6 @@ from torch import Tensor
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.linalg import eigh
 from lightning_cx.functional.noise import CONFIDENCE
-
-MIN_PRODUCTS = 5
-"""Products that are made whatever the error bound says.
-
-A start near one eigenvector hides another that has overtaken it. With eigenvalues 10 and 12 above 1998 within +-1, and
-a start at the eigenvector of the 10 with a tenth of noise, 12 was found in 0 of 30 draws by a search that may stop as
-soon as the residual is small, or at the third product; from the fourth in 17, from the fifth in 30.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +37,15 @@ class LeadingEigenvalue:
             return f"largest eigenvalue unknown: product {self.products} was not finite"
         state = "converged" if self.converged else "not converged"
         return f"largest eigenvalue {self.value:.4g} +{self.residual:.2g}, {state} after {self.products} products"
+
+
+MIN_PRODUCTS = 5
+"""Products that are made whatever the error bound says.
+
+A start near one eigenvector hides another that has overtaken it. With eigenvalues 10 and 12 above 1998 within +-1, and
+a start at the eigenvector of the 10 with a tenth of noise, 12 was found in 0 of 30 draws by a search that may stop as
+soon as the residual is small, or at the third product; from the fourth in 17, from the fifth in 30.
+"""
 
 
 def largest_eigenvalue(
@@ -127,50 +127,6 @@ def largest_eigenvalue(
     return LeadingEigenvalue(value, value.new_tensor(residual), vector / vector.norm(), len(basis), converged)
 
 
-def _root(scale: Tensor, size: int) -> Tensor:
-    scale = as_tensor(scale).double()
-    if scale.shape != (size,) or not bool((scale.isfinite() & (scale >= 0)).all()):
-        raise ValueError(f"scale must be {size} finite numbers that are not negative, got shape {list(scale.shape)}.")
-    return scale.sqrt()
-
-
-def _first(start: Tensor | None, size: int, seed: int) -> Tensor:
-    if start is None:
-        draw = torch.Generator().manual_seed(seed)
-        start = torch.randn(size, generator=draw, dtype=torch.float64)
-    start = as_tensor(start).double()
-    length = start.norm()
-    if start.shape != (size,) or (size and not bool(length.isfinite() & (length > 0))):
-        raise ValueError(f"start must be {size} finite numbers that are not all 0, got shape {list(start.shape)}.")
-    return start / length
-
-
-def _orthogonal(image: Tensor, basis: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """What of a vector is orthogonal to a basis, and its coefficients on it; once more removes what rounding left."""
-    coefficients = image.new_zeros(len(basis))
-    for _ in range(2):
-        along = torch.stack([torch.dot(row.double(), image) for row in basis])
-        for coefficient, row in zip(along, basis, strict=True):
-            image = image - coefficient * row
-        coefficients = coefficients + along
-    return image, coefficients
-
-
-# --- The largest eigenvalue of the Gauss-Newton matrix, the part of the curvature that Gram matrices know.
-
-
-CONCAVE = 1e-2
-"""Negative second derivatives of a loss below this share of its largest are the rounding of a float32 backward."""
-
-ALIKE = 1e-3
-"""Largest miss, relative to the largest second derivative, at which the law of a loss is taken to hold. A float32
-backward misses by 1.3e-7 at most (100 draws of 32 examples); a sigmoid in bfloat16 misses by .008 and is not told."""
-
-VARIED = 0.2
-"""Share of the largest residual by which residuals have to differ, for where all are alike every law fits. Between
-.4 and .5 the second derivative of a logistic loss changes by 4%, and labels smoothed to .05 and .95 do not fit it."""
-
-
 @dataclass(frozen=True, eq=False)
 class GaussNewton:
     """The largest eigenvalue of a mean Gauss-Newton matrix; tensors are float64 on the device of the Gram matrix.
@@ -192,6 +148,10 @@ class GaussNewton:
         return (
             f"largest Gauss-Newton eigenvalue {self.value:.4g} +- {self.standard_error:.2g} ({self.examples} examples)"
         )
+
+
+CONCAVE = 1e-2
+"""Negative second derivatives of a loss below this share of its largest are the rounding of a float32 backward."""
 
 
 def gauss_newton(gram: Tensor, hessian: Tensor) -> GaussNewton:
@@ -240,122 +200,6 @@ def gauss_newton(gram: Tensor, hessian: Tensor) -> GaussNewton:
     blocks = gram.view(n, outputs, n * outputs)
     half = (root.mT @ blocks).reshape(n * outputs, n * outputs).T.reshape(n, outputs, n * outputs)
     return _leading((root.mT @ half).reshape(n * outputs, n * outputs), n)
-
-
-@dataclass(frozen=True)
-class ResidualLaw:
-    """How the second derivative of a loss of one output follows from its first.
-
-    Attributes:
-        kind: `"squared"`: ``c (f - y)^2 / 2``, whose second derivative is c; `"logistic"`: ``c`` times the cross
-            entropy of a sigmoid with a label of 0 or 1, whose second derivative is ``|r| (1 - |r| / c)``.
-        scale: c.
-    """
-
-    kind: Literal["squared", "logistic"]
-    scale: float
-
-    def curvature(self, residuals: Tensor) -> Tensor:
-        """Second derivatives, in the shape of the first ones, whose sign does not count."""
-        size = residuals.abs()
-        if self.kind == "squared":
-            return torch.full_like(size, self.scale)
-        return (size * (1 - size / self.scale)).clamp_min(0)
-
-
-def residual_law(residuals: Tensor, hessian: Tensor) -> ResidualLaw | None:
-    """Recognise squared error and logistic loss by their derivatives on some examples.
-
-    Args:
-        residuals: ``[n]`` first derivatives in the one output, of either sign.
-        hessian: ``[n]`` second derivatives.
-
-    Returns:
-        The law that holds for all examples within 1e-3, else None: other losses, soft labels, class weights, or
-        residuals that are too much alike to tell, as of a network that is not trained yet.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-        >>> residual_law(torch.tensor([0.2, -0.9, 0.5]), torch.tensor([0.16, 0.09, 0.25]))
-        ResidualLaw(kind='logistic', scale=1.0)
-        >>> residual_law(torch.tensor([0.2, -0.9, 0.5]), torch.tensor([2.0, 2.0, 2.0])).kind
-        'squared'
-    """
-    size, second = as_tensor(residuals).double().abs().flatten(), as_tensor(hessian).double().flatten()
-    if size.shape != second.shape:
-        raise ValueError(f"each residual has one second derivative, got {len(size)} and {len(second)}.")
-    if not len(size) or not bool(size.isfinite().all() & second.isfinite().all()) or not float(second.max()) > 0:
-        return None
-    if float(size.max() - size.min()) < VARIED * float(size.max()):
-        return None
-    scale = float(second.mean())
-    if float((second - scale).abs().max()) <= ALIKE * scale:
-        return ResidualLaw("squared", scale)
-    lost = (size - second).sum()
-    law = ResidualLaw("logistic", round(float(size.square().sum() / lost), 6)) if float(lost) > 0 else None
-    fits = law is not None and bool(((law.curvature(size) - second).abs() <= ALIKE * second.max()).all())
-    return law if fits else None
-
-
-def gauss_newton_from_gradients(gram: Tensor, residual_gram: Tensor, law: ResidualLaw) -> GaussNewton:
-    """Read the Gauss-Newton matrix of a batch off its loss gradients, where the model has one output.
-
-    The gradient of example i's loss is ``-r_i J_i``, so the Gram matrix of gradients is ``r_i r_j <J_i, J_j>``, and the
-    part of an output bias in it, whose J is 1, is ``r_i r_j``: their quotient is the Gram matrix of the Jacobian. With
-    several outputs gradients show J only along the residual of each example, and there is no quotient.
-
-    Args:
-        gram: ``[n, n]`` inner products of per-example loss gradients.
-        residual_gram: ``[n, n]`` those of the output bias alone.
-        law: What the second derivative of the loss is.
-
-    Returns:
-        GaussNewton of all n examples, where those whose residual is exactly 0 count as flat: a lower bound if there are
-        any, and nan if there are no others.
-
-    Raises:
-        ValueError: If the matrices are not square and of one shape.
-
-    Example:
-        >>> jacobian, residuals = torch.tensor([[1.0, 0.0], [1.0, 2.0]]), torch.tensor([0.5, -0.1])
-        >>> gradients = residuals[:, None] * jacobian
-        >>> gram, of_bias = gradients @ gradients.T, torch.outer(residuals, residuals)  # the first parameter is a bias
-        >>> print(gauss_newton_from_gradients(gram, of_bias, ResidualLaw("squared", 1.0)))
-        largest Gauss-Newton eigenvalue 2.618 +- 2.3 (2 examples)
-    """
-    gram, residual_gram = as_tensor(gram).detach().double(), as_tensor(residual_gram).detach().double()
-    n = len(gram)
-    if gram.shape != (n, n) or residual_gram.shape != (n, n):
-        shapes = f"{list(gram.shape)} and {list(residual_gram.shape)}"
-        raise ValueError(f"both Gram matrices are [n, n], got {shapes}.")
-    residuals = residual_gram.diagonal().clamp_min(0).sqrt()
-    known = residuals > 0
-    if not bool(known.any()) or not bool(gram.isfinite().all() & residual_gram.isfinite().all()):
-        return _unknown(gram, n)
-    kernel = gram[known][:, known] / residual_gram[known][:, known]
-    root = law.curvature(residuals).sqrt()[known]
-    whole = torch.zeros_like(gram)
-    places = known.nonzero()[:, 0]
-    whole[places[:, None], places] = root[:, None] * kernel * root
-    return _leading(whole, n)
-
-
-def _leading(matrix: Tensor, n: int) -> GaussNewton:
-    """Largest eigenvalue of a matrix whose rows are those of n examples, over n."""
-    values, vectors = eigh((matrix + matrix.T) / 2)
-    value = values[-1].clamp_min(0) / n
-    parts = n * value * vectors[:, -1].square().reshape(n, -1).sum(1)
-    return GaussNewton(value, parts.std() / n**0.5 if n > 1 else torch.full_like(value, torch.nan), n)
-
-
-def _unknown(gram: Tensor, n: int) -> GaussNewton:
-    nothing = gram.new_full((), torch.nan)
-    return GaussNewton(nothing, nothing, n)
-
-
-# --- How sure a mean over examples is, where only means over the first few, the first more, and so on are known.
 
 
 def nested_mean_error(means: Tensor, counts: Tensor) -> Tensor:
@@ -413,3 +257,45 @@ def half_width(standard_error: float, degrees_of_freedom: int, share: float = 0.
         return float("nan")
     quantile = float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
     return quantile * standard_error * (1 - max(share, 0.0)) ** 0.5
+
+
+def _root(scale: Tensor, size: int) -> Tensor:
+    scale = as_tensor(scale).double()
+    if scale.shape != (size,) or not bool((scale.isfinite() & (scale >= 0)).all()):
+        raise ValueError(f"scale must be {size} finite numbers that are not negative, got shape {list(scale.shape)}.")
+    return scale.sqrt()
+
+
+def _first(start: Tensor | None, size: int, seed: int) -> Tensor:
+    if start is None:
+        draw = torch.Generator().manual_seed(seed)
+        start = torch.randn(size, generator=draw, dtype=torch.float64)
+    start = as_tensor(start).double()
+    length = start.norm()
+    if start.shape != (size,) or (size and not bool(length.isfinite() & (length > 0))):
+        raise ValueError(f"start must be {size} finite numbers that are not all 0, got shape {list(start.shape)}.")
+    return start / length
+
+
+def _orthogonal(image: Tensor, basis: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What of a vector is orthogonal to a basis, and its coefficients on it; once more removes what rounding left."""
+    coefficients = image.new_zeros(len(basis))
+    for _ in range(2):
+        along = torch.stack([torch.dot(row.double(), image) for row in basis])
+        for coefficient, row in zip(along, basis, strict=True):
+            image = image - coefficient * row
+        coefficients = coefficients + along
+    return image, coefficients
+
+
+def _unknown(gram: Tensor, n: int) -> GaussNewton:
+    nothing = gram.new_full((), torch.nan)
+    return GaussNewton(nothing, nothing, n)
+
+
+def _leading(matrix: Tensor, n: int) -> GaussNewton:
+    """Largest eigenvalue of a matrix whose rows are those of n examples, over n."""
+    values, vectors = eigh((matrix + matrix.T) / 2)
+    value = values[-1].clamp_min(0) / n
+    parts = n * value * vectors[:, -1].square().reshape(n, -1).sum(1)
+    return GaussNewton(value, parts.std() / n**0.5 if n > 1 else torch.full_like(value, torch.nan), n)

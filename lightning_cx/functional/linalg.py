@@ -71,18 +71,33 @@ def eigvalsh(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrix)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run small work on one thread: many short parallel regions stall as soon as another process is busy."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def principal_modes(gram: Tensor, n_examples: int, center: bool = True) -> tuple[Tensor, Tensor]:
+    """Diagonalise a Gram matrix and keep what is more than rounding.
+
+    Args:
+        gram: ``[n * C, n * C]``, rows of one example together.
+        n_examples: n.
+        center: Whether to take off the mean over the examples first.
+
+    Returns:
+        Descending eigenvalues ``[r]`` and modes ``[n * C, r]``, float64; r = 0 where nothing is left or an entry is
+        not finite.
+    """
+    matrix, rounding = _prepared(gram, n_examples, center)
+    if matrix is None:
+        return gram.new_zeros(0, dtype=torch.float64), gram.new_zeros((gram.shape[0], 0), dtype=torch.float64)
+    eigenvalues, modes = eigh(matrix)
+    kept = _are_more_than_rounding(eigenvalues, rounding)
+    return eigenvalues[kept].flip(0), modes[:, kept].flip(1)
+
+
+def principal_eigenvalues(gram: Tensor, n_examples: int, center: bool = True) -> Tensor:
+    """Descending eigenvalues of `principal_modes` ``[r]``, float64, where nobody asks for the modes."""
+    matrix, rounding = _prepared(gram, n_examples, center)
+    if matrix is None:
+        return gram.new_zeros(0, dtype=torch.float64)
+    eigenvalues = eigvalsh(matrix)
+    return eigenvalues[_are_more_than_rounding(eigenvalues, rounding)].flip(0)
 
 
 def participation_ratio(eigenvalues: Tensor) -> Tensor:
@@ -148,6 +163,49 @@ def gram_participation_ratio(gram: Tensor) -> Tensor:
     share = gram / trace[..., None, None]  # before squaring: squares of 1e200 would overflow
     whole = share.diagonal(dim1=-2, dim2=-1).sum(-1)  # 1, or 0 / 0 where there is nothing to share
     return whole / share.square().sum((-2, -1))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run small work on one thread: many short parallel regions stall as soon as another process is busy."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _prepared(gram: Tensor, n_examples: int, center: bool) -> tuple[Tensor | None, Tensor]:
+    """The symmetric float64 matrix, centred if wished, and what counts as rounding in it; None if it has no modes."""
+    size = gram.shape[0]
+    resolution = torch.finfo(gram.dtype).eps if gram.is_floating_point() else torch.finfo(torch.float64).eps
+    gram = gram.double()
+    matrix = centred(centred(gram, n_examples).T, n_examples) if center and size else gram
+    if size == 0 or not bool(matrix.isfinite().all()):  # eigh raises on these
+        return None, gram.new_zeros(())
+    return (matrix + matrix.T) / 2, size * resolution * gram.abs().max()
+
+
+def centred(rows: Tensor, n_examples: int) -> Tensor:
+    """Take the mean over the examples off a matrix ``[n * C, m]``, for each of C outputs by itself."""
+    by_example = rows.reshape(n_examples, len(rows) // n_examples, rows.shape[1])
+    return (by_example - by_example.mean(0)).reshape(rows.shape)
+
+
+MIN_EIGENVALUE = 1e-8
+"""Eigenvalues below this share of the largest are rounding of a float32 backward (THEORY 3)."""
+
+
+def _are_more_than_rounding(eigenvalues: Tensor, rounding: Tensor) -> Tensor:
+    """Eigenvalues of rounding, in the dtype the Gram matrix came in, are no modes.
+
+    Where all gradients are alike nothing else is left, and only the size of what was centred tells.
+    """
+    return eigenvalues > torch.maximum(MIN_EIGENVALUE * eigenvalues[-1], rounding)
 
 
 def _shares(eigenvalues: Tensor) -> Tensor:

@@ -15,21 +15,6 @@ from lightning_cx.functional.convergence.local_rate import jacobian_rank
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.linalg import effective_rank, eigh
 
-DUPLICATE_COSINE = 0.99
-"""Cosine from which on two neurons look at the same thing: 8 degrees. What goes into their activation functions
-correlates by it where the inputs are white."""
-
-CONSTANT_RANGE = 1e-6
-"""Range of an output, relative to the largest output of the layer, below which it is constant: float32 rounds there."""
-
-SILENT_NORM = 1e-3
-"""Norm of outgoing weights, relative to the largest of the layer, below which a neuron is not listened to: at that size
-it moves the outputs by less than a thousandth of what its neighbours do."""
-
-MIN_EXAMPLES = 32
-"""Examples from which on a neuron that never fires is called dead: one that fires for every tenth is quiet on 32 with
-probability .03."""
-
 
 @dataclass(frozen=True, eq=False)
 class NeuronReport:
@@ -73,6 +58,11 @@ class NeuronReport:
         if self.alignment is not None:
             parts.append(str(self.alignment))
         return ", ".join(parts)
+
+
+DUPLICATE_COSINE = 0.99
+"""Cosine from which on two neurons look at the same thing: 8 degrees. What goes into their activation functions
+correlates by it where the inputs are white."""
 
 
 def neuron_report(
@@ -146,100 +136,6 @@ def neuron_report(
     )
 
 
-def chance_of_duplicates(neurons: int, inputs: int, sign: bool = True, threshold: float = DUPLICATE_COSINE) -> float:
-    """Share of random neurons that another comes closer to than `threshold`; nan for none.
-
-    The squared cosine of random directions in d dimensions follows a Beta(1/2, (d - 1)/2) law.
-
-    Example:
-        >>> round(chance_of_duplicates(64, 2), 3), round(chance_of_duplicates(64, 20), 3)
-        (0.997, 0.0)
-    """
-    if neurons < 1 or inputs < 1:
-        return math.nan
-    beyond = 1.0 if inputs == 1 else 1 - float(betainc(0.5, (inputs - 1) / 2, threshold**2))
-    return 1 - (1 - (beyond if sign else beyond / 2)) ** (neurons - 1)
-
-
-def _incoming(weights: Any, bias: Any) -> Tensor:
-    weights = as_tensor(weights).detach().cpu().double()
-    if weights.ndim < 2:
-        raise ValueError(f"incoming weights of m neurons have shape [m, d], got {list(weights.shape)}.")
-    weights = weights.flatten(1) if weights.numel() else weights.reshape(len(weights), -1 if len(weights) else 0)
-    if bias is None:
-        return weights
-    bias = as_tensor(bias).detach().cpu().double()
-    if bias.shape != (len(weights),):
-        raise ValueError(f"{len(weights)} neurons have one bias each, got shape {list(bias.shape)}.")
-    return torch.cat([weights, bias[:, None]], 1)
-
-
-def _groups(linked: Tensor) -> tuple[tuple[int, ...], ...]:
-    """Connected components of two neurons or more."""
-    seen: set[int] = set()
-    groups = []
-    neighbours = [row.nonzero().flatten().tolist() for row in linked]
-    for start in range(len(neighbours)):
-        group, waiting = set(), [start]
-        while waiting:
-            neuron = waiting.pop()
-            if neuron not in seen:
-                seen.add(neuron)
-                group.add(neuron)
-                waiting.extend(neighbours[neuron])
-        if len(group) > 1:
-            groups.append(tuple(sorted(group)))
-    return tuple(groups)
-
-
-def _silent(weights_out: Any, neurons: int) -> Tensor | None:
-    if weights_out is None:
-        return None
-    weights = as_tensor(weights_out).detach().cpu().double()
-    if weights.ndim != 2 or weights.shape[1] != neurons:
-        raise ValueError(f"outgoing weights of {neurons} neurons have shape [o, {neurons}], got {list(weights.shape)}.")
-    sizes = weights.abs().amax(0) if len(weights) else weights.new_zeros(neurons)
-    if not bool(sizes.isfinite().all()):
-        return None
-    norms = (weights / sizes.max()).norm(dim=0) if neurons and float(sizes.max()) > 0 else sizes
-    return norms <= SILENT_NORM * norms.max() if neurons else norms > 0
-
-
-def _outputs(
-    activations: Any, neurons: int
-) -> tuple[Tensor | None, Tensor | None, int | None, float | None, int | None]:
-    """Dead and zero neurons, rank, effective rank and the most that it can be."""
-    if activations is None:
-        return None, None, None, None, None
-    outputs = as_tensor(activations).detach().cpu()
-    if outputs.ndim != 2 or outputs.shape[1] != neurons:
-        raise ValueError(f"outputs of {neurons} neurons have shape [n, {neurons}], got {list(outputs.shape)}.")
-    n = len(outputs)
-    if n < 2 or not neurons or not bool(outputs.isfinite().all()):
-        return None, None, None, None, None
-    dead = zero = None
-    largest = outputs.abs().amax(0)
-    if n >= MIN_EXAMPLES:
-        dead = outputs.amax(0) - outputs.amin(0) <= CONSTANT_RANGE * largest.max()
-        zero = dead & (largest <= CONSTANT_RANGE * largest.max())
-    scaled = outputs.double() / largest.max().clamp_min(torch.finfo(torch.float32).tiny)
-    gram = scaled.T @ scaled if neurons <= n else scaled @ scaled.T
-    values = eigh(gram)[0].clamp_min(0)
-    effective = float(effective_rank(values)) if float(values.max()) > 0 else 0.0
-    return dead, zero, jacobian_rank(values), effective, min(n, neurons)
-
-
-# --- Which neuron of one layer is which of another: hidden neurons have no names, and odd ones no sign.
-
-
-Symmetry: TypeAlias = Literal["odd", "even", "none"]
-"""Of an activation: odd ones (tanh) let a neuron change the sign of its incoming and outgoing weights together, even
-ones (cosine, square) that of its incoming weights alone, others (ReLU) neither."""
-
-CHANCE_DRAWS = 16
-"""Random layers that chance is told by: the mean of so many matchings is known within a twentieth of its value."""
-
-
 @dataclass(frozen=True, eq=False)
 class NeuronMatch:
     """Neurons of one layer, each with its partner in another.
@@ -264,6 +160,11 @@ class NeuronMatch:
             f"{self.relative:.2g} of the weights' norm apart, with {moved} of {len(self.signs)} neurons renamed and "
             f"{turned} turned"
         )
+
+
+Symmetry: TypeAlias = Literal["odd", "even", "none"]
+"""Of an activation: odd ones (tanh) let a neuron change the sign of its incoming and outgoing weights together, even
+ones (cosine, square) that of its incoming weights alone, others (ReLU) neither."""
 
 
 def permutation_sign_distance(one: Any, other: Any, symmetry: Symmetry = "odd") -> NeuronMatch:
@@ -324,20 +225,6 @@ def permutation_sign_distance(one: Any, other: Any, symmetry: Symmetry = "odd") 
     return NeuronMatch(distance, distance / size if size > 0 else math.nan, columns, signs)
 
 
-def _neurons(layer: Any) -> tuple[Tensor, Tensor]:
-    """Incoming ``[m, d]`` and outgoing weights ``[m, o]`` in float64, neurons in rows."""
-    is_pair = isinstance(layer, tuple) and len(layer) == 2
-    incoming, outgoing = layer if is_pair else (layer, None)
-    incoming = as_tensor(incoming).detach().cpu().double()
-    outgoing = incoming.new_zeros(0, len(incoming)) if outgoing is None else as_tensor(outgoing).detach().cpu().double()
-    if incoming.ndim != 2 or outgoing.ndim != 2 or outgoing.shape[1] != len(incoming):
-        raise ValueError(
-            f"m neurons have incoming weights [m, d] and outgoing ones [o, m], got {list(incoming.shape)} and "
-            f"{list(outgoing.shape)}."
-        )
-    return incoming, outgoing.T
-
-
 @dataclass(frozen=True, eq=False)
 class Alignment:
     """How well the neurons of a layer stand for those of a teacher.
@@ -360,6 +247,10 @@ class Alignment:
 
     def __str__(self) -> str:
         return f"alignment with the teacher's neurons {self.value:.3f} (random ones: {self.chance:.3f})"
+
+
+CHANCE_DRAWS = 16
+"""Random layers that chance is told by: the mean of so many matchings is known within a twentieth of its value."""
 
 
 def teacher_alignment(weights: Any, teacher: Any, sign: bool = True, seed: int = 0) -> Alignment:
@@ -405,11 +296,32 @@ def teacher_alignment(weights: Any, teacher: Any, sign: bool = True, seed: int =
     return Alignment(cosines, rows, columns, float(cosines.sum()) / len(theirs), sum(chance) / CHANCE_DRAWS)
 
 
-def _matched(mine: Tensor, theirs: Tensor, sign: bool) -> tuple[Tensor, Tensor, Tensor]:
-    similarity = cosine_similarity(theirs, mine)
-    similarity = similarity.abs() if sign else similarity
-    rows, columns = (torch.as_tensor(index) for index in linear_sum_assignment(similarity.numpy(), maximize=True))
-    return similarity[rows, columns], rows, columns
+def chance_of_duplicates(neurons: int, inputs: int, sign: bool = True, threshold: float = DUPLICATE_COSINE) -> float:
+    """Share of random neurons that another comes closer to than `threshold`; nan for none.
+
+    The squared cosine of random directions in d dimensions follows a Beta(1/2, (d - 1)/2) law.
+
+    Example:
+        >>> round(chance_of_duplicates(64, 2), 3), round(chance_of_duplicates(64, 20), 3)
+        (0.997, 0.0)
+    """
+    if neurons < 1 or inputs < 1:
+        return math.nan
+    beyond = 1.0 if inputs == 1 else 1 - float(betainc(0.5, (inputs - 1) / 2, threshold**2))
+    return 1 - (1 - (beyond if sign else beyond / 2)) ** (neurons - 1)
+
+
+def _incoming(weights: Any, bias: Any) -> Tensor:
+    weights = as_tensor(weights).detach().cpu().double()
+    if weights.ndim < 2:
+        raise ValueError(f"incoming weights of m neurons have shape [m, d], got {list(weights.shape)}.")
+    weights = weights.flatten(1) if weights.numel() else weights.reshape(len(weights), -1 if len(weights) else 0)
+    if bias is None:
+        return weights
+    bias = as_tensor(bias).detach().cpu().double()
+    if bias.shape != (len(weights),):
+        raise ValueError(f"{len(weights)} neurons have one bias each, got shape {list(bias.shape)}.")
+    return torch.cat([weights, bias[:, None]], 1)
 
 
 def cosine_similarity(one: Tensor, other: Tensor) -> Tensor:
@@ -421,3 +333,92 @@ def _directions(rows: Tensor) -> Tensor:
     # The largest entry first: squares of 1e200 would overflow.
     scaled = rows / rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) if rows.numel() else rows
     return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def _groups(linked: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Connected components of two neurons or more."""
+    seen: set[int] = set()
+    groups = []
+    neighbours = [row.nonzero().flatten().tolist() for row in linked]
+    for start in range(len(neighbours)):
+        group, waiting = set(), [start]
+        while waiting:
+            neuron = waiting.pop()
+            if neuron not in seen:
+                seen.add(neuron)
+                group.add(neuron)
+                waiting.extend(neighbours[neuron])
+        if len(group) > 1:
+            groups.append(tuple(sorted(group)))
+    return tuple(groups)
+
+
+MIN_EXAMPLES = 32
+"""Examples from which on a neuron that never fires is called dead: one that fires for every tenth is quiet on 32 with
+probability .03."""
+
+CONSTANT_RANGE = 1e-6
+"""Range of an output, relative to the largest output of the layer, below which it is constant: float32 rounds there."""
+
+
+def _outputs(
+    activations: Any, neurons: int
+) -> tuple[Tensor | None, Tensor | None, int | None, float | None, int | None]:
+    """Dead and zero neurons, rank, effective rank and the most that it can be."""
+    if activations is None:
+        return None, None, None, None, None
+    outputs = as_tensor(activations).detach().cpu()
+    if outputs.ndim != 2 or outputs.shape[1] != neurons:
+        raise ValueError(f"outputs of {neurons} neurons have shape [n, {neurons}], got {list(outputs.shape)}.")
+    n = len(outputs)
+    if n < 2 or not neurons or not bool(outputs.isfinite().all()):
+        return None, None, None, None, None
+    dead = zero = None
+    largest = outputs.abs().amax(0)
+    if n >= MIN_EXAMPLES:
+        dead = outputs.amax(0) - outputs.amin(0) <= CONSTANT_RANGE * largest.max()
+        zero = dead & (largest <= CONSTANT_RANGE * largest.max())
+    scaled = outputs.double() / largest.max().clamp_min(torch.finfo(torch.float32).tiny)
+    gram = scaled.T @ scaled if neurons <= n else scaled @ scaled.T
+    values = eigh(gram)[0].clamp_min(0)
+    effective = float(effective_rank(values)) if float(values.max()) > 0 else 0.0
+    return dead, zero, jacobian_rank(values), effective, min(n, neurons)
+
+
+SILENT_NORM = 1e-3
+"""Norm of outgoing weights, relative to the largest of the layer, below which a neuron is not listened to: at that size
+it moves the outputs by less than a thousandth of what its neighbours do."""
+
+
+def _silent(weights_out: Any, neurons: int) -> Tensor | None:
+    if weights_out is None:
+        return None
+    weights = as_tensor(weights_out).detach().cpu().double()
+    if weights.ndim != 2 or weights.shape[1] != neurons:
+        raise ValueError(f"outgoing weights of {neurons} neurons have shape [o, {neurons}], got {list(weights.shape)}.")
+    sizes = weights.abs().amax(0) if len(weights) else weights.new_zeros(neurons)
+    if not bool(sizes.isfinite().all()):
+        return None
+    norms = (weights / sizes.max()).norm(dim=0) if neurons and float(sizes.max()) > 0 else sizes
+    return norms <= SILENT_NORM * norms.max() if neurons else norms > 0
+
+
+def _neurons(layer: Any) -> tuple[Tensor, Tensor]:
+    """Incoming ``[m, d]`` and outgoing weights ``[m, o]`` in float64, neurons in rows."""
+    is_pair = isinstance(layer, tuple) and len(layer) == 2
+    incoming, outgoing = layer if is_pair else (layer, None)
+    incoming = as_tensor(incoming).detach().cpu().double()
+    outgoing = incoming.new_zeros(0, len(incoming)) if outgoing is None else as_tensor(outgoing).detach().cpu().double()
+    if incoming.ndim != 2 or outgoing.ndim != 2 or outgoing.shape[1] != len(incoming):
+        raise ValueError(
+            f"m neurons have incoming weights [m, d] and outgoing ones [o, m], got {list(incoming.shape)} and "
+            f"{list(outgoing.shape)}."
+        )
+    return incoming, outgoing.T
+
+
+def _matched(mine: Tensor, theirs: Tensor, sign: bool) -> tuple[Tensor, Tensor, Tensor]:
+    similarity = cosine_similarity(theirs, mine)
+    similarity = similarity.abs() if sign else similarity
+    rows, columns = (torch.as_tensor(index) for index in linear_sum_assignment(similarity.numpy(), maximize=True))
+    return similarity[rows, columns], rows, columns

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
 
-CONFIDENCE = 0.95
-"""Level of the two-sided intervals."""
-
 
 @dataclass(frozen=True, eq=False)
 class NoiseScale:
@@ -42,7 +39,12 @@ class NoiseScale:
 
     @property
     def snr(self) -> Tensor:
-        """``[]`` signal / noise of one example; negative where the signal cannot be told from zero."""
+        """``[]`` signal / noise of one example, the reciprocal of the noise scale; that of a batch of b is b times it.
+
+        The squared mean over the variance, both added up over the parameters (Liu et al. 2020, "Understanding why
+        neural networks generalize well through GSNR of parameters", eq. 1, define it for one parameter). Neither
+        clamped nor biased, so that averages over time stay honest; negative where the signal cannot be told from zero.
+        """
         return self.signal / self.noise
 
     def squared_mean(self, examples: int) -> Tensor:
@@ -156,127 +158,6 @@ def noise_scale_from_sums(
     return with_interval(signal / count, noise / count, covariance / count / count, degrees_of_freedom)
 
 
-def gradient_snr(gram: Tensor) -> Tensor:
-    """Say how large the signal of one example's gradient is against its noise: ``|G|^2 / tr Sigma``.
-
-    The squared mean over the variance, both added up over the parameters, the reciprocal of the noise scale; the
-    signal-to-noise ratio of a batch of b is b times that. Liu et al. define it for one parameter; summing before
-    dividing is what a Gram matrix allows.
-
-    Args:
-        gram: ``[N, N]`` inner products of per-example gradients, not centred.
-
-    Returns:
-        ``[]`` float64. The signal is unbiased and not clamped, so that averages over time stay honest: a
-        negative ratio means that the signal cannot be told from zero. inf without noise; nan for zero gradients,
-        fewer than 2 examples or non-finite entries.
-
-    Raises:
-        ValueError: If the matrix is not square.
-
-    References:
-        Liu et al. 2020, "Understanding why neural networks generalize well through GSNR of parameters", eq. 1.
-
-    Example:
-        >>> float(gradient_snr(torch.tensor([[2., 1.], [1., 2.]])))
-        1.0
-    """
-    return noise_scale(gram).snr
-
-
-def gradient_diversity(gram: Tensor) -> Tensor:
-    """Say how differently the examples pull: ``sum_i |g_i|^2 / |sum_i g_i|^2``.
-
-    ``1 / N`` where all gradients agree, 1 where they are orthogonal, more where they cancel. N times it bounds
-    the batch size up to which parallel SGD keeps pace with single steps.
-
-    Args:
-        gram: ``[N, N]`` inner products of per-example gradients, not centred.
-
-    Returns:
-        ``[]`` float64, at least ``1 / N``; inf where the gradients cancel exactly, nan where all are zero, there
-        is none, or an entry is not finite.
-
-    Raises:
-        ValueError: If the matrix is not square.
-
-    References:
-        Yin et al. 2018, "Gradient diversity: a key ingredient for scalable distributed learning", definition 2.
-
-    Example:
-        >>> float(gradient_diversity(torch.eye(4)))
-        1.0
-    """
-    gram = _square(gram)
-    # The sum is a squared norm: rounding must not make it negative.
-    return gram.diagonal().sum() / gram.sum().clamp_min(0.0)
-
-
-def _square(gram: Tensor) -> Tensor:
-    gram = as_tensor(gram)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
-    gram = gram.detach().double()
-    # One bad entry spoils every number: inf in one place must not come out as a finite ratio.
-    return torch.where(gram.isfinite().all(), gram, torch.nan)
-
-
-def _signal_and_noise(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Split the mean square of N gradients into mean and variance; traces and sums may be batched."""
-    if n < 2:
-        unknown = torch.full_like(trace, torch.nan)
-        return unknown, unknown
-    signal = (total - trace) / (n * (n - 1))
-    return signal, trace / n - signal
-
-
-def _jackknife_covariance(gram: Tensor, trace: Tensor, total: Tensor) -> Tensor:
-    """Leave each example out in turn: its row, its column and its diagonal entry go from the sums."""
-    n = gram.shape[0]
-    if n < 3:
-        return gram.new_full((2, 2), torch.nan)
-    diagonal = gram.diagonal()
-    trace_without = trace - diagonal
-    total_without = total - gram.sum(0) - gram.sum(1) + diagonal
-    left_out = torch.stack(_signal_and_noise(trace_without, total_without, n - 1))
-    deviation = left_out - left_out.mean(1, keepdim=True)
-    return (n - 1) / n * deviation @ deviation.T
-
-
-def with_interval(signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_freedom: int) -> NoiseScale:
-    """Put signal and noise, each with its error, into one scale; `noise_scale` says how the interval is found."""
-    value = torch.where(signal > 0, noise / signal, torch.nan)
-    low, high = _fieller(noise, signal, covariance, degrees_of_freedom)
-    return NoiseScale(value, low, high, signal, noise, covariance, degrees_of_freedom)
-
-
-def _fieller(noise: Tensor, signal: Tensor, covariance: Tensor, degrees_of_freedom: int) -> tuple[Tensor, Tensor]:
-    """Solve ``(noise - B signal)^2 <= t^2 var(noise - B signal)`` for ``B >= 0``.
-
-    A quadratic ``a B^2 - 2 b B + c <= 0``. Where ``a <= 0`` the signal is not significant: all B beyond the
-    positive root are possible, and all B whatever where ``c <= 0`` too.
-    """
-    # |G|^2 is a square: an estimate below 0 says no more than 0 does, and would push the lower end to inf.
-    signal = signal.clamp_min(0.0)
-    t = float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
-    a = signal**2 - t**2 * covariance[0, 0]
-    b = noise * signal - t**2 * covariance[0, 1]
-    c = noise**2 - t**2 * covariance[1, 1]
-    root = (b**2 - a * c).clamp_min(0.0).sqrt()
-    is_significant = (signal > 0) & (a > 0)
-    # c / (b + root) is the smaller root where a > 0 and the positive one where a < 0, and stays exact at a = 0.
-    low = torch.where(c > 0, c / (b + root), 0.0)
-    high = torch.where(is_significant, (b + root) / a, torch.inf)
-    unknown = noise.isnan() | signal.isnan()
-    undetermined = covariance.isnan().any()
-    low = torch.where(unknown, torch.nan, torch.where(undetermined, 0.0, low))
-    high = torch.where(unknown, torch.nan, torch.where(undetermined, torch.inf, high))
-    return low, high
-
-
-# --- Gradient noise of one batch whose examples lie in several processes: each knows its own Gram matrix alone.
-
-
 def noise_scale_of_blocks(
     scales: Sequence[NoiseScale], squared_norms: Sequence[Tensor], squared_sum: Tensor | None = None
 ) -> NoiseScale:
@@ -330,3 +211,69 @@ def noise_scale_of_blocks(
     trace = torch.stack([norms.sum() for norms in squared_norms]).sum()
     signal = (squared_sum.to(trace) - trace) / (n * (n - 1))
     return with_interval(signal, trace / n - signal, covariance, freedom)
+
+
+def with_interval(signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_freedom: int) -> NoiseScale:
+    """Put signal and noise, each with its error, into one scale; `noise_scale` says how the interval is found."""
+    value = torch.where(signal > 0, noise / signal, torch.nan)
+    low, high = _fieller(noise, signal, covariance, degrees_of_freedom)
+    return NoiseScale(value, low, high, signal, noise, covariance, degrees_of_freedom)
+
+
+def _square(gram: Tensor) -> Tensor:
+    gram = as_tensor(gram)
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
+    gram = gram.detach().double()
+    # One bad entry spoils every number: inf in one place must not come out as a finite ratio.
+    return torch.where(gram.isfinite().all(), gram, torch.nan)
+
+
+def _signal_and_noise(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Split the mean square of N gradients into mean and variance; traces and sums may be batched."""
+    if n < 2:
+        unknown = torch.full_like(trace, torch.nan)
+        return unknown, unknown
+    signal = (total - trace) / (n * (n - 1))
+    return signal, trace / n - signal
+
+
+def _jackknife_covariance(gram: Tensor, trace: Tensor, total: Tensor) -> Tensor:
+    """Leave each example out in turn: its row, its column and its diagonal entry go from the sums."""
+    n = gram.shape[0]
+    if n < 3:
+        return gram.new_full((2, 2), torch.nan)
+    diagonal = gram.diagonal()
+    trace_without = trace - diagonal
+    total_without = total - gram.sum(0) - gram.sum(1) + diagonal
+    left_out = torch.stack(_signal_and_noise(trace_without, total_without, n - 1))
+    deviation = left_out - left_out.mean(1, keepdim=True)
+    return (n - 1) / n * deviation @ deviation.T
+
+
+CONFIDENCE = 0.95
+"""Level of the two-sided intervals."""
+
+
+def _fieller(noise: Tensor, signal: Tensor, covariance: Tensor, degrees_of_freedom: int) -> tuple[Tensor, Tensor]:
+    """Solve ``(noise - B signal)^2 <= t^2 var(noise - B signal)`` for ``B >= 0``.
+
+    A quadratic ``a B^2 - 2 b B + c <= 0``. Where ``a <= 0`` the signal is not significant: all B beyond the
+    positive root are possible, and all B whatever where ``c <= 0`` too.
+    """
+    # |G|^2 is a square: an estimate below 0 says no more than 0 does, and would push the lower end to inf.
+    signal = signal.clamp_min(0.0)
+    t = float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
+    a = signal**2 - t**2 * covariance[0, 0]
+    b = noise * signal - t**2 * covariance[0, 1]
+    c = noise**2 - t**2 * covariance[1, 1]
+    root = (b**2 - a * c).clamp_min(0.0).sqrt()
+    is_significant = (signal > 0) & (a > 0)
+    # c / (b + root) is the smaller root where a > 0 and the positive one where a < 0, and stays exact at a = 0.
+    low = torch.where(c > 0, c / (b + root), 0.0)
+    high = torch.where(is_significant, (b + root) / a, torch.inf)
+    unknown = noise.isnan() | signal.isnan()
+    undetermined = covariance.isnan().any()
+    low = torch.where(unknown, torch.nan, torch.where(undetermined, 0.0, low))
+    high = torch.where(unknown, torch.nan, torch.where(undetermined, torch.inf, high))
+    return low, high

@@ -14,6 +14,48 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from lightning_cx.functional.inputs import as_tensor
 
 
+def edge_of_stability(
+    lambda_max: Tensor | float,
+    learning_rate: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> Tensor:
+    """Say how close training is to where its steps no longer settle: below 1 they do, above 1 they grow.
+
+    ``eta (lambda_max + decay) / (2 (1 + mu))`` for SGD with momentum mu; Nesterov's is ``1 + 2 mu`` times as large
+    and dampening divides it by ``1 / (1 - dampening)``, see `step_gain`. Adam with its preconditioner P held fixed is
+    heavy-ball with ``momentum=beta1, dampening=beta1``, where `lambda_max` is that of ``P^-1/2 H P^-1/2``.
+
+    Args:
+        lambda_max: ``[...]`` largest eigenvalue of the Hessian of the training loss, any float dtype.
+        learning_rate: eta.
+        momentum: mu, 0 to below 1.
+        dampening: As in `torch.optim.SGD`.
+        nesterov: As in `torch.optim.SGD`.
+        weight_decay: L2 penalty that is added to the gradient, as in `torch.optim.SGD`: curvature like any other.
+
+    Returns:
+        ``[...]`` float64; 1 is the edge. nan where `lambda_max` is, negative where no direction is convex.
+
+    Raises:
+        ValueError: If a number of the optimizer is out of range.
+
+    References:
+        THEORY section 8; Cohen et al. 2021, as in `step_gain`; Cohen et al. 2022, "Adaptive gradient methods at the
+        edge of stability", for Adam's ``2 (1 + beta1) / ((1 - beta1) eta)``.
+
+    Example:
+        >>> float(edge_of_stability(20.0, learning_rate=0.1))
+        1.0
+        >>> round(float(edge_of_stability(38.0, learning_rate=1.0, momentum=0.9, dampening=0.9)), 9)  # Adam: 38 / eta
+        1.0
+    """
+    gain = step_gain(learning_rate, momentum, dampening, nesterov)
+    return gain * (as_tensor(lambda_max).to(torch.float64) + weight_decay)
+
+
 def step_gain(
     learning_rate: float,
     momentum: float = 0.0,
@@ -62,64 +104,6 @@ def step_gain(
     return learning_rate * taken / ((1 + momentum) * (2 - shrinkage))
 
 
-def edge_of_stability(
-    lambda_max: Tensor | float,
-    learning_rate: float,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-) -> Tensor:
-    """Say how close training is to where its steps no longer settle: below 1 they do, above 1 they grow.
-
-    ``eta (lambda_max + decay) / (2 (1 + mu))`` for SGD with momentum mu; Nesterov's is ``1 + 2 mu`` times as large
-    and dampening divides it by ``1 / (1 - dampening)``, see `step_gain`. Adam with its preconditioner P held fixed is
-    heavy-ball with ``momentum=beta1, dampening=beta1``, where `lambda_max` is that of ``P^-1/2 H P^-1/2``.
-
-    Args:
-        lambda_max: ``[...]`` largest eigenvalue of the Hessian of the training loss, any float dtype.
-        learning_rate: eta.
-        momentum: mu, 0 to below 1.
-        dampening: As in `torch.optim.SGD`.
-        nesterov: As in `torch.optim.SGD`.
-        weight_decay: L2 penalty that is added to the gradient, as in `torch.optim.SGD`: curvature like any other.
-
-    Returns:
-        ``[...]`` float64; 1 is the edge. nan where `lambda_max` is, negative where no direction is convex.
-
-    Raises:
-        ValueError: If a number of the optimizer is out of range.
-
-    References:
-        THEORY section 8; Cohen et al. 2021, as in `step_gain`; Cohen et al. 2022, "Adaptive gradient methods at the
-        edge of stability", for Adam's ``2 (1 + beta1) / ((1 - beta1) eta)``.
-
-    Example:
-        >>> float(edge_of_stability(20.0, learning_rate=0.1))
-        1.0
-        >>> round(float(edge_of_stability(38.0, learning_rate=1.0, momentum=0.9, dampening=0.9)), 9)  # Adam: 38 / eta
-        1.0
-    """
-    gain = step_gain(learning_rate, momentum, dampening, nesterov)
-    return gain * (as_tensor(lambda_max).to(torch.float64) + weight_decay)
-
-
-# --- What an optimizer of PyTorch makes of curvature, parameter by parameter.
-
-
-MEMORIES = 10
-"""Momentum's memories, of 1 / (1 - beta1) steps each, after which a preconditioner counts as standing still.
-
-A mean over t squared gradients moves by a share of 1 / t in a step, so by a tenth at most within one memory. At its
-first step the ratio of Adam was 2.3 in the run of tests/trainer/test_step_size_in_a_fit.py that took 150 steps to come
-to the edge.
-"""
-
-
-class UnsupportedOptimizerError(ValueError):
-    """The edge of stability of this optimizer is not known; the message says which and why."""
-
-
 @dataclass(frozen=True, eq=False)
 class StepGains:
     """How strongly an optimizer answers to curvature in each entry of each parameter.
@@ -161,6 +145,9 @@ class StepGains:
         gains = [self.gain[name].to(p.device).expand(p.shape).flatten() for name, p in parameters.items()]
         decays = [torch.full_like(gain, self.decay[name]) for gain, name in zip(gains, parameters, strict=True)]
         return torch.cat(gains), torch.cat(decays)
+
+
+Rule: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Tensor, float]]
 
 
 def step_gains(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepGains:
@@ -215,7 +202,8 @@ def step_gains(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepGa
     return StepGains(gain, decay, words, forming)
 
 
-Rule: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Tensor, float]]
+class UnsupportedOptimizerError(ValueError):
+    """The edge of stability of this optimizer is not known; the message says which and why."""
 
 
 def _sgd(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Tensor, float]:
@@ -224,12 +212,12 @@ def _sgd(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Tensor, fl
     return _scalar(step_gain(float(group["lr"]), *how)), float(group["weight_decay"])
 
 
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
 def _adam(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Tensor, float]:
     return _adam_step(group, state, decoupled=bool(group.get("decoupled_weight_decay", False)))
-
-
-def _adamw(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Tensor, float]:
-    return _adam_step(group, state, decoupled=True)
 
 
 def _adam_step(group: Mapping[str, Any], state: Mapping[str, Any], decoupled: bool) -> tuple[Tensor, float]:
@@ -242,12 +230,29 @@ def _adam_step(group: Mapping[str, Any], state: Mapping[str, Any], decoupled: bo
     return gain / (1 - beta1**steps) / divisor, 0.0 if decoupled else decay
 
 
+def _wide(values: Tensor) -> Tensor:
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _adamw(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Tensor, float]:
+    return _adam_step(group, state, decoupled=True)
+
+
 def _rmsprop(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Tensor, float]:
     squares = _wide(state["square_avg"])
     if group["centered"]:
         squares = (squares - _wide(state["grad_avg"]).square()).clamp_min(0)
     gain = step_gain(float(group["lr"]), momentum=float(group["momentum"]))
     return gain / (squares.sqrt() + float(group["eps"])), float(group["weight_decay"])
+
+
+MEMORIES = 10
+"""Momentum's memories, of 1 / (1 - beta1) steps each, after which a preconditioner counts as standing still.
+
+A mean over t squared gradients moves by a share of 1 / t in a step, so by a tenth at most within one memory. At its
+first step the ratio of Adam was 2.3 in the run of tests/trainer/test_step_size_in_a_fit.py that took 150 steps to come
+to the edge.
+"""
 
 
 def _forming(name: str, group: Mapping[str, Any], state: Mapping[str, Any]) -> str:
@@ -258,14 +263,6 @@ def _forming(name: str, group: Mapping[str, Any], state: Mapping[str, Any]) -> s
     if made >= needed:
         return ""
     return f"{name} has made {made} of {needed} steps after which its preconditioner changes slowly"
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.detach().to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 _RULES: dict[type[Optimizer], tuple[str, Rule]] = {

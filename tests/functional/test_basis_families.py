@@ -20,7 +20,7 @@ from lightning_cx.functional import (
     median_complexity,
     median_index,
 )
-from lightning_cx.functional.complexity.levels import merge_levels
+from lightning_cx.functional.complexity.basis import merge_levels
 
 
 def generator(seed: int = 0) -> torch.Generator:

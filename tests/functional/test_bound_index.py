@@ -1,18 +1,15 @@
-"""The bound index: the theorem's constant, its limit, noise whose level is known, and that nobody calls it more."""
+"""The bound index: the theorem's constant, its limit, and that nobody calls it more."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from scipy.special import gamma
-from scipy.stats import levy_stable
 
 from lightning_cx.functional import bound_index
-from lightning_cx.functional.tails.stable import symmetric_stable
-from lightning_cx.functional.trajectories.geometry import levy_dimension_constant, noise_level
+from lightning_cx.functional.trajectories.geometry import levy_dimension_constant
 
 
 def constant_by_hand(alpha: float, d: float) -> float:
@@ -75,34 +72,3 @@ def test_wrong_arguments_are_named() -> None:
         bound_index(2.0, 0.1, 1, 0.1, 1.0, 10, 0)
     with pytest.raises(ValueError, match="radius is a positive length, got radius=0"):
         bound_index(2.0, 0.1, 1, 0.1, 1.0, 10, 10, radius=0)
-    with pytest.raises(ValueError, match=r"differences are a matrix \[n, k\]"):
-        noise_level([1.0, 2.0], 2.0, 3)
-
-
-@pytest.mark.parametrize("alpha", [1.0, 1.1, 1.5, 1.7, 1.95, 2.0])
-def test_the_level_of_stable_noise_is_found_whatever_its_tail(alpha: float) -> None:
-    draw = np.random.default_rng(int(100 * alpha))
-    scale, k, d = 0.03, 64, 900
-    noise = scale * math.sqrt(d) * levy_stable.rvs(alpha, 0, size=(1024, k), random_state=draw)
-    assert float(noise_level(noise, alpha, d)) == pytest.approx(scale, rel=0.05)
-
-
-def test_the_level_is_equivariant_and_knows_no_mean() -> None:
-    noise = np.random.default_rng(0).normal(size=(200, 8))
-    level = float(noise_level(noise, 2.0, 4))
-    assert float(noise_level(5 * noise + 3, 2.0, 4)) == pytest.approx(5 * level, rel=1e-12)
-    assert float(noise_level(noise, 2.0, 16)) == pytest.approx(level / 2, rel=1e-12)
-    assert float(noise_level(torch.ones(50, 3), 2.0, 4)) == 0.0
-
-
-@pytest.mark.parametrize("noise", [torch.zeros(3, 5), torch.zeros(10, 0), torch.full((9, 2), math.nan)])
-def test_too_little_noise_has_no_level(noise: torch.Tensor) -> None:
-    assert math.isnan(noise_level(noise, 2.0, 4))
-    assert math.isnan(noise_level(torch.ones(9, 2), 2.5, 4))
-
-
-def test_the_table_of_quartiles_is_that_of_the_stable_laws() -> None:
-    for alpha in np.linspace(1, 2, 11):
-        noise = torch.linspace(-1, 1, 100_001, dtype=torch.float64)[:, None]  # quartiles at -1/2 and 1/2
-        assert float(noise_level(noise, alpha, 1)) == pytest.approx(0.5 / levy_stable.ppf(0.75, alpha, 0), rel=0.002)
-    assert symmetric_stable(2.0, (4,), torch.Generator().manual_seed(0)).shape == (4,)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning_cx.functional import dwell
 from lightning_cx.functional.trajectories import PathBlocks
 from lightning_cx.functional.trajectories.blocks import widths
-from lightning_cx.functional.trajectories.visits import TRAVEL, with_visits
+from lightning_cx.functional.trajectories.segments import TRAVEL, with_visits
 
 
 @pytest.mark.parametrize(

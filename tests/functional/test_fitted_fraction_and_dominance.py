@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_cx.functional import fitted_fraction, octave_bands
-from lightning_cx.functional.complexity.spectral_bias import high_complexity_dominance
+from lightning_cx.functional.complexity.residuals import high_complexity_dominance
 
 LEVELS = torch.tensor([0, 1, 1, 2, 3, 4, 5, 6, 7, 7])
 BANDS = octave_bands(8)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cx.functional.curvature import ResidualLaw, gauss_newton, gauss_newton_from_gradients, residual_law
-from lightning_cx.gradients import GradientTap
+from lightning_cx.functional.curvature import gauss_newton
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -95,62 +94,6 @@ def test_the_standard_error_is_the_spread_over_fresh_samples() -> None:
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
 
 
-@pytest.mark.parametrize("loss", [squared, logistic])
-@pytest.mark.parametrize("seed", range(3))
-def test_one_output_with_a_bias_shows_it_in_its_loss_gradients_free_of_charge(loss: Loss, seed: int) -> None:
-    net, x = network(1, seed)
-    y = torch.from_numpy(np.random.default_rng(seed).integers(0, 2, (12, 1)))
-    tap = GradientTap(net.named_parameters(), batch_size=12, per_layer=True)
-    total = (
-        squared(net(x), y)
-        if loss is squared
-        else F.binary_cross_entropy_with_logits(net(x), y.double(), reduction="sum")
-    )
-    with tap(total / 12):
-        (total / 12).backward()
-    sample = tap.sample
-    residuals, hessian = derivatives(loss, net(x).detach(), y)
-    law = residual_law(residuals[:, 0], hessian[:, 0, 0])
-    assert law is not None
-    assert sample.gram is not None
-    of_bias = sample.layers["2.bias"].gram
-    assert of_bias is not None
-    found = gauss_newton_from_gradients(sample.gram, of_bias, law)
-    flat = jacobian(net, x).reshape(12, -1)
-    truth = gauss_newton(flat @ flat.T, hessian)
-    torch.testing.assert_close(found.value, truth.value, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.standard_error, truth.standard_error, rtol=1e-4, atol=0)
-
-
-def test_the_fisher_of_the_same_gradients_is_another_number() -> None:
-    """What dividing the Gram matrix of gradients by n would give; small residuals make it small, the curvature not."""
-    net, x = network(1, 0)
-    flat = jacobian(net, x).reshape(12, -1)
-    residuals = 0.01 * torch.from_numpy(np.random.default_rng(0).standard_normal(12))
-    gradients = residuals[:, None] * flat
-    fisher = torch.linalg.eigvalsh(gradients @ gradients.T)[-1] / 12
-    law = ResidualLaw("squared", 1.0)
-    found = gauss_newton_from_gradients(gradients @ gradients.T, torch.outer(residuals, residuals), law)
-    truth = torch.linalg.eigvalsh(flat @ flat.T)[-1] / 12
-    torch.testing.assert_close(found.value, truth)
-    assert float(fisher) < 1e-3 * float(truth)
-
-
-def test_examples_without_a_residual_leave_a_lower_bound() -> None:
-    net, x = network(1, 1)
-    flat = jacobian(net, x).reshape(12, -1)
-    residuals = torch.linspace(-1, 1, 12).double()
-    residuals[[2, 7]] = 0.0
-    gradients = residuals[:, None] * flat
-    law = ResidualLaw("squared", 1.0)
-    found = gauss_newton_from_gradients(gradients @ gradients.T, torch.outer(residuals, residuals), law)
-    kept = flat[residuals != 0]
-    torch.testing.assert_close(found.value, torch.linalg.eigvalsh(kept @ kept.T)[-1] / 12)
-    assert float(found.value) < float(torch.linalg.eigvalsh(flat @ flat.T)[-1] / 12)
-    nothing = torch.zeros(3, 3)
-    assert math.isnan(gauss_newton_from_gradients(nothing, nothing, law).value)
-
-
 @given(st.integers(0, 100), st.floats(1e-6, 1e6))
 def test_it_scales_with_the_loss_and_does_not_see_the_order_of_examples(seed: int, factor: float) -> None:
     net, x = network(2, seed)
@@ -163,34 +106,6 @@ def test_it_scales_with_the_loss_and_does_not_see_the_order_of_examples(seed: in
     other = gauss_newton(mixed @ mixed.T, factor * hessian)
     torch.testing.assert_close(other.value, factor * plain.value)
     torch.testing.assert_close(other.standard_error, factor * plain.standard_error)
-
-
-@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
-def test_losses_are_recognised_by_their_derivatives(scale: float) -> None:
-    rng = np.random.default_rng(3)
-    p, y = torch.from_numpy(rng.uniform(0.01, 0.99, 40)), torch.from_numpy(rng.integers(0, 2, 40))
-    law = residual_law(scale * (y - p), scale * p * (1 - p))
-    assert law == ResidualLaw("logistic", pytest.approx(scale))
-    assert residual_law(scale * torch.from_numpy(rng.standard_normal(40)), torch.full((40,), scale)) == ResidualLaw(
-        "squared", scale
-    )
-
-
-def test_other_losses_are_not_recognised() -> None:
-    rng = np.random.default_rng(3)
-    p, soft = torch.from_numpy(rng.uniform(0.01, 0.99, 40)), torch.from_numpy(rng.uniform(0, 1, 40))
-    assert residual_law(soft - p, p * (1 - p)) is None  # soft labels
-    f = torch.from_numpy(rng.standard_normal(40))
-    assert residual_law(f.exp(), f.exp()) is None  # Poisson
-    assert residual_law(torch.sign(f), torch.zeros(40)) is None  # absolute error
-    smooth = torch.where(soft > 0.5, 0.95, 0.05)
-    even = torch.from_numpy(rng.uniform(0.4, 0.6, 40))
-    assert residual_law(smooth - even, even * (1 - even)) is None  # smoothed labels
-    assert residual_law(torch.full((40,), 0.5), torch.full((40,), 0.25)) is None  # sigmoid or square: it cannot be told
-    assert residual_law(torch.zeros(0), torch.zeros(0)) is None
-    assert residual_law(torch.tensor([math.nan]), torch.ones(1)) is None
-    with pytest.raises(ValueError, match="each residual has one"):
-        residual_law(torch.ones(2), torch.ones(3))
 
 
 def test_a_loss_that_is_concave_somewhere_has_no_gauss_newton_matrix() -> None:
@@ -213,5 +128,3 @@ def test_degenerate_input_gives_nan_zero_or_a_reason() -> None:
         gauss_newton(torch.eye(3), torch.ones(2, 1, 1))
     with pytest.raises(ValueError, match=r"\[nC, nC\]"):
         gauss_newton(torch.eye(2), torch.ones(2, 1))
-    with pytest.raises(ValueError, match="both Gram matrices"):
-        gauss_newton_from_gradients(torch.eye(2), torch.eye(3), ResidualLaw("squared", 1.0))

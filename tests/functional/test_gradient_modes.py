@@ -17,7 +17,7 @@ from lightning_cx.functional import (
     laplacian_basis,
     median_index,
 )
-from lightning_cx.functional.complexity.levels import merge_levels
+from lightning_cx.functional.complexity.basis import merge_levels
 from lightning_cx.functional.interference.gradient_spectrum import _pairing_variance
 
 

@@ -27,10 +27,10 @@ from lightning_cx.functional import (
     laplacian_basis,
     median_complexity,
 )
-from lightning_cx.functional.complexity.axis import Axis, principal_modes
-from lightning_cx.functional.complexity.levels import merge_levels
-from lightning_cx.functional.complexity.spectrum import low_weights
-from lightning_cx.functional.interference.ordering import tail_probability
+from lightning_cx.functional.complexity.basis import merge_levels
+from lightning_cx.functional.complexity.spectrum import Axis, low_weights
+from lightning_cx.functional.interference.profile import tail_probability
+from lightning_cx.functional.linalg import principal_modes
 
 BASIS = cosine_basis(N)
 SEEDS = range(4)

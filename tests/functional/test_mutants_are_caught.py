@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import fourier_basis
-from lightning_cx.functional.complexity import axis as principal
 from lightning_cx.functional.complexity import spectrum
-from lightning_cx.functional.complexity.axis import Axis
+from lightning_cx.functional.complexity.spectrum import Axis
 from lightning_cx.functional.interference import coherence as gradient_system
-from lightning_cx.functional.interference import ordering
 from lightning_cx.functional.interference import profile as interference
+from lightning_cx.functional.linalg import principal_modes
 
 
 def medians_of_the_theory() -> None:
@@ -96,7 +95,7 @@ def test_another_median_is_noticed(monkeypatch, median, home):
 
 def test_a_split_that_does_not_cut_the_median_cell_is_noticed(monkeypatch):
     right = spectrum.low_weights
-    monkeypatch.setattr(ordering, "low_weights", lambda energy: right(energy).round())
+    monkeypatch.setattr(interference, "low_weights", lambda energy: right(energy).round())
     assert noticed_by()
 
 
@@ -110,7 +109,6 @@ def test_ties_that_are_not_merged_are_noticed(monkeypatch):
     def every_function_alone(complexity: Tensor, tol: float = 0) -> Tensor:
         return torch.arange(complexity.numel())
 
-    monkeypatch.setattr("lightning_cx.functional.complexity.levels.level_index", every_function_alone)
     monkeypatch.setattr("lightning_cx.functional.complexity.basis.level_index", every_function_alone)
     found = noticed_by()
     assert "ties_of_the_theory" in found
@@ -118,7 +116,7 @@ def test_ties_that_are_not_merged_are_noticed(monkeypatch):
 
 
 def test_singular_values_in_place_of_their_squares_are_noticed(monkeypatch):
-    right = principal.principal_modes
+    right = principal_modes
 
     def unsquared(gram: Tensor, n_examples: int, center: bool = True) -> tuple[Tensor, Tensor]:
         eigenvalues, modes = right(gram, n_examples, center)
@@ -129,7 +127,7 @@ def test_singular_values_in_place_of_their_squares_are_noticed(monkeypatch):
 
 
 def test_a_gram_matrix_that_is_not_centred_is_noticed(monkeypatch):
-    right = principal.principal_modes
+    right = principal_modes
     monkeypatch.setattr(gradient_system, "principal_modes", lambda gram, n, center=True: right(gram, n, False))
     monkeypatch.setattr(Axis, "without_constant", Axis.of)
     assert "a_shuffled_probe_shows_no_principle" in noticed_by()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import noise_scale, pool_noise_scales
-from lightning_cx.functional.noise import gradient_diversity, gradient_snr, noise_scale_from_sums
+from lightning_cx.functional.noise import noise_scale_from_sums
 
 TOY_NOISE_SCALE = 39.2
 """tr Sigma / |G|^2 of the toy in 20 dimensions (THEORY 8)."""
@@ -114,7 +114,7 @@ def test_two_examples_give_a_value_without_an_interval():
 )
 def test_grams_that_say_nothing_give_nan(gram):
     scale = noise_scale(gram)
-    for number in (scale.value, scale.low, scale.high, scale.signal, scale.noise, gradient_snr(gram)):
+    for number in (scale.value, scale.low, scale.high, scale.signal, scale.noise, noise_scale(gram).snr):
         assert math.isnan(number)
     assert scale.covariance.isnan().all()
     assert str(scale) == "noise scale unknown: it takes at least 2 finite gradients"
@@ -123,14 +123,12 @@ def test_grams_that_say_nothing_give_nan(gram):
 def test_zero_gradients_have_neither_signal_nor_noise():
     scale = noise_scale(torch.zeros(5, 5))
     assert math.isnan(scale.value)
-    assert math.isnan(gradient_snr(torch.zeros(5, 5)))
-    assert math.isnan(gradient_diversity(torch.zeros(5, 5)))
+    assert math.isnan(noise_scale(torch.zeros(5, 5)).snr)
 
 
-@pytest.mark.parametrize("function", [noise_scale, gradient_snr, gradient_diversity])
-def test_a_gram_matrix_is_square(function):
+def test_a_gram_matrix_is_square():
     with pytest.raises(ValueError, match=r"square, got shape \[2, 3\]"):
-        function(torch.zeros(2, 3))
+        noise_scale(torch.zeros(2, 3))
 
 
 def test_the_order_of_examples_and_the_size_of_the_loss_do_not_matter():
@@ -164,14 +162,7 @@ def test_pooling_nothing_is_refused():
 
 def test_the_signal_to_noise_ratio_is_the_reciprocal_of_the_noise_scale():
     gram = random_gram(400)
-    torch.testing.assert_close(gradient_snr(gram), 1 / noise_scale(gram).value)
-
-
-def test_diversity_runs_from_one_over_n_for_agreement_to_one_for_orthogonality():
-    assert float(gradient_diversity(torch.ones(8, 8))) == 1 / 8
-    assert float(gradient_diversity(3 * torch.eye(8))) == 1.0
-    assert float(gradient_diversity(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))) == math.inf
-    assert math.isnan(gradient_diversity(torch.tensor([[1.0, math.inf], [math.inf, 1.0]])))
+    torch.testing.assert_close(noise_scale(gram).snr, 1 / noise_scale(gram).value)
 
 
 def test_a_person_can_read_the_noise_scale():

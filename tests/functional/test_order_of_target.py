@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from lightning_cx.functional import laplacian_basis
 from lightning_cx.functional.sketching import coordinate_hash
-from lightning_cx.functional.stopping import (
+from lightning_cx.functional.stopping import noise_floor, order_of_target, target_is_ordered
+from lightning_cx.functional.stopping.target import (
+    FEATURES,
+    NEIGHBOURS,
+    basis_by_name,
     description_length,
     gaussian_basis,
-    noise_floor,
-    order_of_target,
-    target_is_ordered,
 )
-from lightning_cx.functional.stopping.order import FEATURES, NEIGHBOURS, basis_by_name
 
 
 def friedman(seed: int, noise: float, count: int = 512) -> tuple[torch.Tensor, torch.Tensor]:

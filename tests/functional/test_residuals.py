@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import Basis, cosine_basis, fourier_basis, gradient_spectrum, kernel_basis, laplacian_basis
-from lightning_cx.functional.complexity.position import median_position, octave_energies
+from lightning_cx.functional.complexity.spectrum import median_position, octave_energies
 
 
 def points(n: int = 150, seed: int = 0) -> Tensor:

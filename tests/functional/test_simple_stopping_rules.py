@@ -12,7 +12,7 @@ from test_spectral_risk import INDEX, RATES, SMOOTH, K, exact_dynamics
 from torch import Tensor
 
 from lightning_cx.functional.stopping import Decision, DominanceTracker, WhitenessTracker
-from lightning_cx.functional.stopping.noise_floor import f_test
+from lightning_cx.functional.stopping.target import f_test
 
 STRONG = 4 * SMOOTH
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_cx.functional import spectral_bias_index
-from lightning_cx.functional.complexity.spectral_bias import energies_at_half
+from lightning_cx.functional.complexity.residuals import energies_at_half
 
 
 @given(st.floats(0, 3), st.floats(0, 3), st.floats(0.05, 2), st.integers(1, 40))

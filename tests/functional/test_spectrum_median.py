@@ -16,7 +16,7 @@ from lightning_cx.functional import (
     median_index,
     octave_bands,
 )
-from lightning_cx.functional.complexity.levels import band_energies, merge_levels
+from lightning_cx.functional.complexity.basis import band_energies, merge_levels
 from lightning_cx.functional.complexity.spectrum import low_weights
 
 spectra = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=12).filter(any)

@@ -9,8 +9,7 @@ import torch
 from _tail_laws import draw, heteroscedastic
 
 from lightning_cx.functional import alpha_ecf, tail_report, xi_dedh
-from lightning_cx.functional.tails.coordinates import coordinate_tail
-from lightning_cx.functional.tails.pooling import centred_norms, without_drift
+from lightning_cx.functional.tails.pooling import centred_norms, coordinate_tail, without_drift
 from lightning_cx.functional.tails.stable import elliptical_stable
 
 BATCHES, SIZE = 64, 16

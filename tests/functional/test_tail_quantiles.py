@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_cx.functional import alpha_ecf
+from lightning_cx.functional.tails.ecf import TABLE, interval
 from lightning_cx.functional.tails.make_quantiles import ALPHAS, HEADER, SAMPLES, SIZES, cell, simulated_indices
-from lightning_cx.functional.tails.quantiles import TABLE, interval
 
 
 def table() -> dict[tuple[int, float, int], tuple[float, float]]:

@@ -11,8 +11,7 @@ from _tail_laws import anisotropic_stable, draw, heteroscedastic, pareto, scale_
 
 from lightning_cx.functional import alpha_ecf, hill, tail_report, xi_dedh
 from lightning_cx.functional.tails.goodness_of_fit import aggregation_test, anderson_darling, stable_test
-from lightning_cx.functional.tails.report import TailReport
-from lightning_cx.functional.tails.verdict import Evidence, decide
+from lightning_cx.functional.tails.report import Evidence, TailReport, decide
 
 HEAVY = "heavy-aggregates-to-gaussian"
 

@@ -17,11 +17,11 @@ from lightning_cx.functional.tails.goodness_of_fit import (
     anderson_darling,
     normality_p_value,
     normality_statistics,
+    stable_null,
     stable_test,
 )
 from lightning_cx.functional.tails.pooling import grouped_sums, sum_size
 from lightning_cx.functional.tails.stable import elliptical_stable
-from lightning_cx.functional.tails.stable_null import stable_null
 
 
 def test_the_statistic_is_scipys() -> None:

@@ -8,7 +8,7 @@ from scipy.stats import kstwobign
 
 from lightning_cx.functional import laplacian_basis
 from lightning_cx.functional.complexity import whiteness
-from lightning_cx.functional.complexity.whiteness import KOLMOGOROV_95, independent_outputs
+from lightning_cx.functional.complexity.residuals import KOLMOGOROV_95, independent_outputs
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -16,7 +16,7 @@ from lightning_cx.functional import (
     noise_scale,
     pool_noise_scales,
 )
-from lightning_cx.functional.complexity.levels import merge_levels
+from lightning_cx.functional.complexity.basis import merge_levels
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import (
     BatchView,

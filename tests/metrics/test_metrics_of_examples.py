@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_cx.functional import default_features, laplacian_basis
-from lightning_cx.functional.complexity.position import median_position, octave_energies
+from lightning_cx.functional.complexity.spectrum import median_position, octave_energies
 from lightning_cx.instruments import SpectralBias
 from lightning_cx.instruments import quantities as tags
 from lightning_cx.metrics import MedianComplexity, ResidualSpectrum

@@ -1,22 +1,37 @@
-"""Complexity: an axis for functions of the examples, their spectra on it, and what is learned first."""
+"""An axis of complexity for functions of the examples, spectra on it, and what training learns first."""
 
-from lightning_cx.functional.complexity.axis import Axis, principal_eigenvalues
-from lightning_cx.functional.complexity.basis import Basis, cosine_basis, fourier_basis, kernel_basis, laplacian_basis
-from lightning_cx.functional.complexity.decay import decay_exponent, decay_similarity
-from lightning_cx.functional.complexity.eigenfunctions import MAX_DENSE
-from lightning_cx.functional.complexity.features import as_matrix, default_features, holds_ids
-from lightning_cx.functional.complexity.levels import band_energies, merge_levels, octave_bands
-from lightning_cx.functional.complexity.position import median_position, octave_energies
-from lightning_cx.functional.complexity.spectral_bias import (
+from lightning_cx.functional.complexity.basis import (
+    Basis,
+    cosine_basis,
+    fourier_basis,
+    kernel_basis,
+    laplacian_basis,
+    merge_levels,
+    octave_bands,
+)
+from lightning_cx.functional.complexity.decay import decay_exponent
+from lightning_cx.functional.complexity.graph import MAX_DENSE
+from lightning_cx.functional.complexity.residuals import (
     DecayRates,
+    Whiteness,
     decay_rates,
     energies_at_half,
     fitted_fraction,
     high_complexity_dominance,
+    independent_outputs,
     spectral_bias_index,
+    whiteness,
 )
-from lightning_cx.functional.complexity.spectrum import energy_spectrum, low_weights, median_complexity, median_index
-from lightning_cx.functional.complexity.whiteness import Whiteness, independent_outputs, whiteness
+from lightning_cx.functional.complexity.spectrum import (
+    Axis,
+    energy_spectrum,
+    median_complexity,
+    median_index,
+    median_position,
+    octave_energies,
+)
+from lightning_cx.functional.inputs import as_matrix, default_features, holds_ids
+from lightning_cx.functional.linalg import principal_eigenvalues
 
 __all__ = [
     "MAX_DENSE",
@@ -25,11 +40,9 @@ __all__ = [
     "DecayRates",
     "Whiteness",
     "as_matrix",
-    "band_energies",
     "cosine_basis",
     "decay_exponent",
     "decay_rates",
-    "decay_similarity",
     "default_features",
     "energies_at_half",
     "energy_spectrum",
@@ -40,7 +53,6 @@ __all__ = [
     "independent_outputs",
     "kernel_basis",
     "laplacian_basis",
-    "low_weights",
     "median_complexity",
     "median_index",
     "median_position",

@@ -9,24 +9,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_cx.functional.complexity.eigenfunctions import (
+from lightning_cx.functional.complexity.graph import (
     checked_count,
-    dense_is_faster,
-    eigh_with_constant_first,
-    laplacian,
+    doubly_stochastic_graph,
     simplest_functions,
 )
-from lightning_cx.functional.complexity.features import as_matrix
-from lightning_cx.functional.complexity.graph import doubly_stochastic_graph
-from lightning_cx.functional.complexity.levels import EXACT_TOLERANCE, GRAPH_TOLERANCE, level_index, mean_by_level
-from lightning_cx.functional.inputs import as_tensor
+from lightning_cx.functional.inputs import as_matrix, as_tensor
 from lightning_cx.functional.linalg import eigh
 
-MIN_COSINE_PIVOT = 1e-8
-"""Cosines that the earlier ones already span on these points, up to this share, are left out (THEORY 1)."""
-
-ZERO_EIGENVALUE = 1e-10
-"""Laplacian eigenvalues below this are zero: each counts a connected component of the graph."""
+EXACT_TOLERANCE = 1e-9
+"""Complexities closer than this share of the largest are one level: rounding of a closed formula."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +164,13 @@ def fourier_basis(n: int) -> Basis:
     return Basis(waves / waves.norm(dim=0), frequency.double())
 
 
+ZERO_EIGENVALUE = 1e-10
+"""Laplacian eigenvalues below this are zero: each counts a connected component of the graph."""
+
+GRAPH_TOLERANCE = 1e-6
+"""The same for eigenvalues of a graph, where symmetry makes ties that `eigh` returns less exactly."""
+
+
 def laplacian_basis(features: Tensor, n_neighbors: int = 10, n_functions: int | None = None) -> Basis:
     """Order functions on arbitrary examples by how fast they change between similar examples.
 
@@ -217,13 +216,9 @@ def laplacian_basis(features: Tensor, n_neighbors: int = 10, n_functions: int | 
         raise ValueError(f"each example needs at least one neighbour, got n_neighbors={n_neighbors}.")
     count = checked_count(len(matrix), n_functions)
     graph = doubly_stochastic_graph(matrix, n_neighbors)
-    if dense_is_faster(len(matrix), count):
-        dense = torch.from_numpy(laplacian(graph).toarray()).to(matrix.device)
-        eigenvalues, vectors = (part[..., :count] for part in eigh_with_constant_first(dense))
-    else:
-        eigenvalues, vectors = (part.to(matrix.device) for part in simplest_functions(graph, count))
+    eigenvalues, vectors = simplest_functions(graph, count, matrix.device)
     eigenvalues = torch.where(eigenvalues < ZERO_EIGENVALUE, 0.0, eigenvalues)
-    return Basis(vectors.contiguous(), eigenvalues.sqrt(), GRAPH_TOLERANCE)
+    return Basis(vectors, eigenvalues.sqrt(), GRAPH_TOLERANCE)
 
 
 def kernel_basis(gram: Tensor) -> Basis:
@@ -253,6 +248,15 @@ def kernel_basis(gram: Tensor) -> Basis:
     return Basis(vectors.flip(1), rank)
 
 
+def _dct_basis(position: Tensor) -> Basis:
+    n = position.numel()
+    k = torch.arange(n, device=position.device)
+    # cos(pi k (2 i + 1) / (2 n)) has period 4 n in k (2 i + 1): reduced in integers, no digit is lost.
+    angle = torch.arange(4 * n, dtype=torch.float64, device=position.device) * (math.pi / (2 * n))
+    waves = angle.cos()[k * (2 * position[:, None] + 1) % (4 * n)]
+    return Basis(waves / waves.norm(dim=0), k.double() / 2)
+
+
 def _checked_size(n: int) -> int:
     if n < 1:
         raise ValueError(f"a basis needs at least one point, got n={n}.")
@@ -272,13 +276,8 @@ def _is_regular(ascending: Tensor) -> bool:
     return bool((deviation <= allowed) & (allowed < spacing / 4))
 
 
-def _dct_basis(position: Tensor) -> Basis:
-    n = position.numel()
-    k = torch.arange(n, device=position.device)
-    # cos(pi k (2 i + 1) / (2 n)) has period 4 n in k (2 i + 1): reduced in integers, no digit is lost.
-    angle = torch.arange(4 * n, dtype=torch.float64, device=position.device) * (math.pi / (2 * n))
-    waves = angle.cos()[k * (2 * position[:, None] + 1) % (4 * n)]
-    return Basis(waves / waves.norm(dim=0), k.double() / 2)
+MIN_COSINE_PIVOT = 1e-8
+"""Cosines that the earlier ones already span on these points, up to this share, are left out (THEORY 1)."""
 
 
 def _orthogonal_cosines(points: Tensor) -> Basis:
@@ -289,3 +288,126 @@ def _orthogonal_cosines(points: Tensor) -> Basis:
     pivots = pivots.diagonal().abs()
     kept = pivots > MIN_COSINE_PIVOT * pivots[0]
     return Basis(vectors[:, kept], k[kept] / 2)
+
+
+def octave_bands(levels: int) -> list[tuple[int, int]]:
+    """Divide the level index into octaves: [0, 1), [1, 2), [2, 4), [4, 8), ...
+
+    Args:
+        levels: Number of levels.
+
+    Returns:
+        Half-open ranges ``(start, stop)`` that cover ``0 .. levels - 1``; the last one is clipped.
+
+    Raises:
+        ValueError: If the number of levels is negative.
+
+    Example:
+        >>> octave_bands(7)
+        [(0, 1), (1, 2), (2, 4), (4, 7)]
+    """
+    if levels < 0:
+        raise ValueError(f"the number of levels cannot be negative, got {levels}.")
+    borders = [0] + [1 << octave for octave in range(max(levels - 1, 0).bit_length())]
+    return [(start, min(max(1, 2 * start), levels)) for start in borders if start < levels]
+
+
+def merge_levels(energy: Tensor, complexity: Tensor, tol: float = EXACT_TOLERANCE) -> tuple[Tensor, Tensor]:
+    """Gather the energies of equally complex basis functions into one energy per level.
+
+    A sine and a cosine of one frequency are equally complex, and how energy divides between them depends on
+    where the axis begins. Neighbours in complexity that differ by at most ``tol * max |complexity|`` share a
+    level: their energies add and their complexities average.
+
+    Args:
+        energy: ``[..., L0]``, one energy per basis function; computed in float64.
+        complexity: ``[L0]``, ascending.
+        tol: Relative gap below which two complexities are the same.
+
+    Returns:
+        ``([..., L], [L])`` in float64: energy and complexity of the ``L <= L0`` levels.
+
+    Raises:
+        ValueError: If the complexities are not ascending or their number is not that of the energies.
+
+    Example:
+        >>> energy, complexity = merge_levels(torch.tensor([1., 2., 3.]), torch.tensor([0., 1., 1.]))
+        >>> energy.tolist(), complexity.tolist()
+        ([1.0, 5.0], [0.0, 1.0])
+    """
+    energy, complexity = as_tensor(energy), as_tensor(complexity)
+    if complexity.ndim != 1 or energy.shape[-1:] != complexity.shape:
+        raise ValueError(
+            f"each energy needs one complexity: the last dimension of energy {tuple(energy.shape)} must be "
+            f"that of complexity {tuple(complexity.shape)}."
+        )
+    index = level_index(complexity, tol)
+    levels = int(index[-1]) + 1 if index.numel() else 0
+    return sum_by_level(energy, index, levels), mean_by_level(complexity, index, levels)
+
+
+def band_energies(energy: Tensor, bands: list[tuple[int, int]]) -> Tensor:
+    """Add up level energies band by band.
+
+    Args:
+        energy: ``[..., L]`` energies per level.
+        bands: Half-open ranges of the level index, as from `octave_bands`.
+
+    Returns:
+        ``[..., len(bands)]`` float64.
+
+    Raises:
+        ValueError: If a band reaches outside ``0 .. L``.
+
+    Example:
+        >>> band_energies(torch.ones(7), octave_bands(7)).tolist()
+        [1.0, 1.0, 2.0, 3.0]
+    """
+    energy = as_tensor(energy)
+    levels = energy.shape[-1]
+    outside = [band for band in bands if not 0 <= band[0] <= band[1] <= levels]
+    if outside:
+        raise ValueError(f"band {outside[0]} reaches outside the {levels} levels of the spectrum.")
+    energy = energy.double()
+    sums = [energy[..., start:stop].sum(-1) for start, stop in bands]
+    return torch.stack(sums, dim=-1) if sums else energy.new_zeros(*energy.shape[:-1], 0)
+
+
+def level_index(complexity: Tensor, tol: float = EXACT_TOLERANCE) -> Tensor:
+    """Say which level each basis function belongs to.
+
+    Args:
+        complexity: ``[L0]``, ascending.
+        tol: Relative gap below which two neighbours share a level.
+
+    Returns:
+        ``[L0]`` int64, ascending from 0 without gaps; empty for an empty input.
+
+    Raises:
+        ValueError: If the complexities descend anywhere, or are not finite.
+
+    Example:
+        >>> level_index(torch.tensor([0., 1., 1., 2.])).tolist()
+        [0, 1, 1, 2]
+    """
+    complexity = complexity.double()
+    if complexity.numel() == 0:
+        return torch.zeros(0, dtype=torch.long, device=complexity.device)
+    gaps = complexity.diff()
+    # `not all` rather than `any(gaps < 0)`, so that a NaN is refused too.
+    if not bool((gaps >= 0).all() & complexity.isfinite().all()):
+        raise ValueError("complexity must be finite and ascending: sort the basis by complexity first.")
+    opens_a_level = gaps > tol * complexity.abs().max()
+    return torch.cat([opens_a_level.new_zeros(1), opens_a_level]).cumsum(0)
+
+
+def sum_by_level(energy: Tensor, index: Tensor, levels: int) -> Tensor:
+    """Add up ``[..., L0]`` energies into ``[..., levels]``."""
+    energy = energy.double()
+    return energy.new_zeros(*energy.shape[:-1], levels).index_add_(-1, index, energy)
+
+
+def mean_by_level(complexity: Tensor, index: Tensor, levels: int) -> Tensor:
+    """Average ``[L0]`` complexities into ``[levels]``."""
+    ones = torch.ones_like(complexity, dtype=torch.float64)
+    return sum_by_level(complexity, index, levels) / sum_by_level(ones, index, levels)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_cx.functional.complexity.levels import EXACT_TOLERANCE, level_index, mean_by_level, sum_by_level
+from lightning_cx.functional.complexity.basis import EXACT_TOLERANCE, level_index, mean_by_level, sum_by_level
 from lightning_cx.functional.inputs import as_tensor
 
 BINS = 12

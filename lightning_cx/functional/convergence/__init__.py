@@ -1,4 +1,4 @@
-"""How training ends: the law of the loss's last stretch, and the rate that the Jacobian predicts."""
+"""How training ends: the law of the last stretch of the loss, and the rate that the Jacobian predicts."""
 
 from lightning_cx.functional.convergence.local_rate import (
     RANK_TOLERANCE,

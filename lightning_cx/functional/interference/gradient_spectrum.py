@@ -7,12 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_cx.functional.complexity.axis import Axis, principal_modes
-from lightning_cx.functional.complexity.basis import Basis
-from lightning_cx.functional.complexity.levels import sum_by_level
-from lightning_cx.functional.complexity.spectrum import interpolate_at, low_weights, median_index
+from lightning_cx.functional.complexity.basis import Basis, sum_by_level
+from lightning_cx.functional.complexity.spectrum import Axis, interpolate_at, low_weights, median_index
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.linalg import participation_ratio
+from lightning_cx.functional.linalg import participation_ratio, principal_modes
 
 
 @dataclass(frozen=True, eq=False)

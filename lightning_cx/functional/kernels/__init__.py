@@ -1,18 +1,16 @@
-"""Kernels: the spectrum of a Gram matrix, how it fits a target, and how its blocks share the descent."""
+"""Kernels: the spectrum of a Gram matrix, its alignment with a target, and the shares of blocks of parameters."""
 
-from lightning_cx.functional.kernels.alignment import (
-    ChanceAlignment,
-    CumulativePower,
-    chance_alignment,
-    cumulative_power,
-    kernel_target_alignment,
-)
 from lightning_cx.functional.kernels.blocks import BlockShares, block_shares, pool_block_shares
 from lightning_cx.functional.kernels.spectrum import (
+    ChanceAlignment,
+    CumulativePower,
     EigenvalueDecay,
     KernelDimension,
+    chance_alignment,
+    cumulative_power,
     eigenvalue_decay,
     kernel_dimension,
+    kernel_target_alignment,
 )
 
 __all__ = [

@@ -1,15 +1,5 @@
-"""When to stop without a validation set: rules on the residual of fixed training examples, in order of complexity."""
+"""When to stop without a validation set: rules on the residual of fixed training examples."""
 
-from lightning_cx.functional.stopping.decision import Decision, RiskCurve
-from lightning_cx.functional.stopping.noise_floor import NoiseFloor, noise_floor, target_is_ordered
-from lightning_cx.functional.stopping.order import (
-    TargetOrder,
-    basis_by_name,
-    calm_noise,
-    description_length,
-    gaussian_basis,
-    order_of_target,
-)
 from lightning_cx.functional.stopping.simple_rules import (
     WINDOW,
     DominanceTracker,
@@ -17,7 +7,15 @@ from lightning_cx.functional.stopping.simple_rules import (
     dominance,
     residual_whiteness,
 )
-from lightning_cx.functional.stopping.spectral_risk import RiskTracker, spectral_risk
+from lightning_cx.functional.stopping.spectral_risk import Decision, RiskCurve, RiskTracker, spectral_risk
+from lightning_cx.functional.stopping.target import (
+    NoiseFloor,
+    TargetOrder,
+    basis_by_name,
+    noise_floor,
+    order_of_target,
+    target_is_ordered,
+)
 
 __all__ = [
     "WINDOW",
@@ -29,10 +27,7 @@ __all__ = [
     "TargetOrder",
     "WhitenessTracker",
     "basis_by_name",
-    "calm_noise",
-    "description_length",
     "dominance",
-    "gaussian_basis",
     "noise_floor",
     "order_of_target",
     "residual_whiteness",

@@ -10,11 +10,11 @@ from typing import Any
 from scipy.stats import binomtest
 from torch import Tensor
 
-from lightning_cx.functional.complexity.spectral_bias import high_complexity_dominance
+from lightning_cx.functional.complexity.residuals import high_complexity_dominance
 from lightning_cx.functional.complexity.spectrum import low_weights
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.stopping.decision import Decision
-from lightning_cx.functional.stopping.noise_floor import LEVEL, degrees_of_freedom, f_test
+from lightning_cx.functional.stopping.spectral_risk import Decision
+from lightning_cx.functional.stopping.target import LEVEL, degrees_of_freedom, f_test
 
 WINDOW = 5
 """Checks over which what was learned is weighed; THEORY section 5 measured the rule so."""

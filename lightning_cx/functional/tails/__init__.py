@@ -1,12 +1,17 @@
-"""Tail indices that say how sure they are, and tests that say what they rule out."""
+"""Tail indices with intervals, and tests of what they rule out."""
 
-from lightning_cx.functional.tails.coordinates import CoordinateTail, coordinate_tail
-from lightning_cx.functional.tails.ecf import alpha_ecf, project
+from lightning_cx.functional.tails.ecf import PROJECTIONS, alpha_ecf, project
 from lightning_cx.functional.tails.extremes import hill, xi_dedh
 from lightning_cx.functional.tails.fit import EXPLORATORY, MIN_SAMPLES, TailFit
 from lightning_cx.functional.tails.goodness_of_fit import TailTest, aggregation_test, anderson_darling, stable_test
-from lightning_cx.functional.tails.make_quantiles import PROJECTIONS
-from lightning_cx.functional.tails.pooling import MIN_SUMS, centred_norms, grouped_sums, without_drift
+from lightning_cx.functional.tails.pooling import (
+    MIN_SUMS,
+    CoordinateTail,
+    centred_norms,
+    coordinate_tail,
+    grouped_sums,
+    without_drift,
+)
 from lightning_cx.functional.tails.report import TailReport, refused_report, tail_report
 from lightning_cx.functional.tails.stable import elliptical_stable, symmetric_stable
 

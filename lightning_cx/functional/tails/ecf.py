@@ -2,26 +2,125 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from bisect import bisect_left
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from lightning_cx.functional.tails.fit import TailFit, refused, samples_of, tail_fit, why_degenerate, why_not
-from lightning_cx.functional.tails.quantiles import interval
 
-STEP = 0.1
-"""Spacing of the frequencies, in units of 1 / (half the interquartile range). All are multiples of it, so that one
-complex exponential and its powers give the whole function."""
+PROJECTIONS = 16
+"""Directions on which vectors are projected; the table of `quantiles.py` is made for them."""
+
+
+def alpha_ecf(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0) -> TailFit:
+    """Say how heavy the tail of noise is as an alpha-stable law has it: 2 is Gaussian, 1 is Cauchy's.
+
+    Samples are standardised by median and half their interquartile range. With n of them the characteristic function
+    has ``|phi(t)|^2 = (n |mean exp(i t x)|^2 - 1) / (n - 1)`` without bias, and a stable law has
+    ``log(-log |phi(t)|^2) = log(2 c) + alpha log t``: the slope over ``t = .1, .2, ..., 1``, at most 2, is the index.
+    It knows neither location nor skewness. Vectors are projected onto fixed Gaussian directions, since every
+    projection of a stable vector is stable with the same index, and the median over the projections is taken.
+    Coordinates are never pooled: on Gaussian noise whose coordinates have different scales, that reads as heavy.
+
+    The 95% interval is that of a simulated table of stable laws (`quantiles.csv`, written by `make_quantiles.py`),
+    for one projection or 16 as far as these are correlated. Under laws that are not stable the index is still a number
+    that describes how the characteristic function falls, but no property of the tail: see `tail_report`.
+
+    Args:
+        samples: ``[n]`` numbers or ``[n, d]`` vectors, any real dtype; tensor, array or list. Independent draws.
+        projections: Number of random directions for vectors; None takes the columns as projections already made.
+        seed: Seed of the directions.
+
+    Returns:
+        TailFit with `index` in (0, 2]. Refused, with nan and a reason, for fewer than 128 samples, for samples of
+        which any is NaN or infinite, and where more than half are the same (zeros, constants).
+
+    Raises:
+        ValueError: If the shape is not ``[n]`` or ``[n, d]``, or `projections` is not positive.
+
+    References:
+        Koutrouvelis 1980, "Regression-type estimation of the parameters of stable laws"; Kogon & Williams 1998 for
+        the standardisation and the frequencies; THEORY section 6.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.functional.tails import elliptical_stable
+        >>> noise = elliptical_stable(1.5, 2048, 50, torch.Generator().manual_seed(0))
+        >>> fit = alpha_ecf(noise)
+        >>> f"{fit.index:.1f}", bool(fit.low < 1.5 < fit.high)
+        ('1.5', True)
+        >>> print(alpha_ecf(torch.zeros(512)))
+        unknown: degenerate: 100% of the samples are the same number
+    """
+    samples = samples_of(samples)
+    n = samples.shape[0]
+    reason = why_not(samples)
+    if reason:
+        return refused(n, reason, samples)
+    standard = standardised(project(samples, projections, seed).T)
+    reason = why_degenerate(standard)
+    return refused(n, reason, samples) if reason else fit_standardised(standard, n)
+
+
+_BLOCK = 1 << 22  # entries of the samples that are turned into float64 at once
+
+
+def project(samples: Tensor, projections: int | None, seed: int) -> Tensor:
+    """Project vectors onto fixed Gaussian directions, a block of columns at a time; scalars stay what they are.
+
+    Returns:
+        ``[n, k]`` float64; k = 1 for scalars.
+    """
+    if projections is not None and projections < 1:
+        raise ValueError(f"vectors are projected onto at least one direction, got projections={projections}.")
+    if samples.ndim == 1:
+        return samples.double()[:, None]
+    if projections is None:
+        return samples.double()
+    n = samples.shape[0]
+    generator = Generator().manual_seed(seed)
+    total = torch.zeros(n, projections, dtype=torch.float64, device=samples.device)
+    for block in samples.split(max(1, _BLOCK // max(1, n)), dim=1):
+        directions = torch.randn(block.shape[1], projections, generator=generator, dtype=torch.float64, device="cpu")
+        total += block.double() @ directions.to(samples.device)
+    return total
+
 
 FIT_POINTS = 10
 """Frequencies .1 to 1 tell the index: beyond, |phi|^2 drowns in its own error; THEORY section 6."""
 
-SHAPE_POINTS = 25
-"""Frequencies .1 to 2.5 tell whether the law is stable at all."""
 
-_FLOOR, _CEILING = 1e-9, 1 - 1e-12
+def fit_standardised(standard: Tensor, n: int) -> TailFit:
+    """Fit ``[k, n]`` standardised projections; n is the number of independent samples among them."""
+    index = float(torch.quantile(decay_of(squared_modulus(standard, FIT_POINTS))[0], 0.5))
+    low, high = interval(index, n, len(standard), mean_squared_correlation(standard))
+    return tail_fit(index, low, high, n, standard)
+
+
+def mean_squared_correlation(standard: Tensor) -> float:
+    """Average squared correlation between two rows, from signs alone, since a heavy tail has no covariance.
+
+    For elliptical laws the correlation is ``sin(pi / 2 E sign(x) sign(y))``; signs of independent rows still agree a
+    little in n samples, which is taken off.
+
+    Args:
+        standard: ``[k, n]`` rows with median 0.
+    """
+    k, n = standard.shape
+    if k == 1:
+        return 1.0
+    signs = standard.sign()
+    agreement = (signs @ signs.T / n).clamp(-1, 1)
+    squared = torch.sin(math.pi / 2 * agreement).square()
+    mean = (float(squared.sum()) - k) / (k * (k - 1))
+    by_chance = (math.pi / 2) ** 2 / n
+    return min(max((mean - by_chance) / (1 - by_chance), 0.0), 1.0)
 
 
 def standardised(samples: Tensor) -> Tensor:
@@ -49,6 +148,13 @@ def quartiles(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.lerp(ordered[..., below], ordered[..., above], place - below)[..., None]
 
     return at(0.25), at(0.5), at(0.75)
+
+
+STEP = 0.1
+"""Spacing of the frequencies, in units of 1 / (half the interquartile range). All are multiples of it, so that one
+complex exponential and its powers give the whole function."""
+
+_FLOOR, _CEILING = 1e-9, 1 - 1e-12
 
 
 def squared_modulus(standard: Tensor, points: int) -> Tensor:
@@ -107,108 +213,82 @@ def indices(samples: Tensor) -> Tensor:
     return decay_of(squared_modulus(standardised(samples), FIT_POINTS))[0]
 
 
-# --- The tail index of noise from its characteristic function.
+MANY = 16
+"""Projections whose median the second half of the table is for."""
 
 
-PROJECTIONS = 16
-"""Directions on which vectors are projected; the table of `quantiles.py` is made for them."""
+def interval(index: float, n: int, projections: int, correlation: float) -> tuple[float, float]:
+    """Invert the table: the lowest and the highest true index under which `index` lies within 95% of all fits.
 
-_BLOCK = 1 << 22  # entries of the samples that are turned into float64 at once
-
-
-def alpha_ecf(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0) -> TailFit:
-    """Say how heavy the tail of noise is as an alpha-stable law has it: 2 is Gaussian, 1 is Cauchy's.
-
-    Samples are standardised by median and half their interquartile range. With n of them the characteristic function
-    has ``|phi(t)|^2 = (n |mean exp(i t x)|^2 - 1) / (n - 1)`` without bias, and a stable law has
-    ``log(-log |phi(t)|^2) = log(2 c) + alpha log t``: the slope over ``t = .1, .2, ..., 1``, at most 2, is the index.
-    It knows neither location nor skewness. Vectors are projected onto fixed Gaussian directions, since every
-    projection of a stable vector is stable with the same index, and the median over the projections is taken.
-    Coordinates are never pooled: on Gaussian noise whose coordinates have different scales, that reads as heavy.
-
-    The 95% interval is that of a simulated table of stable laws (`quantiles.csv`, written by `make_quantiles.py`),
-    for one projection or 16 as far as these are correlated. Under laws that are not stable the index is still a number
-    that describes how the characteristic function falls, but no property of the tail: see `tail_report`.
+    The variance of a median over k projections whose squared correlations are c on average is that of one projection
+    times ``s + (1 - s) (1 - (1 - c)(1 - 1 / k))``, where s comes from the scale that all projections share; the two
+    halves of the table (one projection; 16 without correlation) leave no unknown in it.
 
     Args:
-        samples: ``[n]`` numbers or ``[n, d]`` vectors, any real dtype; tensor, array or list. Independent draws.
-        projections: Number of random directions for vectors; None takes the columns as projections already made.
-        seed: Seed of the directions.
+        index: Fitted index.
+        n: Number of samples, at least 64. Beyond the table, scatter falls with the square root of n.
+        projections: Number k of projections whose median the index is.
+        correlation: Mean squared correlation c between two projections, 0 to 1; of no account for a single one.
 
     Returns:
-        TailFit with `index` in (0, 2]. Refused, with nan and a reason, for fewer than 128 samples, for samples of
-        which any is NaN or infinite, and where more than half are the same (zeros, constants).
-
-    Raises:
-        ValueError: If the shape is not ``[n]`` or ``[n, d]``, or `projections` is not positive.
-
-    References:
-        Koutrouvelis 1980, "Regression-type estimation of the parameters of stable laws"; Kogon & Williams 1998 for
-        the standardisation and the frequencies; THEORY section 6.
-
-    Example:
-        >>> import torch
-        >>> from lightning_cx.functional.tails import elliptical_stable
-        >>> noise = elliptical_stable(1.5, 2048, 50, torch.Generator().manual_seed(0))
-        >>> fit = alpha_ecf(noise)
-        >>> f"{fit.index:.1f}", bool(fit.low < 1.5 < fit.high)
-        ('1.5', True)
-        >>> print(alpha_ecf(torch.zeros(512)))
-        unknown: degenerate: 100% of the samples are the same number
+        Lower and upper end, between 0 and 2. Below the lowest index of the table, .4, the lower end is 0.
     """
-    samples = samples_of(samples)
-    n = samples.shape[0]
-    reason = why_not(samples)
-    if reason:
-        return refused(n, reason, samples)
-    standard = standardised(project(samples, projections, seed).T)
-    reason = why_degenerate(standard)
-    return refused(n, reason, samples) if reason else fit_standardised(standard, n)
+    apart = (1 - correlation) * (1 - 1 / projections)
+    share = max(0.0, 1 - apart / (1 - 1 / MANY))  # how far the scatter is that of a single projection
+    alphas, one, many = _deviations(n)
+    lows, highs = [], []
+    for alpha, (below, above), (below_many, above_many) in zip(alphas, one, many, strict=True):
+        lows.append(alpha - math.sqrt(share * below**2 + (1 - share) * below_many**2))
+        highs.append(min(2.0, alpha + math.sqrt(share * above**2 + (1 - share) * above_many**2)))
+    low = _inverse_of(highs, alphas, index) if index >= highs[0] else 0.0
+    return low, max(_inverse_of(lows, alphas, index), low)
 
 
-def project(samples: Tensor, projections: int | None, seed: int) -> Tensor:
-    """Project vectors onto fixed Gaussian directions, a block of columns at a time; scalars stay what they are.
-
-    Returns:
-        ``[n, k]`` float64; k = 1 for scalars.
-    """
-    if projections is not None and projections < 1:
-        raise ValueError(f"vectors are projected onto at least one direction, got projections={projections}.")
-    if samples.ndim == 1:
-        return samples.double()[:, None]
-    if projections is None:
-        return samples.double()
-    n = samples.shape[0]
-    generator = Generator().manual_seed(seed)
-    total = torch.zeros(n, projections, dtype=torch.float64, device=samples.device)
-    for block in samples.split(max(1, _BLOCK // max(1, n)), dim=1):
-        directions = torch.randn(block.shape[1], projections, generator=generator, dtype=torch.float64, device="cpu")
-        total += block.double() @ directions.to(samples.device)
-    return total
+@cache
+def _deviations(n: int) -> tuple[list[float], list[tuple[float, float]], list[tuple[float, float]]]:
+    """Indices, and for both kinds of samples how far the quantiles lie below and above them at this sample size."""
+    by_kind, sizes = _read_table()
+    place = min(max(math.log2(n / sizes[0]), 0.0), len(sizes) - 1.0)  # sizes double from one to the next
+    below = min(int(place), len(sizes) - 2)
+    share = place - below
+    kinds = []
+    for cells in by_kind.values():
+        deviations = []
+        for _, of_alpha in sorted(cells.items()):
+            first, second = of_alpha[below], of_alpha[below + 1]
+            scaled = [(1 - share) * a + share * b for a, b in zip(first, second, strict=True)]
+            deviations.append((scaled[0] / math.sqrt(n), scaled[1] / math.sqrt(n)))
+        kinds.append(deviations)
+    alphas = sorted(next(iter(by_kind.values())))
+    return alphas, kinds[0], kinds[1]
 
 
-def fit_standardised(standard: Tensor, n: int) -> TailFit:
-    """Fit ``[k, n]`` standardised projections; n is the number of independent samples among them."""
-    index = float(torch.quantile(decay_of(squared_modulus(standard, FIT_POINTS))[0], 0.5))
-    low, high = interval(index, n, len(standard), mean_squared_correlation(standard))
-    return tail_fit(index, low, high, n, standard)
+TABLE = Path(__file__).with_name("quantiles.csv")
+"""Written by `make_quantiles.py`: 2.5% and 97.5% quantile of the fitted index for each true index and sample size."""
 
 
-def mean_squared_correlation(standard: Tensor) -> float:
-    """Average squared correlation between two rows, from signs alone, since a heavy tail has no covariance.
+@cache
+def _read_table() -> tuple[dict[int, dict[float, list[tuple[float, float]]]], list[int]]:
+    """Deviations of the quantiles times sqrt(n), by kind and index, in the order of sizes; and the sizes."""
+    cells: dict[int, dict[float, list[tuple[float, float]]]] = {1: {}, MANY: {}}
+    sizes: list[int] = []
+    with TABLE.open(newline="") as file:
+        for row in csv.DictReader(file):
+            n, alpha = int(row["n"]), float(row["alpha"])
+            deviation = (alpha - float(row["low"])) * math.sqrt(n), (float(row["high"]) - alpha) * math.sqrt(n)
+            cells[int(row["projections"])].setdefault(alpha, []).append(deviation)
+            if n not in sizes:
+                sizes.append(n)
+    return cells, sizes
 
-    For elliptical laws the correlation is ``sin(pi / 2 E sign(x) sign(y))``; signs of independent rows still agree a
-    little in n samples, which is taken off.
 
-    Args:
-        standard: ``[k, n]`` rows with median 0.
-    """
-    k, n = standard.shape
-    if k == 1:
-        return 1.0
-    signs = standard.sign()
-    agreement = (signs @ signs.T / n).clamp(-1, 1)
-    squared = torch.sin(math.pi / 2 * agreement).square()
-    mean = (float(squared.sum()) - k) / (k * (k - 1))
-    by_chance = (math.pi / 2) ** 2 / n
-    return min(max((mean - by_chance) / (1 - by_chance), 0.0), 1.0)
+def _inverse_of(values: list[float], alphas: list[float], target: float) -> float:
+    """Where a rising, piecewise linear function first reaches a value; the last place if it never does."""
+    rising = [max(values[: i + 1]) for i in range(len(values))]
+    above = bisect_left(rising, target)
+    if above == 0:
+        return alphas[0]
+    if above == len(rising):
+        return alphas[-1]
+    share = (target - rising[above - 1]) / (rising[above] - rising[above - 1])
+    return alphas[above - 1] + share * (alphas[above] - alphas[above - 1])

@@ -9,7 +9,6 @@ from lightning_cx.functional.trajectories.geometry import (
     bound_index,
     distance_from_start,
     levy_dimension_constant,
-    noise_level,
     positive_magnitude,
     spanning_tree_length,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "dwell",
     "dwell_blocks",
     "levy_dimension_constant",
-    "noise_level",
     "one_point_convexity",
     "positive_magnitude",
     "spanning_tree_length",

@@ -15,41 +15,11 @@ from lightning_cx.functional.trajectories.diffusion import CONFINED, Array
 MAX_BLOCKS = 2048
 """When so many are full they are merged in pairs: between 1024 and 2048 of them, 1 MiB for 64 numbers."""
 
+_FEW = 8  # blocks from which their filling is judged
+
 FILLED = 2 / 3
 """Blocks widen too where samples are so sparse that fewer of the blocks have one in the block before: with samples at a
 period, where a quarter of the blocks holds none. A gap in the path does not count."""
-
-_FEW = 8  # blocks from which their filling is judged
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Means of a path over ranges of steps.
-
-    Attributes:
-        first: First sampled step of each block, [n], ascending.
-        last: Last sampled step of each block, [n].
-        means: Mean position, [n, k].
-        counts: Samples in each block, [n].
-        width: Steps that a block spans.
-        origin: Where the path began, [k].
-    """
-
-    first: np.ndarray
-    last: np.ndarray
-    means: Array
-    counts: np.ndarray
-    width: int
-    origin: Array
-
-    def coarser(self, factor: int) -> Blocks:
-        """The same path in blocks that span so many times as many steps."""
-        width = factor * self.width
-        starts = np.flatnonzero(np.r_[True, np.diff(self.first // width) != 0])
-        ends = np.r_[starts[1:], len(self.first)] - 1
-        counts = np.add.reduceat(self.counts, starts)
-        sums = np.add.reduceat(self.means * self.counts[:, None], starts)
-        return Blocks(self.first[starts], self.last[ends], sums / counts[:, None], counts, width, self.origin)
 
 
 class PathBlocks:
@@ -138,7 +108,34 @@ class PathBlocks:
         self._followed = sum(number - 1 in self._held for number in self._held)
 
 
-# --- At which width of blocks a path is judged: so fine that short dwells are seen, so wide that blocks forget.
+@dataclass(frozen=True)
+class Blocks:
+    """Means of a path over ranges of steps.
+
+    Attributes:
+        first: First sampled step of each block, [n], ascending.
+        last: Last sampled step of each block, [n].
+        means: Mean position, [n, k].
+        counts: Samples in each block, [n].
+        width: Steps that a block spans.
+        origin: Where the path began, [k].
+    """
+
+    first: np.ndarray
+    last: np.ndarray
+    means: Array
+    counts: np.ndarray
+    width: int
+    origin: Array
+
+    def coarser(self, factor: int) -> Blocks:
+        """The same path in blocks that span so many times as many steps."""
+        width = factor * self.width
+        starts = np.flatnonzero(np.r_[True, np.diff(self.first // width) != 0])
+        ends = np.r_[starts[1:], len(self.first)] - 1
+        counts = np.add.reduceat(self.counts, starts)
+        sums = np.add.reduceat(self.means * self.counts[:, None], starts)
+        return Blocks(self.first[starts], self.last[ends], sums / counts[:, None], counts, width, self.origin)
 
 
 FEW = 512
@@ -146,8 +143,6 @@ FEW = 512
 
 STEP = 4
 """Widths differ by so much: blocks of a width average the noise that hides a jump from the next finer ones."""
-
-_LAG = 4  # blocks over which the displacement is compared with that over one
 
 
 def widths(blocks: Blocks) -> list[Blocks]:
@@ -168,6 +163,9 @@ def widths(blocks: Blocks) -> list[Blocks]:
     while len(found[-1].means) > 2 * FEW:
         found.append(found[-1].coarser(STEP))
     return found
+
+
+_LAG = 4  # blocks over which the displacement is compared with that over one
 
 
 def _exponent(means: Array) -> float:

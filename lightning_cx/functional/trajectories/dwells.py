@@ -23,14 +23,7 @@ from lightning_cx.functional.trajectories.diffusion import (
     is_confined,
     points,
 )
-from lightning_cx.functional.trajectories.segments import Span, place, segments
-from lightning_cx.functional.trajectories.visits import Stay, with_visits
-
-LISTED = 20
-"""Newest dwells that are listed in words."""
-
-MIN_PATH = 16
-"""Blocks of a path, at least: two dwells of the shortest length."""
+from lightning_cx.functional.trajectories.segments import Span, Stay, place, segments, with_visits
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,13 @@ class Episode:
     def __str__(self) -> str:
         moved = "" if math.isnan(self.distance) else f", {self.distance:.3g} from the one before"
         return f"steps {self.start} to {self.end} ({self.length} steps{moved}){': escaped' if self.escaped else ''}"
+
+
+MIN_PATH = 16
+"""Blocks of a path, at least: two dwells of the shortest length."""
+
+LISTED = 20
+"""Newest dwells that are listed in words."""
 
 
 @dataclass(frozen=True)
@@ -114,29 +114,8 @@ class DwellReport:
         return "\n".join([f"{count} (blocks of {self.width} steps)", *earlier, *listed])
 
 
-# --- Where training dwells: episodes in which the path of the parameters stays in one place, and escapes from them.
-
-
 FINEST = 16384
 """Blocks at most into which a path is divided at first."""
-
-ENOUGH = 128
-"""Points of which the exponent of a stretch is taken at least, where it has so many blocks: those of fewer say less."""
-
-SURE = 3.1
-"""Standard errors of free diffusion that the exponent of all dwells together lies below 1: one walk in 1000."""
-
-WITHIN_DEVIATIONS = 3.0
-"""The centre of a dwell that lies no further from that of another than the median distance of its blocks along the line
-between them, and so many median absolute deviations, is in the same place."""
-
-SHARE = 0.5
-"""Of the path since the first dwell, so much lies within dwells at least: a walk that seems to stay now and then does
-not."""
-
-_EDGE = 1  # blocks next to a jump belong to the way
-_LATER = (0.0, 0.5)  # a stretch may have to settle before it is one: shares of it that are left out
-_LATEST = (0.0, 0.5, 0.75)  # for the present one
 
 
 def dwell(sketches: Any, steps: Any = None, block: int | None = None) -> DwellReport:
@@ -210,17 +189,25 @@ def _judged(blocks: Blocks) -> DwellReport:
     return _report(blocks, _episodes(blocks, stays), exponent, "")
 
 
-def _condensed(path: Array, of: int) -> Array:
-    """Part of a path of so many blocks, in means over several where it is long: less noise hides less drift."""
-    each = max(1, min(-(-of // FEW), len(path) // ENOUGH))
-    return path[: len(path) // each * each].reshape(-1, each, path.shape[1]).mean(1)
+def _report(blocks: Blocks, episodes: tuple[Episode, ...], exponent: DiffusionExponent, reason: str) -> DwellReport:
+    distances = np.linalg.norm(blocks.means - blocks.origin, axis=1)
+    return DwellReport(
+        episodes=episodes,
+        exponent=exponent,
+        blocks=len(blocks.means),
+        width=blocks.width,
+        end=int(blocks.last[-1]) if len(blocks.last) else 0,
+        steps=torch.from_numpy((blocks.first + blocks.last) // 2),
+        distances=torch.from_numpy(distances),
+        reason=reason,
+    )
 
 
-class _Found(NamedTuple):
-    number: int  # of the stretch
-    span: Span  # where in it the dwell is
-    exponent: DiffusionExponent
-    points: int  # from which the exponent is
+_LATEST = (0.0, 0.5, 0.75)  # for the present one
+
+_LATER = (0.0, 0.5)  # a stretch may have to settle before it is one: shares of it that are left out
+
+_EDGE = 1  # blocks next to a jump belong to the way
 
 
 def _confirmed(means: Array, spans: list[Span]) -> list[_Found]:
@@ -241,6 +228,28 @@ def _confirmed(means: Array, spans: list[Span]) -> list[_Found]:
     return found
 
 
+class _Found(NamedTuple):
+    number: int  # of the stretch
+    span: Span  # where in it the dwell is
+    exponent: DiffusionExponent
+    points: int  # from which the exponent is
+
+
+ENOUGH = 128
+"""Points of which the exponent of a stretch is taken at least, where it has so many blocks: those of fewer say less."""
+
+
+def _condensed(path: Array, of: int) -> Array:
+    """Part of a path of so many blocks, in means over several where it is long: less noise hides less drift."""
+    each = max(1, min(-(-of // FEW), len(path) // ENOUGH))
+    return path[: len(path) // each * each].reshape(-1, each, path.shape[1]).mean(1)
+
+
+SHARE = 0.5
+"""Of the path since the first dwell, so much lies within dwells at least: a walk that seems to stay now and then does
+not."""
+
+
 def _doubt(n: int, found: list[_Found]) -> str:
     """Why what was found may be a walk; empty if it is none."""
     if not found:
@@ -250,6 +259,10 @@ def _doubt(n: int, found: list[_Found]) -> str:
     if sum(dwell.span[1] - dwell.span[0] for dwell in found) < SHARE * (n - found[0].span[0]):
         return "most of the path lies in no place where it stays"
     return ""
+
+
+SURE = 3.1
+"""Standard errors of free diffusion that the exponent of all dwells together lies below 1: one walk in 1000."""
 
 
 def _is_like_a_walk(found: list[_Found]) -> bool:
@@ -277,6 +290,11 @@ def _escapes(means: Array, spans: list[Span], found: list[_Found]) -> list[bool]
     if departures and _is_like_a_walk(departures):
         left = [False] * len(left)
     return [*left, False]
+
+
+WITHIN_DEVIATIONS = 3.0
+"""The centre of a dwell that lies no further from that of another than the median distance of its blocks along the line
+between them, and so many median absolute deviations, is in the same place."""
 
 
 def _stay_apart(means: Array, here: Span, there: Span) -> bool:
@@ -308,18 +326,4 @@ def _episodes(blocks: Blocks, stays: list[Stay]) -> tuple[Episode, ...]:
             escaped=gone,
         )
         for ((begin, end), gone), center, distance in zip(stays, centers, distances, strict=True)
-    )
-
-
-def _report(blocks: Blocks, episodes: tuple[Episode, ...], exponent: DiffusionExponent, reason: str) -> DwellReport:
-    distances = np.linalg.norm(blocks.means - blocks.origin, axis=1)
-    return DwellReport(
-        episodes=episodes,
-        exponent=exponent,
-        blocks=len(blocks.means),
-        width=blocks.width,
-        end=int(blocks.last[-1]) if len(blocks.last) else 0,
-        steps=torch.from_numpy((blocks.first + blocks.last) // 2),
-        distances=torch.from_numpy(distances),
-        reason=reason,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +10,6 @@ from torch import Tensor
 
 from lightning_cx.functional.complexity.decay import theil_sen
 from lightning_cx.functional.inputs import as_tensor
-
-MIN_POINTS_OF_GROWTH = 9
-"""A slope of each half needs five points, of which the halves share one."""
-
-MAX_RESIDUAL = 1e-6
-"""By how much the equations of the magnitude weights may be missed; points that nearly coincide cannot be told apart in
-float64 beyond that."""
 
 
 def spanning_tree_length(points: Any, alpha: float = 1.0) -> Tensor:
@@ -121,6 +112,10 @@ class DistanceFromStart:
         return f"{far}, grows as t^{self.exponent:.2f} (parts between {self.low:.2f} and {self.high:.2f})"
 
 
+MIN_POINTS_OF_GROWTH = 9
+"""A slope of each half needs five points, of which the halves share one."""
+
+
 def distance_from_start(points: Any, steps: Any = None) -> DistanceFromStart:
     """Say how far the parameters have moved and whether they still go somewhere or wander about.
 
@@ -160,109 +155,6 @@ def distance_from_start(points: Any, steps: Any = None) -> DistanceFromStart:
     return DistanceFromStart(distances, whole, exponents.min(), exponents.max())
 
 
-def pairwise_distances(points: Any) -> Tensor:
-    """Euclidean distances of all pairs of points, exact also for points that nearly coincide far from the origin.
-
-    Args:
-        points: ``[T, d]`` real.
-
-    Returns:
-        ``[T, T]`` float64; not finite where a point is not.
-
-    Raises:
-        ValueError: If the points are not a matrix.
-    """
-    points = _matrix(points)
-    if not points.numel():  # no points, or points without a coordinate, which coincide
-        return points.new_zeros(len(points), len(points))
-    points = points - points[:1]
-    size = points.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # squares of 1e200 would overflow
-    return torch.cdist(points / size, points / size, compute_mode="donot_use_mm_for_euclid_dist") * size
-
-
-def _matrix(points: Any) -> Tensor:
-    points = as_tensor(points).detach()
-    if points.ndim != 2:
-        raise ValueError(f"points are a matrix [T, d], one row each, got shape {list(points.shape)}.")
-    return points.double()
-
-
-def _norms(rows: Tensor) -> Tensor:
-    size = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny) if rows.numel() else rows
-    return (rows / size).norm(dim=1) * size.squeeze(1) if rows.numel() else rows.new_zeros(len(rows))
-
-
-def _tree_edges(distances: Tensor) -> Tensor:
-    """Edges of the minimum spanning tree by Prim: join the nearest outsider, T - 1 times; zeros are edges too."""
-    away = distances[0].clone()  # of each outsider from the tree
-    outside = torch.ones_like(away, dtype=torch.bool)
-    outside[0] = False
-    edges = []
-    for _ in range(len(distances) - 1):
-        nearest = away.where(outside, torch.inf).argmin()
-        edges.append(away[nearest])
-        outside[nearest] = False
-        away = torch.minimum(away, distances[nearest])
-    return torch.stack(edges) if edges else distances.new_zeros(0)
-
-
-def _magnitude_weights(scaled: Tensor) -> Tensor:
-    """Solve ``exp(-scaled) beta = 1`` for different points; nan where float64 cannot.
-
-    ``exp(-scaled)`` nears the singular matrix of ones where all points are close. So solve ``M u = 1`` with
-    ``M = 1 - exp(-scaled)``, which does not care for the scale, and ``beta = u / (sum u - 1)``.
-    """
-    if len(scaled) == 1:
-        return torch.ones_like(scaled[0])
-    gaps = -torch.expm1(-scaled)
-    size = gaps.max()
-    u, trouble = torch.linalg.solve_ex(gaps / size, torch.ones_like(gaps[0]))
-    beta = u / (u.sum() - size)
-    missed = (beta.sum() - gaps @ beta - 1).abs().max()
-    sound = (trouble == 0) & (missed < MAX_RESIDUAL)
-    return torch.where(sound, beta, torch.nan)
-
-
-# --- An index of how much noisy training could have learned by heart: a generalisation theorem's formula as a number.
-
-
-QUARTILES = ((1.0, 1.0), (1.2, 0.981537), (1.4, 0.972367), (1.6, 0.965774), (1.8, 0.959756), (2.0, 0.953873))
-"""Upper quartile of the symmetric alpha-stable law exp(-|t|^alpha), from `scipy.stats.levy_stable`; straight lines
-between them are right within .2%."""
-
-
-def levy_dimension_constant(alpha: Any, parameters: int) -> Tensor:
-    """Say how much a dimension counts under noise of a tail index: K of the bound index.
-
-    ``K = (2 - alpha) Gamma(1 - alpha/2) d^(1 - alpha/2) / (alpha 2^(alpha/2))``, computed as
-    ``2 Gamma(2 - alpha/2) ...``, which has no singularity: K = 1/2 at alpha = 2, where the dimension drops out.
-
-    Args:
-        alpha: Tail index between 1 and 2, a number or ``[...]``.
-        parameters: Number d of trainable parameters, at least 1.
-
-    Returns:
-        ``[...]`` float64, positive; nan where alpha is not in [1, 2].
-
-    Raises:
-        ValueError: If there is no parameter.
-
-    References:
-        Dupuis & Simsekli 2024, "Generalization bounds for heavy-tailed SDEs through the fractional Fokker-Planck
-        equation" (K_{alpha, d}); THEORY section 7.
-
-    Example:
-        >>> round(float(levy_dimension_constant(1.6, 45258)), 9), float(levy_dimension_constant(2.0, 45258))
-        (5.625324654, 0.5)
-    """
-    if parameters < 1:
-        raise ValueError(f"a model has at least one parameter, got parameters={parameters}.")
-    alpha = as_tensor(alpha).double()
-    half = alpha / 2
-    constant = 2 * torch.lgamma(2 - half).exp() * float(parameters) ** (1 - half) / (alpha * 2**half)
-    return torch.where((alpha >= 1) & (alpha <= 2), constant, torch.nan)
-
-
 def bound_index(
     alpha: Any,
     sigma: Any,
@@ -283,7 +175,7 @@ def bound_index(
 
     Args:
         alpha: Tail index of the noise, between 1 and 2: a number or ``[...]``.
-        sigma: Scale of the noise, positive; see `noise_level`.
+        sigma: Scale of the noise of one coordinate, positive; its standard deviation is ``sqrt(2) sigma`` at alpha = 2.
         steps: Number T of optimizer steps.
         step_size: Learning rate eta, its mean over the steps.
         squared_gradient: Mean of ``|g|^2`` over the steps, g the gradient of the whole training loss.
@@ -320,47 +212,101 @@ def bound_index(
     return torch.where(known & drive.isfinite(), 100 * (drive / blur).sqrt(), torch.nan)
 
 
-def noise_level(differences: Any, alpha: float, parameters: int) -> Tensor:
-    """Say how large the noise of one coordinate is, from random projections of differences between noisy vectors.
+def levy_dimension_constant(alpha: Any, parameters: int) -> Tensor:
+    """Say how much a dimension counts under noise of a tail index: K of the bound index.
 
-    The scale c of isotropic alpha-stable noise with characteristic function ``exp(-c^alpha |u|^alpha)``: half the
-    interquartile range of a projection over that of the law with scale 1, the median over the projections, divided by
-    the length ``sqrt(d)`` of a random direction. Quartiles exist whatever the tail.
+    ``K = (2 - alpha) Gamma(1 - alpha/2) d^(1 - alpha/2) / (alpha 2^(alpha/2))``, computed as
+    ``2 Gamma(2 - alpha/2) ...``, which has no singularity: K = 1/2 at alpha = 2, where the dimension drops out.
 
     Args:
-        differences: ``[n, k]`` projections of n noise vectors onto k random directions whose mean square length is d.
-        alpha: Tail index, between 1 and 2.
-        parameters: Number d of parameters, at least 1.
+        alpha: Tail index between 1 and 2, a number or ``[...]``.
+        parameters: Number d of trainable parameters, at least 1.
 
     Returns:
-        ``[]`` float64, non-negative; the standard deviation is ``sqrt(2) c`` at alpha = 2. nan for fewer than 4
-        vectors, no projection, an alpha outside [1, 2], or if any entry is not finite.
+        ``[...]`` float64, positive; nan where alpha is not in [1, 2].
 
     Raises:
-        ValueError: If the differences are not a matrix or there is no parameter.
+        ValueError: If there is no parameter.
 
     References:
-        McCulloch 1986, "Simple consistent estimators of stable distribution parameters".
+        Dupuis & Simsekli 2024, "Generalization bounds for heavy-tailed SDEs through the fractional Fokker-Planck
+        equation" (K_{alpha, d}); THEORY section 7.
 
     Example:
-        >>> draw = torch.Generator().manual_seed(0)
-        >>> noise = torch.randn(4000, 64, generator=draw, dtype=torch.float64)  # directions of length 1 each
-        >>> f"{noise_level(noise, 2.0, 1) * 2**0.5:.2f}"
-        '1.00'
+        >>> round(float(levy_dimension_constant(1.6, 45258)), 9), float(levy_dimension_constant(2.0, 45258))
+        (5.625324654, 0.5)
     """
-    differences = as_tensor(differences).detach().double()
-    if differences.ndim != 2:
-        raise ValueError(f"differences are a matrix [n, k], got shape {list(differences.shape)}.")
     if parameters < 1:
         raise ValueError(f"a model has at least one parameter, got parameters={parameters}.")
-    if len(differences) < 4 or not differences.numel() or not bool(differences.isfinite().all()) or not 1 <= alpha <= 2:
-        return differences.new_full((), torch.nan)
-    low, high = torch.quantile(differences, differences.new_tensor([0.25, 0.75]), dim=0)
-    return (high - low).median() / 2 / _quartile(alpha) / math.sqrt(parameters)
+    alpha = as_tensor(alpha).double()
+    half = alpha / 2
+    constant = 2 * torch.lgamma(2 - half).exp() * float(parameters) ** (1 - half) / (alpha * 2**half)
+    return torch.where((alpha >= 1) & (alpha <= 2), constant, torch.nan)
 
 
-def _quartile(alpha: float) -> float:
-    """Interpolate the table."""
-    right = min(bisect_right(QUARTILES, (alpha, math.inf)), len(QUARTILES) - 1)
-    (before, low), (after, high) = QUARTILES[right - 1], QUARTILES[right]
-    return low + (high - low) * (alpha - before) / (after - before)
+def pairwise_distances(points: Any) -> Tensor:
+    """Euclidean distances of all pairs of points, exact also for points that nearly coincide far from the origin.
+
+    Args:
+        points: ``[T, d]`` real.
+
+    Returns:
+        ``[T, T]`` float64; not finite where a point is not.
+
+    Raises:
+        ValueError: If the points are not a matrix.
+    """
+    points = _matrix(points)
+    if not points.numel():  # no points, or points without a coordinate, which coincide
+        return points.new_zeros(len(points), len(points))
+    points = points - points[:1]
+    size = points.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # squares of 1e200 would overflow
+    return torch.cdist(points / size, points / size, compute_mode="donot_use_mm_for_euclid_dist") * size
+
+
+def _matrix(points: Any) -> Tensor:
+    points = as_tensor(points).detach()
+    if points.ndim != 2:
+        raise ValueError(f"points are a matrix [T, d], one row each, got shape {list(points.shape)}.")
+    return points.double()
+
+
+def _tree_edges(distances: Tensor) -> Tensor:
+    """Edges of the minimum spanning tree by Prim: join the nearest outsider, T - 1 times; zeros are edges too."""
+    away = distances[0].clone()  # of each outsider from the tree
+    outside = torch.ones_like(away, dtype=torch.bool)
+    outside[0] = False
+    edges = []
+    for _ in range(len(distances) - 1):
+        nearest = away.where(outside, torch.inf).argmin()
+        edges.append(away[nearest])
+        outside[nearest] = False
+        away = torch.minimum(away, distances[nearest])
+    return torch.stack(edges) if edges else distances.new_zeros(0)
+
+
+MAX_RESIDUAL = 1e-6
+"""By how much the equations of the magnitude weights may be missed; points that nearly coincide cannot be told apart in
+float64 beyond that."""
+
+
+def _magnitude_weights(scaled: Tensor) -> Tensor:
+    """Solve ``exp(-scaled) beta = 1`` for different points; nan where float64 cannot.
+
+    ``exp(-scaled)`` nears the singular matrix of ones where all points are close. So solve ``M u = 1`` with
+    ``M = 1 - exp(-scaled)``, which does not care for the scale, and ``beta = u / (sum u - 1)``.
+    """
+    if len(scaled) == 1:
+        return torch.ones_like(scaled[0])
+    gaps = -torch.expm1(-scaled)
+    size = gaps.max()
+    u, trouble = torch.linalg.solve_ex(gaps / size, torch.ones_like(gaps[0]))
+    beta = u / (u.sum() - size)
+    missed = (beta.sum() - gaps @ beta - 1).abs().max()
+    sound = (trouble == 0) & (missed < MAX_RESIDUAL)
+    return torch.where(sound, beta, torch.nan)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    size = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny) if rows.numel() else rows
+    return (rows / size).norm(dim=1) * size.squeeze(1) if rows.numel() else rows.new_zeros(len(rows))
