@@ -21,7 +21,6 @@ from lightning_cx.callbacks._flavour import (
     is_tensorboard,
     move_data_to_device,
 )
-from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.probe import leaves
 
 if TYPE_CHECKING:
@@ -200,6 +199,8 @@ def replayable(module: LightningModule, together: bool = False) -> str | None:
     """
     if not module.automatic_optimization:
         return "under manual optimisation training_step steps the optimizer itself"
+    from lightning_cx.callbacks.distributed import is_sharded
+
     if not together and is_sharded(module):
         return "the module is sharded, and its processes run it together"
     return unseen_batch(module)

@@ -8,16 +8,13 @@ from time import perf_counter
 from typing import Any
 
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, can_stop, log_step, rank_zero_info
-from lightning_cx.callbacks.cadence import PICTURE_PAUSE
-from lightning_cx.callbacks.collectives import any_process
+from lightning_cx.callbacks.best_weights import KeptWeights, averages_beside, go_back, put_back, tensors_of
+from lightning_cx.callbacks.budget import PICTURE_PAUSE, next_check
+from lightning_cx.callbacks.distributed import any_process, check_strategy
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.go_back import averages_beside, go_back
-from lightning_cx.callbacks.kept_weights import KeptWeights, put_back, tensors_of
 from lightning_cx.callbacks.monitor import ComplexityMonitor
-from lightning_cx.callbacks.probe_check import ProbeCheck
-from lightning_cx.callbacks.publisher import Publisher
-from lightning_cx.callbacks.schedule import next_check
-from lightning_cx.callbacks.strategies import check_strategy
+from lightning_cx.callbacks.probing import ProbeCheck
+from lightning_cx.callbacks.publishing import Publisher
 from lightning_cx.functional import stopping
 from lightning_cx.probe import ProbeSet
 from lightning_cx.rules import ResidualWatch, SpectralRisk, StoppingRule

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_cx.callbacks.full_batches import FullBatches
-from lightning_cx.callbacks.panel import Panel
+from lightning_cx.callbacks.budget import EveryNSteps, FullBatches, OverheadBudget, Schedule
+from lightning_cx.callbacks.dispatch import Panel
+from lightning_cx.callbacks.distributed import check_strategy
 from lightning_cx.callbacks.presets import Preset, preset
-from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
-from lightning_cx.callbacks.strategies import check_strategy
 from lightning_cx.instruments import Control, Instrument
 from lightning_cx.probe import ProbeSet
 

@@ -12,19 +12,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, batch_size_of, has_tensorboard, log_step
-from lightning_cx.callbacks.backwards import Backwards
 from lightning_cx.callbacks.batch_part import features_and_targets
-from lightning_cx.callbacks.cadence import GRADIENTS, PICTURES, PROBE, Cadence, cadence_for
+from lightning_cx.callbacks.budget import (
+    GRADIENTS,
+    PICTURES,
+    PROBE,
+    Cadence,
+    EveryNSteps,
+    FullBatches,
+    Ledger,
+    Schedule,
+    cadence_for,
+)
+from lightning_cx.callbacks.dispatch import FIRST, Concerned, OwnPasses, Panel
+from lightning_cx.callbacks.distributed import Shared, together
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.full_batches import FullBatches
-from lightning_cx.callbacks.monitored_probe import MonitoredProbe
-from lightning_cx.callbacks.own_passes import OwnPasses
-from lightning_cx.callbacks.panel import FIRST, Concerned, Panel
-from lightning_cx.callbacks.parameter_follower import ParameterFollower
-from lightning_cx.callbacks.processes import together
-from lightning_cx.callbacks.publisher import Publisher
-from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
-from lightning_cx.callbacks.shared import Shared
+from lightning_cx.callbacks.probing import MonitoredProbe
+from lightning_cx.callbacks.publishing import Publisher
+from lightning_cx.callbacks.sampling import Backwards, ParameterFollower
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import Observation, Reading
 from lightning_cx.probe import ProbeSet

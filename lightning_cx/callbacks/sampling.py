@@ -1,14 +1,16 @@
-"""Per-example gradients of one backward: by the tap if it can read the model, by replay if not."""
+"""The backward passes of a sampled batch, each attributed to the optimizer whose step it feeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import (
     LightningModule,
@@ -18,22 +20,180 @@ from lightning_cx.callbacks._trainer import (
     replayable,
     unseen_batch,
 )
+from lightning_cx.callbacks.distributed import held_parameters, is_sharded, whole_parameters
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.rerun import NOT_THEIR_MEAN, Rerun
-from lightning_cx.callbacks.sharded import held_parameters, whole_parameters
-from lightning_cx.callbacks.status import in_words
 from lightning_cx.gradients import (
     CONTRIBUTION,
+    DIRECTIONS,
+    EXACT,
     AmbiguousLayoutError,
     Calibration,
     GradientSample,
     GradientTap,
     InseparableError,
+    ParameterSketch,
     UnreachedError,
     UnsupportedGradientError,
 )
-from lightning_cx.instruments import Needs
-from lightning_cx.probe import anything_compiled, compiled_parts
+from lightning_cx.instruments import Needs, ParameterStep
+from lightning_cx.probe import anything_compiled, compiled_parts, eagerly
+from lightning_cx.tensorboard.tags import Series
+
+PATIENCE = 100  # batches after a due one in which an optimizer that did not step in it may still do so
+
+
+class Backwards:
+    """Reads every backward of a sampled batch for every optimizer whose parameters it reaches.
+
+    What an optimizer steps along is the sum of all backward passes since its gradients were last cleared; so these are
+    its samples, and a backward that only passes through its parameters (a generator's, through the discriminator) is
+    none of its. Under automatic optimisation there is one backward for each step, and of a closure that runs several
+    times the first counts: it is the one at the weights that the step starts from.
+
+    Args:
+        failures: Where refusals are told.
+        needs: What the instruments want.
+
+    Attributes:
+        owed: Numbers of the optimizers that have not stepped since they were due; alike in all processes of a fit.
+    """
+
+    def __init__(self, failures: Failures, needs: Sequence[Needs]) -> None:
+        self._failures, self._needs = failures, needs
+        self.samplers: list[GradientSampler] = []
+        self._numbers: list[int | None] = []
+        self.eager = False
+        self._stance = ExitStack()
+        self._pending: dict[int, list[GradientSample]] = {}
+        self._taken: dict[int, list[GradientSample]] = {}
+        self._active: list[int] = []
+        self.owed: set[int] = set()
+        self._owing_since = 0
+        self._automatic = self._done = False
+
+    def start(self, trainer: Trainer) -> None:
+        """Begin the fit: one sampler for each optimizer."""
+        several = len(trainer.optimizers) > 1
+        # Summed gradients are as large as the whole model, and a sharded one is sharded because that is too large.
+        shared = trainer.world_size > 1 and not is_sharded(trainer.lightning_module)
+        self._numbers = list(range(len(trainer.optimizers))) if several else [None]
+        self.samplers = [GradientSampler(self._failures, self._needs, shared, number) for number in self._numbers]
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing of this model can be read; the reasons were told."""
+        return bool(self.samplers) and all(sampler.off for sampler in self.samplers)
+
+    def calibrates(self, examples: int) -> bool:
+        """Whether a sampled step on so many examples begins with a comparison of a few of them alone."""
+        return any(sampler.calibrates(examples) for sampler in self.samplers)
+
+    @property
+    def hook_seconds(self) -> float:
+        """Host time that hooks have spent inside the backward so far."""
+        return sum(sampler.hook_seconds for sampler in self.samplers)
+
+    @property
+    def one_off_seconds(self) -> float:
+        """Time that the step spent on what will not be needed again."""
+        return sum(sampler.one_off_seconds for sampler in self.samplers)
+
+    def forget_calibration(self) -> None:
+        """Compare a few examples alone once more: another process does."""
+        for sampler in self.samplers:
+            sampler.forget_calibration()
+
+    def begin(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, examples: int, due: bool = True
+    ) -> None:
+        """Prepare for the step that is about to run; one that is not due is for optimizers that did not step since."""
+        self.drop()
+        self._automatic, self._done = module.automatic_optimization, False
+        self._active = list(range(len(self.samplers))) if due else sorted(self.owed)
+        self._owing_since += 1
+        for number in self._active:
+            self.samplers[number].begin(trainer, module, batch, batch_idx, examples)
+            self._take_up(number)
+        active = [self.samplers[number] for number in self._active if self.samplers[number].taps]
+        # Held to the end of the step, since a closure may run `training_step` more than once.
+        self.eager = bool(active) and (anything_compiled() or any(sampler.compiled for sampler in active))
+        if self.eager:
+            self._stance.enter_context(eagerly())
+
+    def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        """Ride on the backward that is about to start."""
+        if self._automatic and self._done:
+            return
+        for number in self._active:
+            if not self._automatic and self._pending.get(number) and _cleared(trainer, module, self._numbers[number]):
+                del self._pending[number]
+            self.samplers[number].attach(trainer, module, loss, self.eager)
+
+    def finish(self, module: LightningModule) -> None:
+        """Take what the backward showed."""
+        self._done = True
+        for number in self._active:
+            self.samplers[number].finish(module)
+            self._take_up(number)
+
+    def _take_up(self, number: int) -> None:
+        sampler = self.samplers[number]
+        if sampler.sample is not None:
+            self._pending.setdefault(number, []).append(sampler.sample)
+            sampler.sample = None
+
+    def stepping(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """An optimizer is about to step along what has come together for it."""
+        for number in self._active:
+            if trainer.optimizers[number] is optimizer and self._pending.get(number) and number not in self._taken:
+                self._taken[number] = self._pending.pop(number)
+
+    def samples(self) -> list[tuple[Series, GradientSample]]:
+        """What the batch showed; call once, at its end."""
+        found = dict(self._taken)
+        if len(self.samplers) == 1 and not found:
+            found = self._pending  # with accumulation the step comes later, and there is no question whose it is
+        self._settle_debts(found)
+        return [
+            (Series(optimizer, backward), sample)
+            for optimizer, of_optimizer in sorted(found.items())
+            for backward, sample in enumerate(of_optimizer)
+        ]
+
+    def _settle_debts(self, found: dict[int, list[GradientSample]]) -> None:
+        """An optimizer that does not step in every batch is sampled when it does."""
+        if len(self.samplers) == 1:
+            return
+        before, after = self.owed, {n for n in self._active if n not in found and not self.samplers[n].off}
+        if not before:
+            self._owing_since = 0
+        elif self._owing_since >= PATIENCE:
+            names = ", ".join(map(str, sorted(after)))
+            self._failures.tell(
+                f"optimizer {names} made no step in {PATIENCE} batches after a sample was due, so its gradients are "
+                "not measured there; step optimizers through self.optimizers(), since others cannot be followed"
+            )
+            after = set()
+        self.owed = after
+
+    def drop(self) -> None:
+        """Forget an unfinished step, remove its hooks and let compiled parts be compiled again."""
+        self._stance.close()
+        self.eager = False
+        for sampler in self.samplers:
+            sampler.drop()
+        self._pending, self._taken = {}, {}
+
+
+def _cleared(trainer: Trainer, module: LightningModule, number: int | None) -> bool:
+    """Whether nothing has come together for an optimizer: its gradients were zeroed after the last backward."""
+    own = optimizer_parameters(trainer, number)
+    gradients = [p.grad for p in held_parameters(module).values() if own is None or id(p) in own]
+    return not any(bool(gradient.count_nonzero()) for gradient in gradients if gradient is not None)
+
+
+# --- Per-example gradients of one backward: by the tap if it can read the model, by replay if not.
 
 
 class GradientSampler:
@@ -262,3 +422,87 @@ class GradientSampler:
         """Say why this model's gradients cannot be read, here or in another process, and leave them."""
         self._off, self.refusal = True, message
         self.failures.tell(message)
+
+
+# --- Say in plain words what the per-example gradients of a fit are.
+
+
+MEANING = {
+    EXACT: "each row is the derivative of the example's own loss",
+    CONTRIBUTION: "each row is the example's share of the batch gradient, since the examples of a batch are coupled",
+}
+NAMED = 3  # compiled parts that are named before the list is cut
+
+
+def in_words(
+    sample: GradientSample, replayed: bool = False, compiled: Sequence[str] = (), remark: str = "", whose: str = ""
+) -> str:
+    """One line on a sample: what its rows mean, how they were read, and what this does to the sampled steps.
+
+    Args:
+        sample: The first sample of its status.
+        replayed: Whether examples were replayed one at a time instead of tapped.
+        compiled: Names of compiled parts, which run eagerly on sampled steps.
+        remark: What else to say.
+        whose: Which of several optimizers they belong to.
+
+    Example:
+        >>> from lightning_cx.gradients import GradientSample
+        >>> in_words(GradientSample(8), replayed=True, remark="slow")
+        "per-example gradients: exact, 8 examples replayed one at a time (0 parameters); each row is the derivative of
+        the example's own loss; slow"
+    """
+    how = "read from the training's own backward"
+    if replayed:
+        how = f"{sample.batch_size} examples replayed one at a time"
+    remarks = [MEANING[sample.status]]
+    if compiled:
+        names = ", ".join(compiled[:NAMED]) + ", ..." * (len(compiled) > NAMED)
+        remarks.append(f"sampled steps run without torch.compile ({names})")
+    remarks += [remark] * bool(remark)
+    what = f"per-example gradients{whose}: {sample.status}, {how} ({len(sample.layers)} parameters)"
+    return "; ".join([what, *remarks])
+
+
+# --- What an optimizer step did to the parameters, seen through a short sketch of them.
+
+
+class ParameterFollower:
+    """Sketches the parameters before a sampled batch and after the optimizer step that it belongs to.
+
+    Where gradients are accumulated the step comes some batches later; until then nothing else is begun.
+
+    Args:
+        needs: What the instruments want.
+    """
+
+    def __init__(self, needs: Sequence[Needs]) -> None:
+        self._sketch = ParameterSketch(DIRECTIONS) if any(need.trajectory for need in needs) else None
+        self._before: tuple[int, Tensor] | None = None
+
+    def start(self, module: LightningModule, failures: Failures) -> None:
+        """At the start of a fit: say so where the parameters cannot be followed."""
+        if self._sketch is not None and is_sharded(module):
+            self._sketch = None
+            failures.tell(
+                "the steps of the parameters are not followed, since no process of a sharded module has them whole: "
+                "pass TailIndex(trajectory=False), and leave Dwelling and TrajectoryGeometry out"
+            )
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step was begun and has not been seen through."""
+        return self._before is not None
+
+    def begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Before a sampled batch."""
+        if self._sketch is not None and self._before is None:
+            self._before = (trainer.global_step, self._sketch(module.named_parameters()))
+
+    def end(self, trainer: Trainer, module: LightningModule) -> ParameterStep | None:
+        """After any batch: what the step did, once it was made."""
+        if self._sketch is None or self._before is None or trainer.global_step == self._before[0]:
+            return None
+        (_, before), self._before = self._before, None
+        after = self._sketch(module.named_parameters())
+        return ParameterStep(after, after - before)

@@ -1,0 +1,412 @@
+"""Which ways of spreading a model over devices can be read, and which are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from lightning_cx.callbacks._trainer import Callback, LightningModule, PassedOverError, Trainer, tensor_parallel_size
+from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.publishing import Publisher
+from lightning_cx.callbacks.sampling import Backwards
+from lightning_cx.functional import NoiseScale, noise_scale, tails
+from lightning_cx.gradients import Block, GradientSample, UnsupportedGradientError
+from lightning_cx.tensorboard.tags import Series
+
+REFUSED_STRATEGIES = {
+    "FSDPStrategy": "flattens the parameters of a module into one, in which layers cannot be told apart: use "
+    "ModelParallelStrategy, whose fully_shard keeps them apart",
+    "DeepSpeedStrategy": "runs the backward in an engine of its own, on parameters that it has cut in pieces: use "
+    "DDPStrategy, or ModelParallelStrategy with fully_shard",
+    "XLAStrategy": "runs graphs that a compiler has made, of which no node can be read: train on CPU or GPU",
+    "SingleDeviceXLAStrategy": "runs graphs that a compiler has made, of which no node can be read: train on CPU or "
+    "GPU",
+}
+
+
+def check_strategy(trainer: Trainer, callback: Callback, keeps_weights: bool = False) -> None:
+    """Refuse a strategy under which a callback cannot do what it promises.
+
+    Args:
+        trainer: About to fit.
+        callback: Ours.
+        keeps_weights: Whether it keeps a copy of the weights.
+
+    Raises:
+        ValueError: If it cannot; the message names the strategy and says what to do.
+    """
+    who = type(callback).__name__
+    names = [kind.__name__ for kind in type(trainer.strategy).__mro__]
+    for name in names:
+        if name in REFUSED_STRATEGIES:
+            raise ValueError(f"{who} does not work under {name}, which {REFUSED_STRATEGIES[name]}; or leave {who} out.")
+    if tensor_parallel_size(trainer) > 1:
+        raise ValueError(
+            f"{who} does not work under tensor parallelism, where a process holds a part of every layer's examples and "
+            f"none of them whole: use fully_shard alone (tensor_parallel_size=1), or leave {who} out."
+        )
+    if keeps_weights and "ModelParallelStrategy" in names:
+        raise ValueError(
+            f"{who}(restore_best=True) keeps a copy of the weights, which no process of a sharded module has whole: "
+            "pass restore_best=False, and keep the best weights by ModelCheckpoint(monitor='stopping/risk')."
+        )
+
+
+# --- Parameters that are cut in pieces over processes, and the whole ones that the graph of a loss shows.
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard` has cut parameters of the module in pieces."""
+    return any(_pieces(part) for part in module.modules())
+
+
+def held_parameters(module: nn.Module) -> dict[str, Parameter]:
+    """The parameters of a module by name, as optimizers hold them, at any time.
+
+    From a forward to its backward a module may show the whole parameters in place of the pieces: the outermost one
+    does, and all with `reshard_after_forward=False`.
+    """
+    held = dict(module.named_parameters())
+    return held | {name: piece.sharded_param for name, piece in _named_pieces(module) if name in held}
+
+
+def whole_parameters(module: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that stand in the graph of a loss for the parameters of a module, by the same names.
+
+    While a sharded module runs, each piece is put together with those of the other processes; what the forward used,
+    and what a gradient arrives at, is the whole one. Others stand for themselves.
+
+    Args:
+        module: After a forward pass.
+        parameters: Those to look for, as `module.named_parameters()` names them.
+    """
+    whole = {name: piece._unsharded_param for name, piece in _named_pieces(module) if name in parameters}
+    return {**parameters, **whole}
+
+
+def _named_pieces(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for prefix, part in module.named_modules():
+        for piece in _pieces(part):
+            # The group of a module holds what its children left to it.
+            of = {id(child): name for name, child in part.named_modules(prefix=prefix)}
+            path = of.get(id(piece._module_info.module), "")
+            yield f"{path}.{piece._module_info.param_name}".lstrip("."), piece
+
+
+def _pieces(part: nn.Module) -> list[Any]:
+    state = getattr(part, "_get_fsdp_state", None)
+    group = None if state is None else state()._fsdp_param_group
+    return [] if group is None else list(group.fsdp_params)
+
+
+# --- What the processes of a fit tell each other: each of these has to be called by all of them, in the same order.
+
+
+def any_process(trainer: Trainer, decision: bool) -> bool:
+    """Whether any process says yes; every process has to ask."""
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+
+def agreed(trainer: Trainer, number: int) -> bool:
+    """Whether all processes have the same number; every process has to ask."""
+    every = trainer.strategy.all_gather(torch.tensor(number, device=trainer.strategy.root_device))
+    return bool((every == number).all())
+
+
+def first_process(trainer: Trainer, claim: bool) -> int:
+    """Rank of the first process that claims something, 0 if none does; every process has to ask."""
+    claims = trainer.strategy.all_gather(torch.tensor(claim, device=trainer.strategy.root_device)).reshape(-1)
+    return int(claims.int().argmax())
+
+
+def from_process(trainer: Trainer, thing: Any, source: int = 0) -> Any:
+    """What one process has, in all of them; every process has to call."""
+    return trainer.strategy.broadcast(thing, source)
+
+
+def numbers_of_all(trainer: Trainer, numbers: Sequence[float]) -> Tensor:
+    """The numbers of all processes, [processes, numbers] float64; every process has to call, with as many."""
+    own = torch.tensor(numbers, dtype=torch.float64, device=trainer.strategy.root_device)
+    return trainer.strategy.all_gather(own).cpu().reshape(-1, len(numbers))
+
+
+def summed(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """The sum over all processes; every process has to call, with the same shape. The tensor may be written to."""
+    total = trainer.strategy.reduce(tensor, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
+
+
+def gathered_rows(trainer: Trainer, rows: Tensor) -> list[Tensor]:
+    """The matrices [n_i, C_i] of all processes, widened with zeros to one width; every process has to call."""
+    strategy, rows = trainer.strategy, rows.double()
+    sizes = strategy.all_gather(torch.tensor(rows.shape, device=strategy.root_device)).reshape(-1, 2)
+    padded = rows.new_zeros(tuple(sizes.amax(0).tolist()))
+    padded[: rows.shape[0], : rows.shape[1]] = rows
+    everything = strategy.all_gather(padded.to(strategy.root_device)).cpu().reshape(-1, *padded.shape)
+    return [part[:count] for part, count in zip(everything, sizes[:, 0].tolist(), strict=True)]
+
+
+# --- Work that several processes do together: it succeeds in all of them, or is known in all of them to have failed.
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong in the first process where anything did.
+
+    Attributes:
+        process: Its rank.
+        kind: What to raise elsewhere: a ValueError where it lies in the model or the data, and will not change.
+        words: What it was.
+    """
+
+    process: int
+    kind: type[Exception]
+    words: str
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it will not change."""
+        return self.kind is ValueError
+
+
+def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """Do it, and hand on what went wrong: the other processes have to hear of it before anything is raised."""
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def trouble(trainer: Trainer, error: Exception | None) -> Trouble | None:
+    """What went wrong in any process, None if nothing did; every process has to ask."""
+    if not any_process(trainer, error is not None):
+        return None
+    source = first_process(trainer, error is not None)
+    kind = ValueError if isinstance(error, (ValueError, UnsupportedGradientError)) else RuntimeError
+    kind = PassedOverError if isinstance(error, PassedOverError) else kind
+    words = f"{type(error).__name__}: {error}" if kind is RuntimeError else str(error)
+    return Trouble(source, *from_process(trainer, (kind, words), source))
+
+
+def together(trainer: Trainer, work: Callable[[], T]) -> T:
+    """Do something in every process, and raise in all of them if it failed in one; every process has to call.
+
+    Raises:
+        Exception: What went wrong here; where it did elsewhere, a ValueError or RuntimeError that says where and what.
+    """
+    done, error = attempt(work)
+    met = trouble(trainer, error)
+    if error is not None:
+        raise error
+    if met is not None:
+        raise met.kind(f"process {met.process}: {met.words}")
+    return done  # type: ignore[return-value]  # nothing was raised
+
+
+# --- Put together what several processes saw of one batch.
+
+
+BUCKET = 1 << 22  # entries that are added up over processes in one go: what is copied at a time, against latency
+
+
+def merged(trainer: Trainer, module: LightningModule, sample: GradientSample) -> GradientSample:
+    """The sample with the shares of all processes beside it; every process has to call.
+
+    Each sends norms, projections and the noise of its share, a few numbers for an example, and all of them add up their
+    summed gradients, which costs what a synchronisation of gradients costs. Gradients as `.grad` has them would not do:
+    they are local while batches accumulate, may have been compressed on the way, or hold more than this batch.
+
+    Args:
+        trainer: Of the fit.
+        module: Names the parameters, in the same order everywhere.
+        sample: What this process saw.
+    """
+    noise = None if sample.gram is None else noise_scale(sample.gram)
+    rows = [part for part in (sample.projections, sample.coordinates) if part is not None]
+    widths = [part.shape[1] for part in rows]
+    has_sums = sample.sums is not None
+    own = [float(has_sums), float(noise is not None), *widths, *([0.0] * (2 - len(widths))), *_numbers(noise)]
+    everybody = numbers_of_all(trainer, own)
+    if not bool((everybody[:, 1:4] == everybody[0, 1:4]).all()):
+        return replace(sample, sums=None)  # one of them replays where the others tap: there is nothing in common
+    norms = sample.squared_norms
+    if norms is None:
+        return replace(sample, sums=None)
+    centred = torch.zeros_like(norms) if sample.gram is None else tails.centred_norms(sample.gram)
+    gathered = gathered_rows(trainer, torch.cat([norms[:, None], centred[:, None], *rows], 1))
+    blocks = [
+        _block(part, _noise_of(numbers) if noise is not None else None, sample)
+        for part, numbers in zip(gathered, everybody[:, 4:], strict=True)
+    ]
+    total = None
+    if bool(everybody[:, 0].all()):
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        total = _squared_sum(trainer, trained, sample.sums or {})
+    return replace(sample, sums=None, blocks=tuple(blocks), squared_sum=total)
+
+
+def _numbers(noise: NoiseScale | None) -> list[float]:
+    if noise is None:
+        return [0.0] * 7
+    values = torch.cat([torch.stack([noise.signal, noise.noise]), noise.covariance.flatten()])
+    return [*values.tolist(), float(noise.degrees_of_freedom)]
+
+
+def _noise_of(numbers: Tensor) -> NoiseScale:
+    unknown = torch.tensor(torch.nan, dtype=torch.float64)
+    covariance = numbers[2:6].reshape(2, 2)
+    return NoiseScale(unknown, unknown, unknown, numbers[0], numbers[1], covariance, int(numbers[6]))
+
+
+def _block(part: Tensor, noise: NoiseScale | None, sample: GradientSample) -> Block:
+    k = 0 if sample.projections is None else sample.projections.shape[1]
+    return Block(
+        len(part),
+        part[:, 0],
+        None if sample.gram is None else part[:, 1],
+        noise,
+        None if sample.projections is None else part[:, 2 : 2 + k],
+        None if sample.coordinates is None else part[:, 2 + k :],
+    )
+
+
+def _squared_sum(trainer: Trainer, parameters: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> Tensor:
+    """|sum_i g_i|^2 over the examples of all processes; what got no gradient in one of them counts as zero there."""
+    total = torch.zeros((), dtype=torch.float64)
+    for bucket in _buckets(parameters, sums):
+        together = summed(trainer, bucket)
+        total += torch.linalg.vector_norm(together, dtype=torch.float64).square().cpu()
+    return total
+
+
+def _buckets(parameters: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """All summed gradients in the order of the parameters, in pieces that are the same in every process."""
+    waiting: list[Tensor] = []
+    for name, parameter in parameters.items():
+        # A process that got no gradient of a parameter sends zeros in the precision that the others have.
+        wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        held = sums.get(name)
+        flat = (
+            parameter.new_zeros(parameter.numel(), dtype=wide) if held is None else held.to_dense().to(wide).flatten()
+        )
+        for piece in flat.split(BUCKET):
+            if waiting and (sum(map(len, waiting)) + len(piece) > BUCKET or waiting[0].dtype != wide):
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(pieces))
+
+
+# --- What the processes of one fit tell each other about a sampled step.
+
+
+NO_PAIRS = (
+    "what the examples of all processes want together is not known (the module is sharded, the loss has a penalty on "
+    "parameters alone, or one process replays its examples): noise scale and signal come from pairs of examples within "
+    "a process, and gradient/norm is what both make likely"
+)
+
+Found = Sequence[tuple[Series, GradientSample]]
+
+
+class Shared:
+    """Keeps several processes in step: nobody waits for one that has failed, and all know the same numbers.
+
+    Args:
+        failures: Where failures are counted; those of the first process hold for all.
+    """
+
+    def __init__(self, failures: Failures) -> None:
+        self._failures = failures
+        self._held_back: Exception | None = None
+
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
+        """Keep the first exception until all can hear of it: raised at once, it would leave the others waiting."""
+        try:
+            yield
+        except Exception as error:
+            self._held_back = self._held_back or error
+
+    def all_full(self, trainer: Trainer, full: bool, backwards: Backwards, examples: int) -> bool:
+        """Whether the batch is whole in every process; every one has to call, before a sampled step."""
+        short, calibrates = numbers_of_all(trainer, [not full, backwards.calibrates(examples)]).any(0)
+        if bool(calibrates):  # user code may wait for the other processes: all run it, or none
+            backwards.forget_calibration()
+        return not bool(short)
+
+    def merge(self, trainer: Trainer, module: LightningModule, backwards: Backwards, found: Found) -> Found:
+        """What all processes saw in a step; every process has to call, once for each sampled step.
+
+        Args:
+            trainer: Of the fit.
+            module: The model.
+            backwards: Whose samplers read it.
+            found: What this process saw.
+
+        Raises:
+            Exception: In all of them, if anything failed in one.
+        """
+        owed, backwards.owed = backwards.owed, set()  # where anything failed nobody owes: who did not see it would
+        self._raise_in_all(trainer)
+        self._agree(trainer, backwards, owed)
+        names = [series for series, _ in found]
+        if any_process(trainer, names != from_process(trainer, names)):
+            return []  # a process that saw nothing, or another backward: the next step may be whole
+        whole = [(series, merged(trainer, module, sample)) for series, sample in found]
+        if any(sample.squared_sum is None for _, sample in whole):
+            self._failures.tell(NO_PAIRS)
+        return whole
+
+    def _raise_in_all(self, trainer: Trainer) -> None:
+        """What was held back in one process."""
+        error, self._held_back = self._held_back, None
+
+        def raised() -> None:
+            if error is not None:
+                raise error
+
+        together(trainer, raised)
+
+    def _agree(self, trainer: Trainer, backwards: Backwards, owed: set[int]) -> None:
+        """What cannot be read in one process is read in none, and what one of them still owes is owed by all."""
+        samplers = backwards.samplers
+        off = [float(sampler.off) for sampler in samplers]
+        everybody = numbers_of_all(trainer, [*off, *(float(n in owed) for n in range(len(samplers)))]).bool()
+        refused, owing = everybody.split(len(samplers), 1)
+        for sampler, somewhere, everywhere in zip(samplers, refused.any(0), refused.all(0), strict=True):
+            if bool(somewhere) and not bool(everywhere):
+                source = first_process(trainer, sampler.off)
+                words = from_process(trainer, sampler.refusal, source)
+                if not sampler.off:
+                    sampler.refuse(f"process {source}: {words}")
+        backwards.owed = {n for n, sampler in enumerate(samplers) if bool(owing[:, n].any()) and not sampler.off}
+
+    def tell_all(self, trainer: Trainer, publisher: Publisher) -> None:
+        """Let all processes know what the first one read, and what it has given up; every process has to call.
+
+        Callbacks that look at these numbers in each process, as those that keep checkpoints do, decide alike.
+
+        Raises:
+            Exception: Under `strict` in all of them, if measuring failed in the first.
+        """
+        if self._failures.strict:
+            self._raise_in_all(trainer)
+        scalars, state = from_process(trainer, (publisher.take_untold(), self._failures.state_dict()))
+        publisher.hear(trainer, scalars)
+        self._failures.load_state_dict(state)
