@@ -1,23 +1,26 @@
-"""Which ways of spreading a model over devices can be read, and which are refused by name."""
+"""Several processes: strategies that are refused, sharded parameters, and what processes tell each other of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lightning_cx.callbacks._trainer import Callback, LightningModule, PassedOverError, Trainer, tensor_parallel_size
-from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.publishing import Publisher
-from lightning_cx.callbacks.sampling import Backwards
+from lightning_cx.callbacks._trainer import Callback, Trainer, tensor_parallel_size
 from lightning_cx.functional import NoiseScale, noise_scale, tails
-from lightning_cx.gradients import Block, GradientSample, UnsupportedGradientError
+from lightning_cx.gradients import Block, GradientSample
 from lightning_cx.tensorboard.tags import Series
+
+if TYPE_CHECKING:
+    from lightning_cx.callbacks.failures import Failures
+    from lightning_cx.callbacks.fit import Fit
+    from lightning_cx.callbacks.publishing import Publisher
+    from lightning_cx.callbacks.sampling import Backwards
 
 REFUSED_STRATEGIES = {
     "FSDPStrategy": "flattens the parameters of a module into one, in which layers cannot be told apart: use "
@@ -58,16 +61,14 @@ def check_strategy(trainer: Trainer, callback: Callback, keeps_weights: bool = F
         )
 
 
-# --- Parameters that are cut in pieces over processes, and the whole ones that the graph of a loss shows.
-
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether `fully_shard` has cut parameters of the module in pieces."""
+    """Return whether `fully_shard` has cut parameters of the module in pieces."""
     return any(_pieces(part) for part in module.modules())
 
 
 def held_parameters(module: nn.Module) -> dict[str, Parameter]:
-    """The parameters of a module by name, as optimizers hold them, at any time.
+    """Return the parameters of a module by name, as optimizers hold them, at any time.
 
     From a forward to its backward a module may show the whole parameters in place of the pieces: the outermost one
     does, and all with `reshard_after_forward=False`.
@@ -77,7 +78,7 @@ def held_parameters(module: nn.Module) -> dict[str, Parameter]:
 
 
 def whole_parameters(module: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that stand in the graph of a loss for the parameters of a module, by the same names.
+    """Return the tensors that stand in the graph of a loss for the parameters of a module, by the same names.
 
     While a sharded module runs, each piece is put together with those of the other processes; what the forward used,
     and what a gradient arrives at, is the whole one. Others stand for themselves.
@@ -105,130 +106,19 @@ def _pieces(part: nn.Module) -> list[Any]:
     return [] if group is None else list(group.fsdp_params)
 
 
-# --- What the processes of a fit tell each other: each of these has to be called by all of them, in the same order.
-
-
-def any_process(trainer: Trainer, decision: bool) -> bool:
-    """Whether any process says yes; every process has to ask."""
-    return trainer.strategy.reduce_boolean_decision(decision, all=False)
-
-
-def agreed(trainer: Trainer, number: int) -> bool:
-    """Whether all processes have the same number; every process has to ask."""
-    every = trainer.strategy.all_gather(torch.tensor(number, device=trainer.strategy.root_device))
-    return bool((every == number).all())
-
-
-def first_process(trainer: Trainer, claim: bool) -> int:
-    """Rank of the first process that claims something, 0 if none does; every process has to ask."""
-    claims = trainer.strategy.all_gather(torch.tensor(claim, device=trainer.strategy.root_device)).reshape(-1)
-    return int(claims.int().argmax())
-
-
-def from_process(trainer: Trainer, thing: Any, source: int = 0) -> Any:
-    """What one process has, in all of them; every process has to call."""
-    return trainer.strategy.broadcast(thing, source)
-
-
-def numbers_of_all(trainer: Trainer, numbers: Sequence[float]) -> Tensor:
-    """The numbers of all processes, [processes, numbers] float64; every process has to call, with as many."""
-    own = torch.tensor(numbers, dtype=torch.float64, device=trainer.strategy.root_device)
-    return trainer.strategy.all_gather(own).cpu().reshape(-1, len(numbers))
-
-
-def summed(trainer: Trainer, tensor: Tensor) -> Tensor:
-    """The sum over all processes; every process has to call, with the same shape. The tensor may be written to."""
-    total = trainer.strategy.reduce(tensor, reduce_op="sum")
-    assert isinstance(total, Tensor)
-    return total
-
-
-def gathered_rows(trainer: Trainer, rows: Tensor) -> list[Tensor]:
-    """The matrices [n_i, C_i] of all processes, widened with zeros to one width; every process has to call."""
-    strategy, rows = trainer.strategy, rows.double()
-    sizes = strategy.all_gather(torch.tensor(rows.shape, device=strategy.root_device)).reshape(-1, 2)
-    padded = rows.new_zeros(tuple(sizes.amax(0).tolist()))
-    padded[: rows.shape[0], : rows.shape[1]] = rows
-    everything = strategy.all_gather(padded.to(strategy.root_device)).cpu().reshape(-1, *padded.shape)
-    return [part[:count] for part, count in zip(everything, sizes[:, 0].tolist(), strict=True)]
-
-
-# --- Work that several processes do together: it succeeds in all of them, or is known in all of them to have failed.
-
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What went wrong in the first process where anything did.
-
-    Attributes:
-        process: Its rank.
-        kind: What to raise elsewhere: a ValueError where it lies in the model or the data, and will not change.
-        words: What it was.
-    """
-
-    process: int
-    kind: type[Exception]
-    words: str
-
-    @property
-    def lasting(self) -> bool:
-        """Whether it will not change."""
-        return self.kind is ValueError
-
-
-def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """Do it, and hand on what went wrong: the other processes have to hear of it before anything is raised."""
-    try:
-        return work(), None
-    except Exception as error:
-        return None, error
-
-
-def trouble(trainer: Trainer, error: Exception | None) -> Trouble | None:
-    """What went wrong in any process, None if nothing did; every process has to ask."""
-    if not any_process(trainer, error is not None):
-        return None
-    source = first_process(trainer, error is not None)
-    kind = ValueError if isinstance(error, (ValueError, UnsupportedGradientError)) else RuntimeError
-    kind = PassedOverError if isinstance(error, PassedOverError) else kind
-    words = f"{type(error).__name__}: {error}" if kind is RuntimeError else str(error)
-    return Trouble(source, *from_process(trainer, (kind, words), source))
-
-
-def together(trainer: Trainer, work: Callable[[], T]) -> T:
-    """Do something in every process, and raise in all of them if it failed in one; every process has to call.
-
-    Raises:
-        Exception: What went wrong here; where it did elsewhere, a ValueError or RuntimeError that says where and what.
-    """
-    done, error = attempt(work)
-    met = trouble(trainer, error)
-    if error is not None:
-        raise error
-    if met is not None:
-        raise met.kind(f"process {met.process}: {met.words}")
-    return done  # type: ignore[return-value]  # nothing was raised
-
-
-# --- Put together what several processes saw of one batch.
-
 
 BUCKET = 1 << 22  # entries that are added up over processes in one go: what is copied at a time, against latency
 
 
-def merged(trainer: Trainer, module: LightningModule, sample: GradientSample) -> GradientSample:
-    """The sample with the shares of all processes beside it; every process has to call.
+def merged(fit: Fit, sample: GradientSample) -> GradientSample:
+    """Return the sample with the shares of all processes beside it; every process has to call.
 
     Each sends norms, projections and the noise of its share, a few numbers for an example, and all of them add up their
     summed gradients, which costs what a synchronisation of gradients costs. Gradients as `.grad` has them would not do:
     they are local while batches accumulate, may have been compressed on the way, or hold more than this batch.
 
     Args:
-        trainer: Of the fit.
-        module: Names the parameters, in the same order everywhere.
+        fit: Its module names the parameters, in the same order everywhere.
         sample: What this process saw.
     """
     noise = None if sample.gram is None else noise_scale(sample.gram)
@@ -236,22 +126,22 @@ def merged(trainer: Trainer, module: LightningModule, sample: GradientSample) ->
     widths = [part.shape[1] for part in rows]
     has_sums = sample.sums is not None
     own = [float(has_sums), float(noise is not None), *widths, *([0.0] * (2 - len(widths))), *_numbers(noise)]
-    everybody = numbers_of_all(trainer, own)
+    everybody = self._fit.numbers_of_all(own)
     if not bool((everybody[:, 1:4] == everybody[0, 1:4]).all()):
         return replace(sample, sums=None)  # one of them replays where the others tap: there is nothing in common
     norms = sample.squared_norms
     if norms is None:
         return replace(sample, sums=None)
     centred = torch.zeros_like(norms) if sample.gram is None else tails.centred_norms(sample.gram)
-    gathered = gathered_rows(trainer, torch.cat([norms[:, None], centred[:, None], *rows], 1))
+    gathered = fit.gathered_rows(torch.cat([norms[:, None], centred[:, None], *rows], 1))
     blocks = [
         _block(part, _noise_of(numbers) if noise is not None else None, sample)
         for part, numbers in zip(gathered, everybody[:, 4:], strict=True)
     ]
     total = None
     if bool(everybody[:, 0].all()):
-        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        total = _squared_sum(trainer, trained, sample.sums or {})
+        trained = {name: p for name, p in fit.module.named_parameters() if p.requires_grad}
+        total = _squared_sum(fit, trained, sample.sums or {})
     return replace(sample, sums=None, blocks=tuple(blocks), squared_sum=total)
 
 
@@ -280,17 +170,17 @@ def _block(part: Tensor, noise: NoiseScale | None, sample: GradientSample) -> Bl
     )
 
 
-def _squared_sum(trainer: Trainer, parameters: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> Tensor:
-    """|sum_i g_i|^2 over the examples of all processes; what got no gradient in one of them counts as zero there."""
+def _squared_sum(fit: Fit, parameters: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> Tensor:
+    """Return |sum_i g_i|^2 over the examples of all processes; a missing gradient of one process counts as zero."""
     total = torch.zeros((), dtype=torch.float64)
     for bucket in _buckets(parameters, sums):
-        together = summed(trainer, bucket)
+        together = fit.summed(bucket)
         total += torch.linalg.vector_norm(together, dtype=torch.float64).square().cpu()
     return total
 
 
 def _buckets(parameters: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """All summed gradients in the order of the parameters, in pieces that are the same in every process."""
+    """Yield all summed gradients in the order of the parameters, in pieces that are the same in every process."""
     waiting: list[Tensor] = []
     for name, parameter in parameters.items():
         # A process that got no gradient of a parameter sends zeros in the precision that the others have.
@@ -312,8 +202,6 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(pieces))
 
 
-# --- What the processes of one fit tell each other about a sampled step.
-
 
 NO_PAIRS = (
     "what the examples of all processes want together is not known (the module is sharded, the loss has a penalty on "
@@ -324,15 +212,18 @@ NO_PAIRS = (
 Found = Sequence[tuple[Series, GradientSample]]
 
 
-class Shared:
-    """Keeps several processes in step: nobody waits for one that has failed, and all know the same numbers.
+class Processes:
+    """Keep several processes in step: none waits for one that has failed, and all know the same numbers.
+
+    Every method but `holding_back` is collective.
 
     Args:
+        fit: That they share.
         failures: Where failures are counted; those of the first process hold for all.
     """
 
-    def __init__(self, failures: Failures) -> None:
-        self._failures = failures
+    def __init__(self, fit: Fit, failures: Failures) -> None:
+        self._fit, self._failures = fit, failures
         self._held_back: Exception | None = None
 
     @contextmanager
@@ -343,62 +234,61 @@ class Shared:
         except Exception as error:
             self._held_back = self._held_back or error
 
-    def all_full(self, trainer: Trainer, full: bool, backwards: Backwards, examples: int) -> bool:
-        """Whether the batch is whole in every process; every one has to call, before a sampled step."""
-        short, calibrates = numbers_of_all(trainer, [not full, backwards.calibrates(examples)]).any(0)
+    def all_full(self, full: bool, backwards: Backwards, examples: int) -> bool:
+        """Return whether the batch is full in every process, before a sampled step."""
+        short, calibrates = self._fit.numbers_of_all([not full, backwards.calibrates(examples)]).any(0)
         if bool(calibrates):  # user code may wait for the other processes: all run it, or none
             backwards.forget_calibration()
         return not bool(short)
 
-    def merge(self, trainer: Trainer, module: LightningModule, backwards: Backwards, found: Found) -> Found:
-        """What all processes saw in a step; every process has to call, once for each sampled step.
+    def merge(self, backwards: Backwards, found: Found) -> Found:
+        """Put together what all processes saw in a sampled step.
 
         Args:
-            trainer: Of the fit.
-            module: The model.
             backwards: Whose samplers read it.
             found: What this process saw.
 
         Raises:
             Exception: In all of them, if anything failed in one.
         """
-        owed, backwards.owed = backwards.owed, set()  # where anything failed nobody owes: who did not see it would
-        self._raise_in_all(trainer)
-        self._agree(trainer, backwards, owed)
+        # Where anything failed no process owes a sample, or only those that did not see the failure would.
+        owed, backwards.owed = backwards.owed, set()
+        self._raise_in_all()
+        self._agree(backwards, owed)
         names = [series for series, _ in found]
-        if any_process(trainer, names != from_process(trainer, names)):
+        if self._fit.any_process(names != self._fit.from_process(names)):
             return []  # a process that saw nothing, or another backward: the next step may be whole
-        whole = [(series, merged(trainer, module, sample)) for series, sample in found]
+        whole = [(series, merged(self._fit, sample)) for series, sample in found]
         if any(sample.squared_sum is None for _, sample in whole):
             self._failures.tell(NO_PAIRS)
         return whole
 
-    def _raise_in_all(self, trainer: Trainer) -> None:
-        """What was held back in one process."""
+    def _raise_in_all(self) -> None:
+        """Raise what was held back in one process."""
         error, self._held_back = self._held_back, None
 
         def raised() -> None:
             if error is not None:
                 raise error
 
-        together(trainer, raised)
+        self._fit.together(raised)
 
-    def _agree(self, trainer: Trainer, backwards: Backwards, owed: set[int]) -> None:
-        """What cannot be read in one process is read in none, and what one of them still owes is owed by all."""
+    def _agree(self, backwards: Backwards, owed: set[int]) -> None:
+        """Read in no process what cannot be read in one, and have all owe what one of them still owes."""
         samplers = backwards.samplers
         off = [float(sampler.off) for sampler in samplers]
-        everybody = numbers_of_all(trainer, [*off, *(float(n in owed) for n in range(len(samplers)))]).bool()
+        everybody = self._fit.numbers_of_all([*off, *(float(n in owed) for n in range(len(samplers)))]).bool()
         refused, owing = everybody.split(len(samplers), 1)
         for sampler, somewhere, everywhere in zip(samplers, refused.any(0), refused.all(0), strict=True):
             if bool(somewhere) and not bool(everywhere):
-                source = first_process(trainer, sampler.off)
-                words = from_process(trainer, sampler.refusal, source)
+                source = self._fit.first_process(sampler.off)
+                words = self._fit.from_process(sampler.refusal, source)
                 if not sampler.off:
                     sampler.refuse(f"process {source}: {words}")
         backwards.owed = {n for n, sampler in enumerate(samplers) if bool(owing[:, n].any()) and not sampler.off}
 
-    def tell_all(self, trainer: Trainer, publisher: Publisher) -> None:
-        """Let all processes know what the first one read, and what it has given up; every process has to call.
+    def tell_all(self, publisher: Publisher) -> None:
+        """Tell all processes what the first one read, and what it has given up.
 
         Callbacks that look at these numbers in each process, as those that keep checkpoints do, decide alike.
 
@@ -406,7 +296,7 @@ class Shared:
             Exception: Under `strict` in all of them, if measuring failed in the first.
         """
         if self._failures.strict:
-            self._raise_in_all(trainer)
-        scalars, state = from_process(trainer, (publisher.take_untold(), self._failures.state_dict()))
-        publisher.hear(trainer, scalars)
+            self._raise_in_all()
+        scalars, state = self._fit.from_process((publisher.take_untold(), self._failures.state_dict()))
+        publisher.hear(scalars)
         self._failures.load_state_dict(state)
