@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor
-from lightning_cx.instruments import GradientNoise, Instrument, Needs, Observation, Reading, TailIndex
+from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import BatchView, GradientNoise, Instrument, Needs, Reading, TailIndex
 
 EVERY = 50
 
@@ -35,13 +36,9 @@ class NormsOnly(Instrument):
     def needs(self) -> Needs:
         return Needs(norms=True)
 
-    def measure(self, observation: Observation) -> Reading:
-        assert observation.gradients is not None
-        assert observation.gradients.squared_norms is not None
-        return Reading({"gradient/median_norm": observation.gradients.squared_norms.median().sqrt().item()})
-
-    def reset(self) -> None:
-        """Nothing is kept."""
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        assert gradients.squared_norms is not None
+        return Reading({"gradient/median_norm": gradients.squared_norms.median().sqrt().item()})
 
 
 class Timed(pl.LightningModule):

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from lightning_cx import ProbeSet, SpectralRisk
 from lightning_cx.gradients import GradientTap
-from lightning_cx.instruments import GradientNoise, Observation, Reading, SpectralBias
+from lightning_cx.instruments import GradientNoise, Reading, SpectralBias
 from lightning_cx.probe import fill
 from lightning_cx.rules import ResidualWatch
 from lightning_cx.tensorboard.writer import write_reading
@@ -56,7 +56,7 @@ def main(logdir: str = "runs/fabric", epochs: int = 120, seed: int = 0, accumula
             reading = probe.read(net, place=fabric.to_device)
             stop = fabric.broadcast(watch.check(step, reading).stop)
             best = copy.deepcopy(net.state_dict()) if watch.best_step == step else best
-            write(bias.measure(Observation(step, probe=reading)))
+            write(bias.on_probe(step, reading))
             write(watch.reading())
         if stop:
             watch.mark_stop(step)
@@ -65,8 +65,8 @@ def main(logdir: str = "runs/fabric", epochs: int = 120, seed: int = 0, accumula
             loss = losses(model, batch).mean() / accumulate
             with tap(loss) if due else nullcontext():
                 fabric.backward(loss)
-        if due:
-            write(noise.measure(Observation(step, gradients=tap.sample)))
+        if due and tap.sample is not None:
+            write(noise.on_gradients(step, tap.sample))
         if last:
             optimizer.step()
             optimizer.zero_grad()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_cx.functional import chance_alignment, cumulative_power, kernel_target_alignment
 from lightning_cx.gradients import GradientTap, per_example_gram
-from lightning_cx.instruments import Kernel, Observation
+from lightning_cx.instruments import BatchView, Kernel
 from lightning_cx.tensorboard import tags
 
 BATCH, PROBE, CLASSES = 128, 100, 10
@@ -55,8 +55,9 @@ def run(x: Tensor, labels: Tensor, steps: int, show: list[int]) -> list[dict[str
             tap = GradientTap(net.named_parameters(), BATCH, per_layer=True)
             with tap(loss):
                 loss.backward()
-            targets = F.one_hot(labels[batch], CLASSES).double()
-            found = instrument.measure(Observation(step, gradients=tap.sample, targets=targets)).scalars
+            assert tap.sample is not None
+            targets = BatchView(targets=F.one_hot(labels[batch], CLASSES).double())
+            found = instrument.on_gradients(step, tap.sample, targets).scalars
             if step in show:
                 kernel, wanted = tangent_kernel(net, x[:PROBE]), F.one_hot(labels[:PROBE], CLASSES)
                 rows.append({"step": step, "loss": loss.item(), **found, **fit_of(kernel, wanted)})

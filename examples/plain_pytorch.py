@@ -19,7 +19,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from lightning_cx import ProbeSet, SpectralRisk
 from lightning_cx.gradients import GradientTap
-from lightning_cx.instruments import GradientNoise, Observation, SpectralBias
+from lightning_cx.instruments import GradientNoise, SpectralBias
 from lightning_cx.probe import fill
 from lightning_cx.rules import ResidualWatch
 from lightning_cx.tensorboard.writer import write_reading
@@ -65,7 +65,7 @@ def main(logdir: str = "runs/plain_pytorch", epochs: int = 120, seed: int = 0) -
             stop = watch.check(step, reading).stop
             if watch.best_step == step:
                 best = copy.deepcopy(net.state_dict())
-            write_reading(writer, bias.measure(Observation(step, probe=reading)), step)
+            write_reading(writer, bias.on_probe(step, reading), step)
             write_reading(writer, watch.reading(), step)
         if stop:
             watch.mark_stop(step)
@@ -74,8 +74,8 @@ def main(logdir: str = "runs/plain_pytorch", epochs: int = 120, seed: int = 0) -
         optimizer.zero_grad()
         with tap(loss) if due else nullcontext():
             loss.backward()
-        if due:
-            write_reading(writer, noise.measure(Observation(step, gradients=tap.sample)), step)
+        if due and tap.sample is not None:
+            write_reading(writer, noise.on_gradients(step, tap.sample), step)
         optimizer.step()
         step += 1
     found = {"steps": step, "best_step": watch.best_step, "error of the last weights": error(net, test)}

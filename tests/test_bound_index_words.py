@@ -9,7 +9,6 @@ import pytest
 
 from lightning_cx.functional import bound_index
 from lightning_cx.instruments import TrajectoryGeometry
-from lightning_cx.tensorboard import layout, tags
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = re.compile(
@@ -22,16 +21,12 @@ TEXTS = {
     **{
         name: (ROOT / "lightning_cx" / name).read_text()
         for name in (
-            "functional/bound_index.py",
-            "functional/trajectory.py",
-            "instruments/noisy_descent.py",
+            "functional/trajectories/geometry.py",
             "instruments/trajectory_geometry.py",
             "tensorboard/compare.py",
             "__main__.py",
         )
     },
-    "charts": "\n".join(layout._CHARTS["How far the parameters have come"]),
-    "tags": "\n".join(value for value in vars(tags).values() if isinstance(value, str) and "trajectory/" in value),
 }
 
 
@@ -50,4 +45,4 @@ def test_nobody_calls_it_a_bound(name: str) -> None:
 def test_the_test_would_notice() -> None:
     assert beside_the_index("This bound index is a bound.") == [" This  is a bound."] or beside_the_index("is a bound.")
     assert not beside_the_index('The bound index is not a bound; "Generalization bounds for SGD" says why.')
-    assert re.search("not a bound", TEXTS["charts"])
+    assert re.search("not a bound", TEXTS["docs/trajectory.md"])

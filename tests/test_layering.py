@@ -38,10 +38,10 @@ LAYERS = {
         {"functional", "gradients", "probe", "metrics", "instruments", "tensorboard.tags"},
         {"torch"},
     ),
-    "rules": May({"functional", "probe", "instruments.base", "tensorboard.tags", "rules"}, {"torch"}),
+    "rules": May({"functional", "probe", "instruments", "tensorboard.tags", "rules"}, {"torch"}),
     # `tensorboard` reads event files back.
     "tensorboard": May(
-        {"functional", "instruments.base", "tensorboard"},
+        {"functional", "instruments", "tensorboard"},
         {"torch", "numpy", "matplotlib", "tensorboard"},
     ),
     "callbacks": May(EVERYTHING, {"torch"}),

@@ -1,4 +1,4 @@
-"""A copy of a module's weights to go back to."""
+"""Keep a copy of the best weights, and put it back in all processes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer
-from lightning_cx.callbacks.distributed import agreed, any_process, first_process
+from lightning_cx.callbacks._trainer import Callback, Trainer
+from lightning_cx.callbacks.fit import Fit
 
 IN_MEMORY = 1 << 30
 """Up to this many bytes a copy is held in host memory, whatever device the module is on. A larger one goes into a file
@@ -55,7 +55,7 @@ class KeptWeights:
         self.step = step
 
     def _fits(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether the last copy can be written over: a new one would cost the memory's pages again."""
+        """Return whether the last copy can be written over: a new one would cost the memory's pages again."""
         held = self._held
         return held.keys() == tensors.keys() and all(
             held[name].shape == t.shape and held[name].dtype == t.dtype for name, t in tensors.items()
@@ -73,7 +73,7 @@ class KeptWeights:
         self._held = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The copy, in host memory."""
+        """Return the copy, in host memory."""
         if self._file is not None:
             return torch.load(self._file, map_location="cpu", weights_only=True)
         return self._held
@@ -93,18 +93,18 @@ class KeptWeights:
         self._held, self._file, self.step = {}, None, None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint: the copy itself."""
+        """Return what has to survive a checkpoint: the copy itself."""
         # A copy of the copy: the next one that is kept is written over it.
         return {"step": self.step, "weights": {name: tensor.clone() for name, tensor in self.tensors().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave; the copy is in memory until the next one is made."""
+        """Restore what `state_dict` returned; the copy is in memory until the next one is made."""
         self.forget()
         self.step, self._held = state["step"], dict(state["weights"])
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; states of torchmetrics are neither, and stay out of it.
+    """Return parameters and buffers by name; states of torchmetrics are neither, and stay out of it.
 
     Of what is sharded, the piece that lies in this process.
     """
@@ -127,29 +127,25 @@ def put_back(module: nn.Module, kept: dict[str, Tensor]) -> None:
             tensor.copy_(kept[name])
 
 
-# --- All processes go back to the same weights.
-
-
 WAY_OUT = "the last of the two in the list has the last word, and restore_best=False leaves it to the average"
 
 
-def go_back(trainer: Trainer, module: LightningModule, kept: KeptWeights, wanted: bool, claim: bool) -> int | None:
+def restore_in_all_processes(fit: Fit, kept: KeptWeights, wanted: bool, claim: bool) -> int | None:
     """Put kept weights back into the module if any process wants it; every process has to call.
 
     Args:
-        trainer: Of the fit.
-        module: Whose weights are replaced.
+        fit: Whose module's weights are replaced.
         kept: This process's copy.
-        wanted: Whether this process wants to go back.
+        wanted: Whether this process wants them back.
         claim: Whether its copy is the one to take where copies are of different steps, as streams make them.
 
     Returns:
-        The step of the weights; None if no process wanted to go back.
+        The step of the weights; None if no process wanted any.
 
     Raises:
         RuntimeError: If the copy cannot be read in some process.
     """
-    if not any_process(trainer, wanted):
+    if not fit.any_process(wanted):
         return None
     tensors: dict[str, Any] = {}
     error: Exception | None = None
@@ -157,17 +153,17 @@ def go_back(trainer: Trainer, module: LightningModule, kept: KeptWeights, wanted
         tensors = kept.tensors()
     except Exception as problem:  # a file that is gone; the other processes have to hear of it
         error = problem
-    if any_process(trainer, error is not None):
+    if fit.any_process(error is not None):
         raise RuntimeError("a process could not read its copy of the best weights") from error
     step = kept.step
-    if not agreed(trainer, -1 if step is None else step):
-        step, tensors = trainer.strategy.broadcast((step, tensors), first_process(trainer, claim))
-    put_back(module, tensors)
+    if not fit.agreed(-1 if step is None else step):
+        step, tensors = fit.from_process((step, tensors), fit.first_process(claim))
+    put_back(fit.module, tensors)
     return step
 
 
 def averages_beside(trainer: Trainer, callback: Callback) -> str | None:
-    """Whose weights the module ends with where another callback averages weights, in words; None if none does.
+    """Return whose weights the module ends with where another callback averages weights; None if none does.
 
     At the end of a fit each puts weights of its own into the module, one after another.
     """

@@ -1,98 +1,116 @@
-"""The instruments of a monitor, and those like them for every further backward of a batch."""
+"""The instruments of a monitor: what each is shown, when, and under which key it is known."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer
 from lightning_cx.callbacks.budget import PARAMETERS, PassesOf
-from lightning_cx.callbacks.distributed import is_sharded
 from lightning_cx.callbacks.failures import Failures
+from lightning_cx.callbacks.fit import Fit
 from lightning_cx.callbacks.probing import MonitoredProbe
-from lightning_cx.instruments import Instrument, Needs, Observation, Reading
+from lightning_cx.instruments import Instrument, Method, Reading, keyed
 from lightning_cx.tensorboard.tags import Series
 
 FIRST = Series()
-Concerned: TypeAlias = Callable[[Needs, str], bool]
+Show: TypeAlias = Callable[[Instrument], Reading]
 
 
-class Panel:
-    """Shows observations to instruments.
+class Dispatcher:
+    """Show instruments what they ask for, and collect their readings.
 
     An instrument has a memory, and the gradients of a generator and of a discriminator do not belong into one: each
     further backward has instruments of its own, made like the first, whose tags end in its name.
 
+    An instrument is known by its key (its class's name, with an ordinal where there are several of a class): failures,
+    time spent and state are counted and kept by it. Where two of them log under one tag, the first keeps it, and the
+    tag of the other ends in its ordinal.
+
     Args:
-        instruments: Those of the first backward, and of everything else that is observed.
+        instruments: Those of the first backward, and of everything else that is shown.
+
+    Attributes:
+        instruments: By key.
     """
 
     def __init__(self, instruments: Sequence[Instrument]) -> None:
-        self.instruments = list(instruments)
-        self._further: dict[Series, list[Instrument]] = {}
+        self.instruments = keyed(instruments)
+        self._further: dict[Series, dict[str, Instrument]] = {}
+        self._owners: dict[str, str] = {}  # the key of whoever logged a tag first
 
-    @property
-    def needs(self) -> list[Needs]:
-        """What the instruments want."""
-        return [instrument.needs for instrument in self.instruments]
+    def asking(self, method: Method) -> list[str]:
+        """Return the keys of the instruments that are shown something by a method."""
+        return [key for key, instrument in self.instruments.items() if method in instrument.shown]
 
-    @property
-    def asking(self) -> list[tuple[str, Needs]]:
-        """What each of them wants, by name."""
-        return [(type(instrument).__name__, instrument.needs) for instrument in self.instruments]
-
-    def measure(
-        self, observation: Observation, concerned: Concerned, failures: Failures, series: Series = FIRST
+    def show(
+        self,
+        method: Method,
+        show: Show,
+        failures: Failures,
+        series: Series = FIRST,
+        concerned: Callable[[str], bool] = lambda key: True,
     ) -> list[Reading]:
-        """Readings of the instruments whose needs are concerned; one that fails is told and left out.
+        """Return the readings of the instruments that are shown something by a method; one that fails is left out.
 
         Args:
-            observation: What to show.
-            concerned: Which instruments to show it, by what they need and their names.
+            method: Which one is called.
+            show: Calls it.
             failures: Where failures are told.
-            series: Which backward the observation is of.
+            series: Which backward is shown.
+            concerned: Whether to show it to the instrument of a key.
         """
         readings: list[Reading] = []
-        for instrument in self._of(series):
-            name = type(instrument).__name__
-            if concerned(instrument.needs, name) and not failures.off(name):
-                with failures.guard(name):
-                    readings.append(instrument.measure(observation).renamed(series.of))
+        for key, instrument in self._of(series).items():
+            if method in instrument.shown and concerned(key) and not failures.off(key):
+                with failures.guard(key):
+                    reading = show(instrument).renamed(partial(self._own_tag, key, failures))
+                    readings.append(reading.renamed(series.of))
         return readings
 
-    def _of(self, series: Series) -> list[Instrument]:
+    def _own_tag(self, key: str, failures: Failures, tag: str) -> str:
+        owner = self._owners.setdefault(tag, key)
+        if owner == key:
+            return tag
+        suffix = key.rpartition("#")[2]
+        failures.tell(
+            f"{owner} and {key} both log {tag}: the tags of the latter end in -{suffix}",
+            f"one tag of {owner} and {key}",
+        )
+        return f"{tag}-{suffix}"
+
+    def _of(self, series: Series) -> dict[str, Instrument]:
         if series == FIRST:
             return self.instruments
         if series not in self._further:
-            self._further[series] = [_fresh(i) for i in self.instruments if i.needs.gradients]
+            self._further[series] = {key: _fresh(self.instruments[key]) for key in self.asking("on_gradients")}
         return self._further[series]
 
     def reset(self) -> None:
-        """Forget everything seen so far: another model comes."""
+        """Forget everything seen so far: another model follows."""
         self._further.clear()
-        for instrument in self.instruments:
+        self._owners.clear()
+        for instrument in self.instruments.values():
             instrument.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint."""
-        further = [(*series, [i.state_dict() for i in of_series]) for series, of_series in self._further.items()]
-        return {"instruments": [i.state_dict() for i in self.instruments], "further": further}
+        """Return what has to survive a checkpoint, by key."""
+        further = [(*series, _states(of_series)) for series, of_series in self._further.items()]
+        return {"instruments": _states(self.instruments), "further": further, "owners": dict(self._owners)}
 
-    def load_state_dict(self, state: dict[str, Any], resume: Callable[[Instrument, Any], None]) -> None:
-        """Take up what `state_dict` gave.
+    def load_state_dict(self, state: Mapping[str, Any], resume: Callable[[str, Instrument, Any], None]) -> None:
+        """Restore what `state_dict` returned.
 
         Args:
             state: Of a checkpoint.
-            resume: Hands an instrument its state.
+            resume: Hands the instrument of a key its state.
         """
         self._further.clear()
-        for instrument, own in zip(self.instruments, state["instruments"], strict=True):
-            resume(instrument, own)
+        self._owners = dict(state.get("owners", {}))
+        _resume(self.instruments, state.get("instruments", {}), resume)
         for optimizer, backward, states in state.get("further", []):
-            for instrument, own in zip(self._of(Series(optimizer, backward)), states, strict=True):
-                resume(instrument, own)
+            _resume(self._of(Series(optimizer, backward)), states, resume)
 
 
 def _fresh(instrument: Instrument) -> Instrument:
@@ -101,17 +119,28 @@ def _fresh(instrument: Instrument) -> Instrument:
     return like
 
 
-# --- What single instruments do by themselves: passes over the probe, and a look at the parameters.
+def _states(instruments: Mapping[str, Instrument]) -> dict[str, Any]:
+    return {key: instrument.state_dict() for key, instrument in instruments.items()}
+
+
+def _resume(
+    instruments: Mapping[str, Instrument], states: Mapping[str, Any] | list[Any], resume: Callable[..., None]
+) -> None:
+    if isinstance(states, list):  # until 0.9 states went by position
+        states = dict(zip(instruments, states, strict=False))
+    for key in instruments.keys() & states.keys():
+        resume(key, instruments[key], states[key])
 
 
 class OwnPasses:
-    """Offers the model to the instruments that ask for it, each at a time of its own.
+    """Show the model to the instruments that make passes of their own, and the parameters to those that follow them.
 
-    Where several processes share a fit all of them make the same passes, since a forward may wait for the others; the
-    numbers of the first one count.
+    Each instrument that makes passes does so at times of its own. Where several processes share a fit all of them make
+    the same passes, since a forward may wait for the others; the numbers of the first one count.
 
     Args:
-        panel: The instruments.
+        fit: Whose model is shown.
+        dispatcher: Holds the instruments.
         probe: The fixed examples.
         failures: Where refusals are told.
 
@@ -119,54 +148,46 @@ class OwnPasses:
         works: The instruments that make passes, as kinds of work.
     """
 
-    def __init__(self, panel: Panel, probe: MonitoredProbe, failures: Failures) -> None:
-        self._panel, self._probe, self._failures = panel, probe, failures
-        self._sharded = False
-        self._steps = 0
-        asking = {type(i).__name__: i.needs for i in panel.instruments if i.needs.passes > 0}
-        self.works: Sequence[PassesOf] = [self._work(name, needs) for name, needs in asking.items()]
-        self._parameters = [type(i).__name__ for i in panel.instruments if i.needs.parameters]
-
-    def _work(self, name: str, needs: Needs) -> PassesOf:
-        return PassesOf(name, needs.every_n_steps, partial(self._probe.reader.pass_seconds, needs.passes))
-
-    def start(self, trainer: Trainer) -> None:
-        """At the start of a fit: say so where the model cannot be offered."""
-        names = [work.name for work in self.works] or self._parameters
-        self._sharded, self._steps = is_sharded(trainer.lightning_module), trainer.global_step
-        if names and self._sharded:
-            self._failures.tell(
-                f"{', '.join(names)}: off, since no process of a sharded module has all parameters: leave them out"
+    def __init__(self, fit: Fit, dispatcher: Dispatcher, probe: MonitoredProbe, failures: Failures) -> None:
+        self._fit, self._probe, self._failures = fit, probe, failures
+        self._steps = fit.steps
+        self._parameters = dispatcher.asking("on_parameters")
+        self.works = [self._work(key, dispatcher.instruments[key]) for key in dispatcher.asking("on_model")]
+        keys = [work.key for work in self.works] or self._parameters
+        if keys and fit.is_sharded:
+            failures.tell(
+                f"{', '.join(keys)}: off, since no process of a sharded module has all parameters: leave them out"
             )
 
+    def _work(self, key: str, instrument: Instrument) -> PassesOf:
+        needs = instrument.needs
+        return PassesOf(key, needs.every_n_steps, partial(self._probe.reader.pass_seconds, needs.passes))
+
     def wanted(self, work: str) -> bool:
-        """Whether anybody still asks for a kind of work of this sort."""
-        if self._sharded or self._failures.off(work):
+        """Return whether an instrument still asks for a kind of work of this sort."""
+        if self._fit.is_sharded or self._failures.off(work):
             return False
         if work == PARAMETERS:
-            return any(not self._failures.off(name) for name in self._parameters)
-        return not self._probe.refused and any(own.name == work for own in self.works)
+            return any(not self._failures.off(key) for key in self._parameters)
+        return not self._probe.refused and any(own.key == work for own in self.works)
 
-    def due(self, trainer: Trainer, due: Callable[[str], bool]) -> list[str]:
-        """Which of them are due after this batch; parameters are looked at once for each optimizer step.
+    def due(self, due: Callable[[str], bool]) -> list[str]:
+        """Return which of them are due after this batch; parameters are shown once for each optimizer step.
 
         Args:
-            trainer: Of the fit.
             due: Whether a kind of work is due by the schedule.
         """
-        names = [work.name for work in self.works if due(work.name)]
-        stepped, self._steps = trainer.global_step != self._steps, trainer.global_step
-        return [PARAMETERS, *names] if self._parameters and stepped and due(PARAMETERS) else names
+        works = [work.key for work in self.works if due(work.key)]
+        if not self._parameters:
+            return works
+        steps = self._fit.steps
+        stepped, self._steps = steps != self._steps, steps
+        return [PARAMETERS, *works] if stepped and due(PARAMETERS) else works
 
-    def observe(self, trainer: Trainer, module: LightningModule, work: str, step: int) -> Observation | None:
-        """What to show for a kind of work; None where the probe is not there yet, or cannot be had."""
+    def show(self, work: str, step: int) -> tuple[Method, Show] | None:
+        """Return how to show a kind of work; None where the probe is incomplete, or cannot be had."""
         if work == PARAMETERS:
-            live = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-            return Observation(step, parameters=live)
-        view = self._probe.view(trainer, module)
-        return None if view is None else Observation(step, model=view)
-
-    @staticmethod
-    def concerns(work: str, needs: Needs, name: str) -> bool:
-        """Whether an instrument is to be shown a kind of work."""
-        return needs.parameters if work == PARAMETERS else name == work and needs.passes > 0
+            live = {name: p.detach() for name, p in self._fit.module.named_parameters() if p.requires_grad}
+            return "on_parameters", lambda instrument: instrument.on_parameters(step, live)
+        passes = self._probe.view()
+        return None if passes is None else ("on_model", lambda instrument: instrument.on_model(step, passes))

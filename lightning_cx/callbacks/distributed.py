@@ -61,7 +61,6 @@ def check_strategy(trainer: Trainer, callback: Callback, keeps_weights: bool = F
         )
 
 
-
 def is_sharded(module: nn.Module) -> bool:
     """Return whether `fully_shard` has cut parameters of the module in pieces."""
     return any(_pieces(part) for part in module.modules())
@@ -106,7 +105,6 @@ def _pieces(part: nn.Module) -> list[Any]:
     return [] if group is None else list(group.fsdp_params)
 
 
-
 BUCKET = 1 << 22  # entries that are added up over processes in one go: what is copied at a time, against latency
 
 
@@ -126,7 +124,7 @@ def merged(fit: Fit, sample: GradientSample) -> GradientSample:
     widths = [part.shape[1] for part in rows]
     has_sums = sample.sums is not None
     own = [float(has_sums), float(noise is not None), *widths, *([0.0] * (2 - len(widths))), *_numbers(noise)]
-    everybody = self._fit.numbers_of_all(own)
+    everybody = fit.numbers_of_all(own)
     if not bool((everybody[:, 1:4] == everybody[0, 1:4]).all()):
         return replace(sample, sums=None)  # one of them replays where the others tap: there is nothing in common
     norms = sample.squared_norms
@@ -200,7 +198,6 @@ def _buckets(parameters: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> It
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(pieces))
-
 
 
 NO_PAIRS = (

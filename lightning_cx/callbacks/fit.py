@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.probe import LossOf
 
 T = TypeVar("T")
+TrainingData: TypeAlias = tuple[Any, Callable[[list[Any]], Any], int]  # data set, collate function, batch size
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Fit:
         return _trainer.to_device(self.trainer, self.module, batch)
 
     @cached_property
-    def training_data(self) -> tuple[Any, Callable[[list[Any]], Any], int] | None:
+    def training_data(self) -> TrainingData | None:
         """Data set, collate function and batch size of the training loader; None where examples have no index."""
         return _trainer.training_data(self.trainer)
 

@@ -180,7 +180,6 @@ def _cleared(fit: Fit, optimizer: int | None) -> bool:
     return not any(bool(gradient.count_nonzero()) for gradient in gradients if gradient is not None)
 
 
-
 class GradientSampler:
     """Read the per-example gradients of one backward: by the tap if it can read the model, by replay if not.
 
@@ -332,7 +331,7 @@ class GradientSampler:
             self._calibration = None  # look again at the next sampled step
 
     def _has_known_scale(self, sample: GradientSample) -> bool:
-        """Return whether it is known by what to divide; where calibration showed nothing, only zeros need no divisor."""
+        """Return whether it is known by what to divide; zeros need no divisor, whatever calibration found."""
         norms = sample.squared_norms
         if self._calibration is None or self._calibration.conclusive or norms is None:
             return True
@@ -407,7 +406,6 @@ class GradientSampler:
         self._failures.tell(message)
 
 
-
 MEANING = {
     EXACT: "each row is the derivative of the example's own loss",
     CONTRIBUTION: "each row is the example's share of the batch gradient, since the examples of a batch are coupled",
@@ -443,7 +441,6 @@ def in_words(
     remarks += [remark] * bool(remark)
     what = f"per-example gradients{whose}: {sample.status}, {how} ({len(sample.layers)} parameters)"
     return "; ".join([what, *remarks])
-
 
 
 class ParameterFollower:

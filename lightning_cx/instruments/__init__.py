@@ -1,35 +1,30 @@
-"""What can be measured at a sampled step; each instrument turns one observation into named numbers.
+"""What can be measured at a step; each instrument turns what it is shown into named numbers.
 
 Instruments know nothing of a Trainer. In any loop:
 
     >>> import torch
     >>> from lightning_cx.gradients import GradientTap
-    >>> from lightning_cx.instruments import GradientNoise, Observation
+    >>> from lightning_cx.instruments import GradientNoise
     >>> _ = torch.manual_seed(0)
     >>> net, x, y = torch.nn.Linear(4, 1), torch.randn(32, 4), torch.randn(32, 1)
     >>> tap, loss = GradientTap(net.named_parameters(), batch_size=32), (net(x) - y).square().mean()
     >>> with tap(loss):
     ...     loss.backward()
-    >>> reading = GradientNoise().measure(Observation(step=0, gradients=tap.sample))
+    >>> reading = GradientNoise().on_gradients(0, tap.sample)
     >>> sorted(reading.scalars)[:3]
     ['gradient/example_norm_p05', 'gradient/example_norm_p50', 'gradient/example_norm_p95']
 """
 
 from lightning_cx.instruments.averaging import Averaging
 from lightning_cx.instruments.base import (
-    BandDecay,
-    DwellTimeline,
+    METHODS,
+    BatchView,
     Instrument,
-    ModeScatter,
+    Method,
     Needs,
-    Observation,
     ParameterStep,
-    Picture,
-    QuantilePlot,
-    Reading,
-    Spectrogram,
-    StoppingCurve,
-    SurvivalPlot,
+    keyed,
+    needs_of,
 )
 from lightning_cx.instruments.control import Control
 from lightning_cx.instruments.dwelling import Dwelling
@@ -38,6 +33,17 @@ from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.neurons import Neurons
+from lightning_cx.instruments.reading import (
+    BandDecay,
+    DwellTimeline,
+    ModeScatter,
+    Picture,
+    QuantilePlot,
+    Reading,
+    Spectrogram,
+    StoppingCurve,
+    SurvivalPlot,
+)
 from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.step_size import StepSize
@@ -46,8 +52,10 @@ from lightning_cx.instruments.trajectory_geometry import TrajectoryGeometry
 from lightning_cx.instruments.variance_reduction import VarianceReduction
 
 __all__ = [
+    "METHODS",
     "Averaging",
     "BandDecay",
+    "BatchView",
     "Control",
     "DwellTimeline",
     "Dwelling",
@@ -57,10 +65,10 @@ __all__ = [
     "Interference",
     "Kernel",
     "LocalRecovery",
+    "Method",
     "ModeScatter",
     "Needs",
     "Neurons",
-    "Observation",
     "ParameterStep",
     "Picture",
     "QuantilePlot",
@@ -73,4 +81,6 @@ __all__ = [
     "TailIndex",
     "TrajectoryGeometry",
     "VarianceReduction",
+    "keyed",
+    "needs_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
-from lightning_cx.probe import ModelView, batch_statistics
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
+from lightning_cx.instruments.reading import Reading
+from lightning_cx.probe import batch_statistics
 from lightning_cx.tensorboard import tags
 
 MIN_WEIGHTS = 16
@@ -54,8 +56,8 @@ class Averaging(Instrument):
         ValueError: If `every_n_steps` or `examples` is not positive.
 
     Example:
-        >>> Averaging().needs.parameters
-        True
+        >>> sorted(Averaging().shown)
+        ['on_model', 'on_parameters']
     """
 
     def __init__(self, every_n_steps: int | None = None, examples: int | None = None) -> None:
@@ -74,14 +76,15 @@ class Averaging(Instrument):
 
     @property
     def needs(self) -> Needs:
-        return Needs(parameters=True, passes=PASSES, every_n_steps=self.every_n_steps)
+        return Needs(passes=PASSES, every_n_steps=self.every_n_steps)
 
-    def measure(self, observation: Observation) -> Reading:
-        if observation.parameters is not None:
-            self._average.update(observation.parameters, observation.step)
-        if observation.model is None:
-            return Reading()
-        gain, why, notes = self._compare(observation.model)
+    def on_parameters(self, step: int, parameters: Mapping[str, Tensor]) -> Reading:
+        self._average.update(parameters, step)
+        return Reading()
+
+    def on_model(self, step: int, passes: ProbePasses) -> Reading:
+        del step
+        gain, why, notes = self._compare(passes)
         scalars = {tags.AVERAGING_WINDOW: float(self._average.window), **dict.fromkeys(TAGS, torch.nan)}
         if gain is None:
             return Reading(scalars, refusals=dict.fromkeys(TAGS, why))
@@ -90,7 +93,7 @@ class Averaging(Instrument):
         refusals = {tag: why for tag in TAGS if scalars[tag] != scalars[tag]}
         return Reading(scalars, refusals=refusals, texts={tags.AVERAGING_GAIN: self._card(gain, notes)})
 
-    def _compare(self, model: ModelView) -> tuple[averaging.AveragingGain | None, str, list[str]]:
+    def _compare(self, model: ProbePasses) -> tuple[averaging.AveragingGain | None, str, list[str]]:
         """The gain, or why there is none; and what a reader should know."""
         if self._average.count < MIN_WEIGHTS:
             return None, f"an average takes {MIN_WEIGHTS} weights at least, so far there are {self._average.count}", []

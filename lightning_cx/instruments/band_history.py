@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import complexity, decay_rates
-from lightning_cx.instruments.base import BandDecay, Picture, Spectrogram
+from lightning_cx.instruments.reading import BandDecay, Picture, Spectrogram
 from lightning_cx.tensorboard import tags
 
 MAX_COLUMNS = 1024  # past this every other one is dropped

@@ -1,59 +1,68 @@
-"""What an instrument is: it is shown one sampled step and turns it into named numbers."""
+"""What an instrument is: it is shown what happened at a step and turns it into named numbers."""
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from abc import ABC
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments.dwelling_picture import DwellTimeline
-from lightning_cx.probe import ModelView, ProbeReading
+from lightning_cx.instruments.reading import Reading
+from lightning_cx.probe import ModelView as ProbePasses
+from lightning_cx.probe import ProbeReading
+
+Method: TypeAlias = Literal["on_gradients", "on_probe", "on_step", "on_parameters", "on_model"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What an instrument has to be shown; the callback takes the union over its instruments.
+    """What the methods that an instrument overrides do not tell; a loop takes the union over its instruments.
 
     Attributes:
-        gram: The Gram matrix of the batch's per-example gradients; their norms come with it.
-        norms: Their norms: where no instrument needs more, a sampled step costs less.
-        features: Features of the batch, for a graph over its examples.
-        probe: A pass over the fixed probe.
+        gram: `on_gradients`: the Gram matrix; their norms come with it. An instrument that names nothing of the
+            gradients is shown it.
+        norms: `on_gradients`: norms; where no instrument needs more, a sampled step costs less.
+        projections: `on_gradients`: number of fixed random directions on which the gradients are projected.
+        coordinates: `on_gradients`: about how many fixed entries of the gradients to show.
         per_layer: The Gram matrices of the single parameters as well, of whatever gradients are shown.
-        probe_gradients: Number of probe examples whose gradients are needed; these cost passes of their own.
-        projections: Number of fixed random directions on which the batch's per-example gradients are projected.
-        coordinates: About how many fixed entries of the batch's per-example gradients are needed.
-        trajectory: A sketch of the parameters after an optimizer step, and how the step changed it.
-        targets: Targets of the batch, beside its gradients.
-        passes: About how many times 256 probe examples go forward and backward in passes of the instrument's own; more
-            than 0 asks for a view of the model. Each such instrument has a share of the overhead budget of its own.
-        every_n_steps: A fixed period of these passes, whatever the schedule of all else; None follows the schedule.
-        parameters: The parameters after optimizer steps, as many of them as the budget allows.
+        features: `on_gradients`: features of the batch, for a graph over its examples.
+        targets: `on_gradients`: targets of the batch.
+        probe_gradients: `on_probe`: number of probe examples whose gradients to show; these cost passes of their own.
+        passes: `on_model`: about how many times 256 probe examples go forward and backward. Each instrument that makes
+            passes has a share of the overhead budget of its own.
+        every_n_steps: `on_model`: a fixed period, whatever the schedule of all else; None follows the schedule.
     """
 
     gram: bool = False
-    features: bool = False
-    probe: bool = False
     norms: bool = False
-    per_layer: bool = False
-    probe_gradients: int = 0
     projections: int = 0
     coordinates: int = 0
-    trajectory: bool = False
+    per_layer: bool = False
+    features: bool = False
     targets: bool = False
-    passes: float = 0.0
+    probe_gradients: int = 0
+    passes: float = 1.0
     every_n_steps: int | None = None
-    parameters: bool = False
 
-    @property
-    def gradients(self) -> bool:
-        """Whether anything of per-example gradients is needed."""
-        return self.gram or self.norms or self.projections > 0 or self.coordinates > 0
+
+@dataclass(frozen=True)
+class BatchView:
+    """What is known of the examples of a batch, beside their gradients.
+
+    Attributes:
+        features: Features of the examples, [N, d]; None where no instrument needs them or they cannot be had.
+        targets: Targets of the examples, [N, C] float64, classes one-hot; None likewise.
+    """
+
+    features: Tensor | None = None
+    targets: Tensor | None = None
+
+
+UNKNOWN_BATCH = BatchView()
 
 
 @dataclass(frozen=True)
@@ -63,231 +72,127 @@ class ParameterStep:
     Attributes:
         sketch: Inner products of the parameters, after the step, with fixed random directions, [k] float64.
         increment: By how much the step changed them, [k] float64.
+        training_examples: Size of the training set, where it is known.
     """
 
     sketch: Tensor
     increment: Tensor
+    training_examples: int | None = None
 
 
-@dataclass(frozen=True)
-class Observation:
-    """One sampled step.
+class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of five)
+    """Turns what happens at a step into readings; knows nothing of a Trainer, so any loop can use it.
 
-    Attributes:
-        step: Step number under which the reading is logged.
-        gradients: Per-example gradients of the batch, or None if nothing needs them or they could not be read.
-        features: Features of the same examples, [N, d], or None.
-        probe: A pass over the fixed probe, or None if none is due at this step.
-        trajectory: What the optimizer step of this observation did, or None if nothing needs it.
-        targets: Targets of the same batch, [N, C] float64, classes one-hot; None where they cannot be told.
-        model: The model after the step, for passes over the probe; good until the measurement ends.
-        parameters: Trainable parameters after an optimizer step, live and detached: clone what is to be kept.
-    """
-
-    step: int
-    gradients: GradientSample | None = None
-    features: Tensor | None = None
-    probe: ProbeReading | None = None
-    trajectory: ParameterStep | None = None
-    targets: Tensor | None = None
-    model: ModelView | None = None
-    parameters: Mapping[str, Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Spectrogram:
-    """How energy per band changes over steps.
-
-    Attributes:
-        steps: Step numbers, length S, ascending.
-        values: Energy of each band at each step, [S, B], non-negative.
-        bands: A short label for each band, from simple to complex, length B.
-        title: One line for the picture.
-        reading: One sentence that says how to read it.
-    """
-
-    steps: Sequence[int]
-    values: Tensor
-    bands: Sequence[str]
-    title: str
-    reading: str
-
-
-@dataclass(frozen=True)
-class ModeScatter:
-    """Each singular function of the batch's gradients: how strong it is, and how complex.
-
-    Attributes:
-        step: Step number.
-        singular_values: sqrt of the Gram matrix's eigenvalues, [r], descending.
-        medians: Median complexity of each singular function as a fraction of the index range, [r], 0 to 1.
-        whole_median: Median complexity of the whole gradient, 0 to 1.
-        title: One line for the picture.
-        reading: One sentence that says how to read it.
-        earlier: Step, singular values and medians of earlier steps, oldest first, to be seen behind this one.
-    """
-
-    step: int
-    singular_values: Tensor
-    medians: Tensor
-    whole_median: float
-    title: str
-    reading: str
-    earlier: Sequence[tuple[int, Tensor, Tensor]] = ()
-
-
-@dataclass(frozen=True)
-class BandDecay:
-    """How fast each band of the residual falls.
-
-    Attributes:
-        steps: Step numbers, length S, ascending.
-        values: Energy of each band at each step, [S, B], non-negative.
-        bands: A short label for each band, from simple to complex, length B.
-        half_lives: Steps in which each band loses half of its energy at present, length B; inf where no fall is
-            certain, nan where too little is known.
-        title: One line for the picture.
-        reading: One sentence that says how to read it.
-    """
-
-    steps: Sequence[int]
-    values: Tensor
-    bands: Sequence[str]
-    half_lives: Sequence[float]
-    title: str
-    reading: str
-
-
-@dataclass(frozen=True)
-class QuantilePlot:
-    """How far out the values of a distribution lie, compared with a normal one.
-
-    Attributes:
-        step: Step number.
-        samples: Values for each label, [n] each, in any order, unit and location; non-finite ones are left out.
-        title: One line for the picture.
-        reading: One sentence that says how to read it.
-    """
-
-    step: int
-    samples: Mapping[str, Tensor]
-    title: str
-    reading: str
-
-
-@dataclass(frozen=True)
-class SurvivalPlot:
-    """Which share of some magnitudes exceeds each value, and the power law that their tail would follow.
-
-    Attributes:
-        step: Step number.
-        magnitudes: Non-negative values, [n], in any order.
-        index: Tail index of the fitted power law, P(X > x) ~ x^-index beyond the threshold; nan if none was fitted.
-        tail: How many of the largest values the fit used; the threshold is the next one.
-        title: One line for the picture.
-        reading: One sentence that says how to read it.
-    """
-
-    step: int
-    magnitudes: Tensor
-    index: float
-    tail: int
-    title: str
-    reading: str
-
-
-@dataclass(frozen=True)
-class StoppingCurve:
-    """What a stopping rule watched, the step whose weights are kept, and where it stopped.
-
-    Attributes:
-        steps: Step numbers of the checks, length S, ascending.
-        values: What the rule watches, [S]; nan where it could not be read.
-        low: Lower end of its error band, [S]; nan where there is none.
-        high: Upper end of its error band, [S]; nan where there is none.
-        kept: Step whose weights are kept at present; None if none is.
-        stopped: Step at which the rule fired; None if it has not.
-        label: What the values are, for the axis.
-        title: One line for the picture.
-        reading: One sentence that says how to read it.
-        is_share: Whether values are shares or probabilities, whose axis is linear however small they become.
-    """
-
-    steps: Sequence[int]
-    values: Tensor
-    low: Tensor
-    high: Tensor
-    kept: int | None
-    stopped: int | None
-    label: str
-    title: str
-    reading: str
-    is_share: bool = False
-
-
-Picture: TypeAlias = Spectrogram | ModeScatter | BandDecay | QuantilePlot | SurvivalPlot | StoppingCurve | DwellTimeline
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Named numbers of one instrument at one step.
-
-    Attributes:
-        scalars: Value for each tag; nan where nothing can be said.
-        histograms: Values for each tag.
-        pictures: Data of pictures for each tag; drawn only when somebody looks.
-        refusals: For each tag that is nan because it could not be measured, the reason in words.
-        texts: Markdown for each tag, shown where a logger has room for words; written again only where it changes.
-        warnings: For each tag, what the user should know at once, in words; told once.
-    """
-
-    scalars: Mapping[str, float] = field(default_factory=dict)
-    histograms: Mapping[str, Tensor] = field(default_factory=dict)
-    pictures: Mapping[str, Picture] = field(default_factory=dict)
-    refusals: Mapping[str, str] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    warnings: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def refused(cls, names: Sequence[str], why: str, texts: Mapping[str, str] | None = None) -> Reading:
-        """No numbers under these tags, and the reason."""
-        return cls(dict.fromkeys(names, math.nan), refusals=dict.fromkeys(names, why), texts=texts or {})
-
-    def joined(self, other: Reading) -> Reading:
-        """What both hold; of one tag what the other holds."""
-        kinds = (kind.name for kind in fields(self))
-        return Reading(**{kind: {**getattr(self, kind), **getattr(other, kind)} for kind in kinds})
-
-    def renamed(self, name: Callable[[str], str]) -> Reading:
-        """The same under other tags."""
-        kinds = {kind.name: getattr(self, kind.name) for kind in fields(self)}
-        return Reading(**{kind: {name(tag): value for tag, value in held.items()} for kind, held in kinds.items()})
-
-
-class Instrument(ABC):
-    """Turns observations into readings; knows nothing of a Trainer, so any loop can use it.
-
-    Derive from this class, name what you need, implement `measure` and `reset`, and give `state_dict` what a resumed
-    run needs.
+    Derive from this class and override the methods that show what you want to see. Which ones you override says what
+    has to be measured for you; `needs` adds a few numbers. An instrument that remembers something overrides `reset`,
+    and gives `state_dict` what a resumed run needs.
     """
 
     @property
-    @abstractmethod
     def needs(self) -> Needs:
-        """What has to be in an observation."""
+        """What the overridden methods do not tell."""
+        return Needs()
 
-    @abstractmethod
-    def measure(self, observation: Observation) -> Reading:
-        """Turn one observation into named numbers."""
+    @property
+    def shown(self) -> frozenset[Method]:
+        """Methods that a loop has to call: those that are overridden, unless a setting makes one of them pointless."""
+        return frozenset(name for name in METHODS if overrides(self, name))
 
-    @abstractmethod
-    def reset(self) -> None:
-        """Forget everything seen so far: another model comes."""
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        """Read the per-example gradients of a sampled batch.
+
+        Args:
+            step: Step number under which the reading is logged.
+            gradients: Of the batch.
+            batch: What else is known of its examples.
+        """
+        del step, gradients, batch
+        return Reading()
+
+    def on_probe(self, step: int, probe: ProbeReading) -> Reading:
+        """Read one pass over the fixed probe.
+
+        Args:
+            step: Step number under which the reading is logged.
+            probe: Outputs and residuals of its examples.
+        """
+        del step, probe
+        return Reading()
+
+    def on_step(self, step: int, change: ParameterStep) -> Reading:
+        """Read what an optimizer step did to a sketch of the parameters.
+
+        Args:
+            step: Step number under which the reading is logged.
+            change: The sketch, and how the step changed it.
+        """
+        del step, change
+        return Reading()
+
+    def on_parameters(self, step: int, parameters: Mapping[str, Tensor]) -> Reading:
+        """Read the parameters after an optimizer step; as many steps as the budget allows are shown.
+
+        Args:
+            step: Step number under which the reading is logged.
+            parameters: Trainable parameters by name, live and detached: clone what is to be kept.
+        """
+        del step, parameters
+        return Reading()
+
+    def on_model(self, step: int, passes: ProbePasses) -> Reading:
+        """Make passes over the probe.
+
+        Args:
+            step: Step number under which the reading is logged.
+            passes: The model after the step; good until this method returns.
+        """
+        del step, passes
+        return Reading()
+
+    def reset(self) -> None:  # noqa: B027 (most instruments have nothing to forget)
+        """Forget everything seen so far: another model follows."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint."""
+        """Return what has to survive a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         del state
+
+
+def overrides(instrument: Instrument, method: Method) -> bool:
+    """Return whether an instrument has a method of its own in place of the base class's, which says nothing."""
+    return getattr(type(instrument), method) is not getattr(Instrument, method)
+
+
+def needs_of(instruments: Iterable[Instrument], method: Method) -> list[Needs]:
+    """Return the needs of the instruments that are shown something by a method.
+
+    Example:
+        >>> class LargestNorm(Instrument):
+        ...     def on_gradients(self, step, gradients, batch):
+        ...         return Reading({"gradient/largest_norm": float(gradients.squared_norms.max().sqrt())})
+        >>> needs_of([LargestNorm()], "on_gradients")[0].gram, needs_of([LargestNorm()], "on_probe")
+        (True, [])
+    """
+    needs = [instrument.needs for instrument in instruments if method in instrument.shown]
+    if method != "on_gradients":
+        return needs
+    return [n if n.gram or n.norms or n.projections or n.coordinates else replace(n, gram=True) for n in needs]
+
+
+def keyed(instruments: Iterable[Instrument]) -> dict[str, Instrument]:
+    """Give each of a monitor's instruments a key by which its failures, work, costs and state are known.
+
+    Example:
+        >>> class Mine(Instrument): ...
+        >>> list(keyed([Mine(), Mine()]))
+        ['Mine', 'Mine#2']
+    """
+    found: dict[str, Instrument] = {}
+    for instrument in instruments:
+        name = type(instrument).__name__
+        alike = sum(type(other).__name__ == name for other in found.values())
+        found[f"{name}#{alike + 1}" if alike else name] = instrument
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments.base import Instrument, Observation, Reading
+from lightning_cx.instruments.base import Instrument
+from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 
@@ -20,71 +21,62 @@ SEED = 20  # of the orders; the same number of examples is shuffled alike at eve
 
 
 class ShuffledTwin:
-    """Shows an instrument what its twin sees, after the examples have swapped places among the features.
+    """Shows an instrument's twin the same numbers, after the examples have swapped places among the features.
 
     Whatever the twin still finds is not in the data: it is what the method makes of any numbers of these sizes.
 
     Args:
-        twin: Another instrument of the same kind and settings, without a control of its own.
+        control: None for no twin.
+        make: Makes another instrument of the same kind and settings, without a control of its own.
         order_free: Tags of numbers that do not depend on which example is which; they have no twin.
+
+    Raises:
+        ValueError: If the control is neither None nor "shuffle".
     """
 
-    def __init__(self, twin: Instrument, order_free: Iterable[str] = ()) -> None:
-        self.twin = twin
+    def __init__(self, control: Control, make: Callable[[], Instrument], order_free: Iterable[str] = ()) -> None:
+        if control not in (None, "shuffle"):
+            raise ValueError(f'control must be None or "shuffle", got {control!r}.')
+        self._twin = None if control is None else make()
         self._order_free = frozenset(order_free)
 
-    def beside(self, reading: Reading, observation: Observation) -> Reading:
-        """Add the twin's numbers to a reading, under tags that end in `_shuffled`."""
-        found = self.twin.measure(shuffled(observation)).scalars
+    def beside(self, reading: Reading, show: Callable[[Instrument], Reading]) -> Reading:
+        """Add the twin's numbers to a reading that has any, under tags that end in `_shuffled`.
+
+        Args:
+            reading: Of the instrument.
+            show: Shows the twin the shuffled numbers.
+        """
+        if self._twin is None or not reading.scalars:
+            return reading
+        found = show(self._twin).scalars
         twins = {tags.shuffled(tag): value for tag, value in found.items() if tag not in self._order_free}
         return replace(reading, scalars={**reading.scalars, **twins})
 
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+        if self._twin is not None:
+            self._twin.reset()
 
-def checked(control: Control) -> Control:
-    """Refuse a control that is not known.
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold of the twin."""
+        return {} if self._twin is None else {"shuffled": self._twin.state_dict()}
 
-    Raises:
-        ValueError: If it is neither None nor "shuffle".
-    """
-    if control not in (None, "shuffle"):
-        raise ValueError(f'control must be None or "shuffle", got {control!r}.')
-    return control
-
-
-def state_of(twin: ShuffledTwin | None) -> dict[str, Any]:
-    """What a checkpoint has to hold of the twin."""
-    return {} if twin is None else {"shuffled": twin.twin.state_dict()}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; a checkpoint without a twin leaves it at its beginning."""
+        if self._twin is not None and "shuffled" in state:
+            self._twin.load_state_dict(state["shuffled"])
 
 
-def load_state(twin: ShuffledTwin | None, state: dict[str, Any]) -> None:
-    """Take up what `state_of` gave; a checkpoint without a twin leaves it at its beginning."""
-    if twin is not None and "shuffled" in state:
-        twin.twin.load_state_dict(state["shuffled"])
-
-
-def shuffled(observation: Observation) -> Observation:
-    """The same observation, with gradients and residuals given to other examples; features stay where they are.
+def shuffled_gradients(sample: GradientSample) -> GradientSample:
+    """Give the gradients to other examples.
 
     Example:
         >>> import torch
         >>> gram = torch.diag(torch.arange(3.0))
-        >>> seen = shuffled(Observation(0, gradients=GradientSample(3, gram=gram)))
-        >>> sorted(seen.gradients.gram.diagonal().tolist())
+        >>> sorted(shuffled_gradients(GradientSample(3, gram=gram)).gram.diagonal().tolist())
         [0.0, 1.0, 2.0]
     """
-    gradients, probe = observation.gradients, observation.probe
-    return replace(
-        observation,
-        gradients=None if gradients is None else _of_gradients(gradients),
-        probe=None if probe is None else _of_probe(probe),
-    )
-
-
-def _order(examples: int) -> Tensor:
-    return torch.randperm(examples, generator=torch.Generator().manual_seed(SEED))
-
-
-def _of_gradients(sample: GradientSample) -> GradientSample:
     order = _order(sample.batch_size)
 
     def both(gram: Tensor | None) -> Tensor | None:
@@ -106,7 +98,12 @@ def _of_gradients(sample: GradientSample) -> GradientSample:
     )
 
 
-def _of_probe(probe: ProbeReading) -> ProbeReading:
+def shuffled_probe(probe: ProbeReading) -> ProbeReading:
+    """Give outputs, residuals and gradients to other examples; features stay where they are."""
     order = _order(len(probe.residuals))
-    gradients = None if probe.gradients is None else _of_gradients(probe.gradients)
+    gradients = None if probe.gradients is None else shuffled_gradients(probe.gradients)
     return replace(probe, outputs=probe.outputs[order], residuals=probe.residuals[order], gradients=gradients)
+
+
+def _order(examples: int) -> Tensor:
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(SEED))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_cx.functional import one_point_convexity, trajectories
 from lightning_cx.gradients import DIRECTIONS, GradientSample
-from lightning_cx.instruments.base import DwellTimeline, Instrument, Needs, Observation, ParameterStep, Reading
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
+from lightning_cx.instruments.reading import DwellTimeline, Reading
 from lightning_cx.tensorboard import tags
 
 PAIRS = 512
@@ -37,8 +38,8 @@ class Dwelling(Instrument):
         convexity: Whether to read gradients too; without them sampled steps cost less.
 
     Example:
-        >>> Dwelling().needs.trajectory, Dwelling(convexity=False).needs.gradients
-        (True, False)
+        >>> sorted(Dwelling().shown), sorted(Dwelling(convexity=False).shown)
+        (['on_gradients', 'on_step'], ['on_step'])
     """
 
     def __init__(self, convexity: bool = True) -> None:
@@ -55,16 +56,20 @@ class Dwelling(Instrument):
 
     @property
     def needs(self) -> Needs:
-        return Needs(trajectory=True, projections=DIRECTIONS if self.convexity else 0)
+        return Needs(projections=DIRECTIONS)
 
-    def measure(self, observation: Observation) -> Reading:
-        if observation.gradients is not None and self.convexity:
-            self._take_gradient(observation.step, observation.gradients)
-        if observation.trajectory is None:
-            return Reading()
-        if not self._take_step(observation.step, observation.trajectory):
-            return Reading()
-        return self._read()
+    @property
+    def shown(self) -> frozenset[Method]:
+        return super().shown if self.convexity else super().shown - {"on_gradients"}
+
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
+        del batch
+        if self.convexity:
+            self._take_gradient(step, gradients)
+        return Reading()
+
+    def on_step(self, step: int, change: ParameterStep) -> Reading:
+        return self._read() if self._take_step(step, change) else Reading()
 
     def report(self) -> trajectories.DwellReport:
         """The dwells so far, with their centres on the directions of the sketch."""

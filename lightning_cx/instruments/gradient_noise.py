@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, noise, noise_scale, pool_noise_scales
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument
+from lightning_cx.instruments.reading import Reading
 from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16  # one batch rarely tells signal from noise; 16 narrow the interval fourfold and stay local in time
@@ -43,16 +44,12 @@ class GradientNoise(Instrument):
     def reset(self) -> None:
         self._recent.clear()
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(gram=True)
-
-    def measure(self, observation: Observation) -> Reading:
-        sample = observation.gradients
-        if sample is None or sample.gram is None:
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
+        del step, batch
+        if gradients.gram is None:
             return Reading()
-        batch_noise, norms = whole_batch(sample)
-        if not bool(norms.isfinite().all() & sample.gram.isfinite().all()):
+        batch_noise, norms = whole_batch(gradients)
+        if not bool(norms.isfinite().all() & gradients.gram.isfinite().all()):
             why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
             return Reading.refused(TAGS, why)
         refusals: dict[str, str] = {}
@@ -62,7 +59,7 @@ class GradientNoise(Instrument):
             single = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH, tags.GRADIENT_SNR)
             refusals = dict.fromkeys(single, "a batch of one example shows no spread: use batches of two or more")
         quantiles = torch.quantile(norms, norms.new_tensor([0.05, 0.5, 0.95])).tolist()
-        squared = batch_noise.squared_mean(len(norms)) if len(norms) > 1 else sample.gram.mean()
+        squared = batch_noise.squared_mean(len(norms)) if len(norms) > 1 else gradients.gram.mean()
         scalars = {
             tags.GRADIENT_NORM: float(squared.clamp_min(0).sqrt()),
             tags.GRADIENT_SNR: float(batch_noise.snr),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from lightning_cx.functional import gradient_spectrum, laplacian_basis
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
-from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
+from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments.base import BatchView, Instrument, Needs
+from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients
 from lightning_cx.instruments.modes import ModeHistory
+from lightning_cx.instruments.reading import Reading
 from lightning_cx.tensorboard import tags
 
 MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all with all and orders nothing
@@ -35,24 +38,22 @@ class GradientSpectrum(Instrument):
 
     def __init__(self, control: Control = None) -> None:
         self._history = ModeHistory("Gradient modes of the batch")
-        self._twin = None
-        if checked(control) is not None:
-            self._twin = ShuffledTwin(GradientSpectrum(), order_free=(tags.PARTICIPATION_RATIO,))
+        self._twin = ShuffledTwin(control, GradientSpectrum, order_free=(tags.PARTICIPATION_RATIO,))
 
     def reset(self) -> None:
         self._history.reset()
+        self._twin.reset()
 
     @property
     def needs(self) -> Needs:
-        return Needs(gram=True, features=True)
+        return Needs(features=True)
 
-    def measure(self, observation: Observation) -> Reading:
-        reading = self._measure(observation)
-        return reading if self._twin is None or not reading.scalars else self._twin.beside(reading, observation)
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        reading = self._measure(step, gradients, batch.features)
+        return self._twin.beside(reading, lambda twin: twin.on_gradients(step, shuffled_gradients(gradients), batch))
 
-    def _measure(self, observation: Observation) -> Reading:
-        sample, features = observation.gradients, observation.features
-        if sample is None or sample.gram is None:
+    def _measure(self, step: int, sample: GradientSample, features: Tensor | None) -> Reading:
+        if sample.gram is None:
             return Reading()
         gram = sample.gram.cpu()
         nothing = dict.fromkeys(TAGS, torch.nan)
@@ -73,9 +74,7 @@ class GradientSpectrum(Instrument):
             tags.GRADIENT_MEDIAN_CHANCE_LOW: chance - 1.96 * float(spectrum.null_sd),
             tags.PARTICIPATION_RATIO: float(spectrum.participation_ratio),
         }
-        picture = self._history.picture(
-            observation.step, spectrum.eigenvalues.clamp_min(0).sqrt(), spectrum.medians, median
-        )
+        picture = self._history.picture(step, spectrum.eigenvalues.clamp_min(0).sqrt(), spectrum.medians, median)
         refusals = {}
         if basis.n_levels < 3:  # the constant, and one for all that differs
             why = "the graph of this batch orders nothing: its examples are all alike, or all equally unlike"
@@ -83,8 +82,8 @@ class GradientSpectrum(Instrument):
         return Reading(scalars, pictures={tags.GRADIENT_SPECTRUM: picture}, refusals=refusals)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.state_dict(), **state_of(self._twin)}
+        return {"history": self._history.state_dict(), **self._twin.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._history.load_state_dict(state["history"])
-        load_state(self._twin, state)
+        self._twin.load_state_dict(state)

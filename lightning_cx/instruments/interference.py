@@ -10,10 +10,12 @@ from torch import Tensor
 
 from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments.base import Instrument, ModeScatter, Needs, Observation, Reading
-from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
+from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
+from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
 from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES
 from lightning_cx.instruments.modes import ModeHistory
+from lightning_cx.instruments.reading import ModeScatter, Reading
+from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 
 BATCH_TAGS: tuple[str, ...] = (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
@@ -64,29 +66,30 @@ class Interference(Instrument):
         self._tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
         self._history = ModeHistory(f"Gradient modes of the {on}")
         self._basis: tuple[Tensor, Basis] | None = None
-        twin = None if checked(control) is None else Interference(on, per_layer, None, examples)
-        self._twin = None if twin is None else ShuffledTwin(twin)
+        self._twin = ShuffledTwin(control, lambda: Interference(on, per_layer, None, examples))
 
     def reset(self) -> None:
         self._history.reset()
         self._basis = None
-        if self._twin is not None:
-            self._twin.twin.reset()
+        self._twin.reset()
 
     @property
     def needs(self) -> Needs:
-        if self.on == "batch":
-            return Needs(gram=True, features=True, per_layer=self.per_layer)
-        return Needs(probe=True, probe_gradients=self.examples, per_layer=self.per_layer)
+        return Needs(features=True, probe_gradients=self.examples, per_layer=self.per_layer)
 
-    def measure(self, observation: Observation) -> Reading:
-        reading = self._measure(observation)
-        if self._twin is None or not reading.scalars:
-            return reading
-        return self._twin.beside(reading, observation)
+    @property
+    def shown(self) -> frozenset[Method]:
+        return frozenset({"on_gradients" if self.on == "batch" else "on_probe"})
 
-    def _measure(self, observation: Observation) -> Reading:
-        sample, features = self._seen(observation)
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        reading = self._measure(step, gradients, batch.features)
+        return self._twin.beside(reading, lambda twin: twin.on_gradients(step, shuffled_gradients(gradients), batch))
+
+    def on_probe(self, step: int, probe: ProbeReading) -> Reading:
+        reading = self._measure(step, probe.gradients, probe.features)
+        return self._twin.beside(reading, lambda twin: twin.on_probe(step, shuffled_probe(probe)))
+
+    def _measure(self, step: int, sample: GradientSample | None, features: Tensor | None) -> Reading:
         if sample is None or sample.gram is None:
             return Reading()
         nothing = dict.fromkeys(self._tags, torch.nan)
@@ -97,18 +100,12 @@ class Interference(Instrument):
         if why is not None:
             return Reading(nothing, refusals=dict.fromkeys(self._tags, why))
         basis = self._basis_on(features, len(gram))
-        scalars, refusals, picture = self._profile(observation.step, gram, basis)
+        scalars, refusals, picture = self._profile(step, gram, basis)
         for layer, own in self._layers(sample).items():
-            values, _, _ = self._profile(observation.step, own, basis, whole=False)
+            values, _, _ = self._profile(step, own, basis, whole=False)
             scalars.update({tags.of_layer(tag, layer): value for tag, value in values.items()})
         tag = tags.GRADIENT_SPECTRUM if self.on == "batch" else tags.PROBE_GRADIENT_SPECTRUM
         return Reading(scalars, pictures={} if picture is None else {tag: picture}, refusals=refusals)
-
-    def _seen(self, observation: Observation) -> tuple[GradientSample | None, Tensor | None]:
-        if self.on == "batch":
-            return observation.gradients, observation.features
-        probe = observation.probe
-        return (None, None) if probe is None else (probe.gradients, probe.features)
 
     def _basis_on(self, features: Tensor, count: int) -> Basis:
         if self._basis is None or self._basis[0] is not features or len(self._basis[1].vectors) != count:
@@ -142,11 +139,11 @@ class Interference(Instrument):
         return grams
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.state_dict(), **state_of(self._twin)}
+        return {"history": self._history.state_dict(), **self._twin.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._history.load_state_dict(state["history"])
-        load_state(self._twin, state)
+        self._twin.load_state_dict(state)
 
 
 def _unusable(gram: Tensor) -> str | None:

@@ -10,7 +10,7 @@ import torch
 
 from lightning_cx.functional import block_shares, kernels
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ProbePasses
 from lightning_cx.instruments.kernel_reading import (
     MIN_EXAMPLES,
     SPECTRUM,
@@ -20,7 +20,7 @@ from lightning_cx.instruments.kernel_reading import (
     unknown_blocks,
 )
 from lightning_cx.instruments.parameter_blocks import Blocks, checked_blocks, parameter_blocks
-from lightning_cx.probe import ModelView
+from lightning_cx.instruments.reading import Reading
 from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16
@@ -55,8 +55,8 @@ class Kernel(Instrument):
         ValueError: If `on` or `blocks` is not known, `examples` is below 16, or `every_n_steps` below 1.
 
     Example:
-        >>> Kernel().needs.gram, Kernel(on="probe").needs.gram
-        (True, False)
+        >>> Kernel().shown, Kernel(on="probe").shown
+        (frozenset({'on_gradients'}), frozenset({'on_model'}))
     """
 
     def __init__(
@@ -81,22 +81,26 @@ class Kernel(Instrument):
 
     @property
     def needs(self) -> Needs:
-        if self.on == "probe":
-            return Needs(passes=PASSES * self.examples / 128, every_n_steps=self.every_n_steps)
-        return Needs(gram=True, per_layer=self.blocks != "off", targets=True)
+        passes = PASSES * self.examples / 128
+        return Needs(per_layer=self.blocks != "off", targets=True, passes=passes, every_n_steps=self.every_n_steps)
 
-    def measure(self, observation: Observation) -> Reading:
-        if self.on == "probe":
-            return Reading() if observation.model is None else self._on_probe(observation.model)
-        sample = observation.gradients
-        if sample is None or sample.gram is None:
+    @property
+    def shown(self) -> frozenset[Method]:
+        return frozenset({"on_gradients" if self.on == "batch" else "on_model"})
+
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
+        del step
+        if gradients.gram is None or self.on != "batch":
             return Reading()
-        reading = of_kernel(sample.gram.cpu(), observation.targets, "targets of this batch")
-        return self._with_blocks(reading, sample)
+        reading = of_kernel(gradients.gram.cpu(), batch.targets, "targets of this batch")
+        return self._with_blocks(reading, gradients)
 
-    def _on_probe(self, view: ModelView) -> Reading:
+    def on_model(self, step: int, passes: ProbePasses) -> Reading:
+        del step
+        if self.on != "probe":
+            return Reading()
         try:
-            jacobian = view.jacobian(self.examples)
+            jacobian = passes.jacobian(self.examples)
         except (UnsupportedGradientError, ValueError) as error:
             reading = Reading.refused((*SPECTRUM, *TARGET), f"the outputs' derivatives could not be read: {error}")
         else:
@@ -105,7 +109,7 @@ class Kernel(Instrument):
             reading = of_kernel(traced, jacobian.residuals, "residuals of the probe", whole=jacobian.gram)
         if self.blocks != "off":
             try:
-                reading = self._with_blocks(reading, view.gradients(self.examples, per_layer=True))
+                reading = self._with_blocks(reading, passes.gradients(self.examples, per_layer=True))
             except (UnsupportedGradientError, ValueError) as error:
                 why = f"the gradients of the probe could not be read: {error}"
                 reading = reading.joined(Reading.refused((tags.KERNEL_BLOCK_SHARE,), why))

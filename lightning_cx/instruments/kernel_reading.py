@@ -16,7 +16,7 @@ from lightning_cx.functional import (
     kernel_target_alignment,
     kernels,
 )
-from lightning_cx.instruments.base import Reading
+from lightning_cx.instruments.reading import Reading
 from lightning_cx.tensorboard import tags
 
 MIN_EXAMPLES = 16

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_cx.instruments.base import ModeScatter
+from lightning_cx.instruments.reading import ModeScatter
 
 EARLIER_STEPS = 12  # more are hard to tell apart in one picture
 MODES_KEPT = 64  # of each earlier step, the strongest; the others lie at the bottom of the picture

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cx.functional import neuron_report, neurons
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.hidden_layers import HiddenLayer, hidden_layers, weight_layers
+from lightning_cx.instruments.reading import Reading
 from lightning_cx.instruments.teacher import Teacher, layer_of, teacher_weights
 from lightning_cx.tensorboard import tags
 
@@ -73,19 +74,13 @@ class Neurons(Instrument):
         self.per_layer, self.examples, self.every_n_steps = per_layer, examples, every_n_steps
         self._teacher = None if teacher is None else teacher_weights(teacher)
 
-    def reset(self) -> None:
-        pass  # nothing is remembered from one measurement to the next
-
     @property
     def needs(self) -> Needs:
         return Needs(passes=self.examples / 256, every_n_steps=self.every_n_steps)
 
-    def measure(self, observation: Observation) -> Reading:
-        if observation.model is None:
-            return Reading()
-        return self._measure(observation.model.module, observation.model.activations(self.examples))
-
-    def _measure(self, module: nn.Module, activations: Mapping[str, Tensor]) -> Reading:
+    def on_model(self, step: int, passes: ProbePasses) -> Reading:
+        del step
+        module, activations = passes.module, passes.activations(self.examples)
         everyone = hidden_layers(module, activations)
         found = [layer for layer in everyone if self.layers is None or layer.name in self.layers]
         missing = self._missing(module, activations, found)

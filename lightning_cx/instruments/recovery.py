@@ -12,10 +12,11 @@ from torch.optim import SGD, Optimizer
 
 from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.loss_history import LossHistory
+from lightning_cx.instruments.reading import Reading
 from lightning_cx.instruments.recovery_card import CODES, card
-from lightning_cx.probe import ModelView
+from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 
 ROWS = 512
@@ -50,8 +51,8 @@ class LocalRecovery(Instrument):
         ValueError: If an argument is out of range.
 
     Example:
-        >>> LocalRecovery().needs.probe
-        True
+        >>> LocalRecovery(every_n_steps=100).needs.every_n_steps
+        100
     """
 
     def __init__(self, examples: int | None = None, tail: float = 0.5, every_n_steps: int | None = None) -> None:
@@ -73,21 +74,14 @@ class LocalRecovery(Instrument):
 
     @property
     def needs(self) -> Needs:
-        return Needs(probe=True, passes=PASSES, every_n_steps=self.every_n_steps)
+        return Needs(passes=PASSES, every_n_steps=self.every_n_steps)
 
-    def measure(self, observation: Observation) -> Reading:
-        if observation.probe is not None:
-            self._outputs = observation.probe.outputs.shape[1]
-            return self._measure_law(observation.step, observation.probe.loss)
-        if observation.model is not None:
-            return self._measure_local(observation.model)
-        return Reading()
-
-    def _measure_law(self, step: int, loss: float) -> Reading:
-        if not math.isfinite(loss):
+    def on_probe(self, step: int, probe: ProbeReading) -> Reading:
+        self._outputs = probe.outputs.shape[1]
+        if not math.isfinite(probe.loss):
             why = "the loss on the probe is not known, or not finite"
             return Reading.refused(LAW, why)
-        if not self._history.add(step, loss):
+        if not self._history.add(step, probe.loss):
             return Reading()
         steps, losses = self._history.latest(self.tail)
         law = self._law = loss_tail(steps, losses)
@@ -98,15 +92,16 @@ class LocalRecovery(Instrument):
         values = (float(CODES[law.law]), law.rate_now, law.low * scale, law.high * scale)
         return Reading(dict(zip(LAW, values, strict=True)), texts=self._card())
 
-    def _measure_local(self, view: ModelView) -> Reading:
+    def on_model(self, step: int, passes: ProbePasses) -> Reading:
+        del step
         try:
-            local = self._local_model(view)
+            local = self._local_model(passes)
         except (UnsupportedGradientError, ValueError) as refusal:  # the model, the loss or the size, in words
             self._local, self._predicted, self._why = None, math.nan, str(refusal)
             return Reading.refused(LOCAL, str(refusal), self._card())
         self._local = local
-        short = _not_all(local.rank, local.parameters, local.examples, view.training_examples)
-        self._predicted, self._why = (math.nan, short) if short else _prediction(local, view)
+        short = _not_all(local.rank, local.parameters, local.examples, passes.training_examples)
+        self._predicted, self._why = (math.nan, short) if short else _prediction(local, passes)
         if short:
             return Reading.refused(LOCAL, short, self._card())
         removable = "the loss is zero, negative or not finite" if math.isnan(local.removable) else ""
@@ -115,7 +110,7 @@ class LocalRecovery(Instrument):
         refusals = {tag: why for tag, why in zip(LOCAL, reasons, strict=True) if why}
         return Reading(dict(zip(LOCAL, values, strict=True)), refusals=refusals, texts=self._card())
 
-    def _local_model(self, view: ModelView) -> convergence.LocalModel:
+    def _local_model(self, view: ProbePasses) -> convergence.LocalModel:
         if self._outputs is None:  # no reading of the probe yet
             self._outputs = view.jacobian(1).outputs.shape[1]
         wanted = min(self.examples or max(1, ROWS // max(1, self._outputs)), view.examples)
@@ -157,7 +152,7 @@ def _not_all(rank: int, parameters: int, examples: int, training_examples: int |
     )
 
 
-def _prediction(local: convergence.LocalModel, view: ModelView) -> tuple[float, str]:
+def _prediction(local: convergence.LocalModel, view: ProbePasses) -> tuple[float, str]:
     """The rate, or nan with the reason."""
     descent = _descent(view.optimizer, view.module)
     if isinstance(descent, str) or view.sums:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from lightning_cx.functional import Basis, complexity, laplacian_basis, octave_bands
 from lightning_cx.instruments.band_history import BandHistory
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
-from lightning_cx.instruments.control import Control, ShuffledTwin, checked, load_state, state_of
+from lightning_cx.instruments.base import Instrument
+from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
 from lightning_cx.instruments.learning import Learning
+from lightning_cx.instruments.reading import Reading
+from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 
 SUMMARY = (
@@ -51,21 +53,13 @@ class SpectralBias(Instrument):
         self._fingerprint: float | None = None
         self._learning = Learning()
         self._bands = BandHistory()
-        twin = None if checked(control) is None else SpectralBias(per_band)
-        self._twin = None if twin is None else ShuffledTwin(twin, order_free=(tags.RESIDUAL_ENERGY,))
+        self._twin = ShuffledTwin(control, lambda: SpectralBias(per_band), order_free=(tags.RESIDUAL_ENERGY,))
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(probe=True)
+    def on_probe(self, step: int, probe: ProbeReading) -> Reading:
+        reading = self._measure(step, probe)
+        return self._twin.beside(reading, lambda twin: twin.on_probe(step, shuffled_probe(probe)))
 
-    def measure(self, observation: Observation) -> Reading:
-        reading = self._measure(observation)
-        return reading if self._twin is None or not reading.scalars else self._twin.beside(reading, observation)
-
-    def _measure(self, observation: Observation) -> Reading:
-        probe = observation.probe
-        if probe is None:
-            return Reading()
+    def _measure(self, step: int, probe: ProbeReading) -> Reading:
         n, basis, residuals = len(probe.residuals), self._basis_on(probe.features), probe.residuals
         bands = octave_bands(basis.n_levels)
         band_tags = [tags.residual_band(number) for number in range(len(bands))]
@@ -77,7 +71,7 @@ class SpectralBias(Instrument):
         varying = axis.energies(residuals.reshape(-1, 1))[0]
         self._learning.follow(varying, basis.vectors.T @ residuals)
         by_band = complexity.octave_energies(basis, residuals)
-        self._bands.add(observation.step, by_band)
+        self._bands.add(step, by_band)
         white = complexity.whiteness(
             varying, torch.bincount(axis.level_of), float(complexity.independent_outputs(residuals))
         )
@@ -118,19 +112,18 @@ class SpectralBias(Instrument):
 
     def reset(self) -> None:
         self._start_afresh()
-        if self._twin is not None:
-            self._twin.twin.reset()
+        self._twin.reset()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
             **self._learning.state_dict(),
             **self._bands.state_dict(),
-            **state_of(self._twin),
+            **self._twin.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._fingerprint = state["fingerprint"]
         self._learning.load_state_dict(state)
         self._bands.load_state_dict(state)
-        load_state(self._twin, state)
+        self._twin.load_state_dict(state)

@@ -6,12 +6,11 @@ import math
 from typing import final
 
 from lightning_cx.functional import curvature, step_size
-from lightning_cx.gradients import GradientSample, UnsupportedGradientError
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
-from lightning_cx.instruments.batch_gauss_newton import BatchReader, batch_reader
+from lightning_cx.gradients import UnsupportedGradientError
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
+from lightning_cx.instruments.reading import Reading
 from lightning_cx.instruments.sharpness import PARTS, UNKNOWN, Interval, Sharpness
 from lightning_cx.instruments.step_size_card import card, warning
-from lightning_cx.probe import ModelView
 from lightning_cx.tensorboard import tags
 
 PASSES_PER_PRODUCT = 2.0
@@ -24,7 +23,6 @@ PASSES_OF_JACOBIAN = 6.0
 SHARPNESS: tuple[str, ...] = (tags.SHARPNESS, tags.SHARPNESS_LOW, tags.SHARPNESS_HIGH)
 EDGE: tuple[str, ...] = (tags.EDGE, tags.EDGE_LOW, tags.EDGE_HIGH)
 GAUSS_NEWTON: tuple[str, ...] = (tags.GAUSS_NEWTON, tags.GAUSS_NEWTON_LOW, tags.GAUSS_NEWTON_HIGH)
-BATCH: tuple[str, ...] = (tags.BATCH_GAUSS_NEWTON, tags.BATCH_GAUSS_NEWTON_LOW, tags.BATCH_GAUSS_NEWTON_HIGH)
 
 
 @final
@@ -39,8 +37,7 @@ class StepSize(Instrument):
     examples differ. A run that comes within a tenth of 1 is warned once; a card on the text tab explains the rest.
 
     The Gauss-Newton curvature is the part of it that stays when residuals are gone. It comes from the Jacobian of a few
-    probe examples; for one output with a bias, under squared error or logistic loss, also from the gradients of each
-    sampled batch, without a pass.
+    probe examples.
 
     It keeps one vector of the size of the parameters (two for optimizers with a preconditioner, or with different
     groups), and up to `iterations` more while it measures.
@@ -51,7 +48,6 @@ class StepSize(Instrument):
         iterations: Hessian-vector products at most, for each of the two eigenvalues.
         rows: Rows of the Jacobian, examples times outputs, that the Gauss-Newton curvature is taken from; 0 leaves it
             out.
-        batches: Also log the Gauss-Newton curvature of sampled batches, where the model has one output.
         seed: Of the first direction.
 
     Raises:
@@ -68,7 +64,6 @@ class StepSize(Instrument):
         examples: int = 256,
         iterations: int = 20,
         rows: int = 500,
-        batches: bool = False,
         seed: int = 0,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
@@ -81,47 +76,38 @@ class StepSize(Instrument):
                 f"rows={rows}."
             )
         self.every_n_steps, self.examples, self.iterations = every_n_steps, examples, iterations
-        self.rows, self.batches, self.seed = rows, batches, seed
+        self.rows, self.seed = rows, seed
         self.reset()
 
     def reset(self) -> None:
         self._sharpness = Sharpness(self.iterations, self.seed)
-        self._reader: BatchReader | None = None
         self._outputs: int | None = None
 
     @property
     def needs(self) -> Needs:
         products = 2 * self.iterations + PARTS
         passes = (PASSES_PER_PRODUCT * products * self.examples + PASSES_OF_JACOBIAN * self.rows) / 256
-        return Needs(gram=self.batches, per_layer=self.batches, passes=passes, every_n_steps=self.every_n_steps)
+        return Needs(passes=passes, every_n_steps=self.every_n_steps)
 
-    def measure(self, observation: Observation) -> Reading:
-        if observation.model is not None:
-            return self._measure_model(observation.step, observation.model)
-        if observation.gradients is not None and self.batches:
-            return self._measure_batch(observation.gradients)
-        return Reading()
-
-    def _measure_model(self, step: int, view: ModelView) -> Reading:
+    def on_model(self, step: int, passes: ProbePasses) -> Reading:
         scalars: dict[str, float] = dict.fromkeys((*SHARPNESS, *EDGE), math.nan)
         refusals: dict[str, str] = {}
         details: list[str] = []
-        gains, why = _gains(view)
+        gains, why = _gains(passes)
         if gains is None:
             refusals |= dict.fromkeys(EDGE, why)
         try:
-            found = self._sharpness(view, min(self.examples, view.examples), gains)
+            found = self._sharpness(passes, min(self.examples, passes.examples), gains)
         except (UnsupportedGradientError, ValueError) as error:
             refusals |= dict.fromkeys((*SHARPNESS, *EDGE), str(error))
         else:
             for names, interval in zip((SHARPNESS, EDGE), found, strict=True):
                 scalars |= dict(zip(names, interval, strict=True))
-            refusals |= _why_nan(scalars, refusals, min(self.examples, view.examples))
+            refusals |= _why_nan(scalars, refusals, min(self.examples, passes.examples))
             details.append("sharpness {:.4g} ({:.4g} to {:.4g})".format(*found[0]))
         if self.rows:
-            of_outputs = self._measure_outputs(view, gains, scalars, refusals)
+            of_outputs = self._measure_outputs(passes, gains, scalars, refusals)
             details += [str(of_outputs)] if of_outputs else []
-        self._find_reader(view)
         ratio: Interval = (scalars[tags.EDGE], scalars[tags.EDGE_LOW], scalars[tags.EDGE_HIGH])
         words = warning(ratio, step)
         return Reading(
@@ -132,7 +118,7 @@ class StepSize(Instrument):
         )
 
     def _measure_outputs(
-        self, view: ModelView, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
+        self, view: ProbePasses, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
     ) -> curvature.GaussNewton | None:
         """Fill in the Gauss-Newton curvature of the probe."""
         wanted = (*GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
@@ -158,8 +144,10 @@ class StepSize(Instrument):
             scalars[tags.GAUSS_NEWTON_EDGE] = gain * (interval[0] + decay)
         return found
 
-    def _gauss_newton(self, view: ModelView) -> curvature.GaussNewton:
-        outputs = self._count_outputs(view)
+    def _gauss_newton(self, view: ProbePasses) -> curvature.GaussNewton:
+        if self._outputs is None:
+            self._outputs = view.jacobian(1).outputs.shape[1]
+        outputs = self._outputs
         examples = min(self.rows // outputs, view.examples)
         if examples < 2:
             raise ValueError(
@@ -169,32 +157,8 @@ class StepSize(Instrument):
         jacobian = view.jacobian(examples)
         return curvature.gauss_newton(jacobian.gram, jacobian.hessian)
 
-    def _count_outputs(self, view: ModelView) -> int:
-        if self._outputs is None:
-            self._outputs = view.jacobian(1).outputs.shape[1]
-        return self._outputs
 
-    def _find_reader(self, view: ModelView) -> None:
-        if not self.batches:
-            return
-        try:
-            outputs = self._count_outputs(view)
-        except (UnsupportedGradientError, ValueError) as error:
-            self._reader = BatchReader(None, None, str(error))
-        else:
-            self._reader = batch_reader(view, outputs)
-
-    def _measure_batch(self, sample: GradientSample) -> Reading:
-        if self._reader is None:
-            return Reading()
-        found, why = self._reader.read(sample)
-        if found is None or why:
-            return Reading.refused(BATCH, why)
-        alone = dict.fromkeys(BATCH[1:], "a batch of one example shows no spread") if found.examples == 1 else {}
-        return Reading(dict(zip(BATCH, _of_sample(found, None), strict=True)), refusals=alone)
-
-
-def _gains(view: ModelView) -> tuple[step_size.StepGains | None, str]:
+def _gains(view: ProbePasses) -> tuple[step_size.StepGains | None, str]:
     if view.optimizer is None:
         return None, "no single optimizer trains the model: none is known, or several share it"
     if view.sums:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_cx.functional import alpha_ecf, tails
 from lightning_cx.gradients import Block, GradientSample
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Picture, QuantilePlot, Reading, SurvivalPlot
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
+from lightning_cx.instruments.reading import Picture, QuantilePlot, Reading, SurvivalPlot
 from lightning_cx.instruments.tail_card import CODES, card, waiting
 from lightning_cx.instruments.trajectory_tail import TrajectoryTail
 from lightning_cx.metrics import MIN_BATCH
@@ -99,19 +100,16 @@ class TailIndex(Instrument):
 
     @property
     def needs(self) -> Needs:
-        return Needs(
-            gram=True,
-            projections=PROJECTIONS,
-            per_layer=self.per_layer,
-            coordinates=self.coordinates,
-            trajectory=self.trajectory,
-        )
+        return Needs(gram=True, projections=PROJECTIONS, per_layer=self.per_layer, coordinates=self.coordinates)
 
-    def measure(self, observation: Observation) -> Reading:
-        if observation.trajectory is not None:
-            return self._measure_steps(observation.trajectory.increment)
-        sample = observation.gradients
-        if sample is None or sample.projections is None:
+    @property
+    def shown(self) -> frozenset[Method]:
+        return super().shown if self.trajectory else super().shown - {"on_step"}
+
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
+        del batch
+        sample = gradients
+        if sample.projections is None:
             return Reading()
         why = _unusable(sample)
         if why:
@@ -126,7 +124,7 @@ class TailIndex(Instrument):
         if self._new * READINGS_PER_WINDOW < self._held and was_full is self._full:
             return Reading()
         self._new = 0
-        return self._read(observation.step, sample)
+        return self._read(step, sample)
 
     def _pool(self, sample: GradientSample) -> None:
         """Keep what the batch showed, as much as the window holds."""
@@ -215,10 +213,11 @@ class TailIndex(Instrument):
             ),
         }
 
-    def _measure_steps(self, increment: Tensor) -> Reading:
+    def on_step(self, step: int, change: ParameterStep) -> Reading:
+        del step
         if not self.trajectory:
             return Reading()
-        if not self._steps.add(increment):
+        if not self._steps.add(change.increment):
             return Reading() if self._steps.ready else Reading(dict.fromkeys(TRAJECTORY, torch.nan))
         xi, power = self._steps.fits()
         values = (xi.index, xi.low, xi.high, power.index)

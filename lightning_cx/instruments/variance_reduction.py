@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, batch_size_advice, pool_noise_scales, svrg_gain, variance_reduction
 from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
-from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Needs, ProbePasses
 from lightning_cx.instruments.gradient_noise import POOLED_SAMPLES, whole_batch
-from lightning_cx.probe import ModelView, running_norms
+from lightning_cx.instruments.reading import Reading
+from lightning_cx.probe import running_norms
 from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 64
@@ -50,8 +51,8 @@ class VarianceReduction(Instrument):
         ValueError: If `every_n_steps` or `batch_size` is not positive, or `examples` is below 8.
 
     Example:
-        >>> VarianceReduction().needs.gram
-        True
+        >>> sorted(VarianceReduction().shown)
+        ['on_gradients', 'on_model']
     """
 
     def __init__(self, every_n_steps: int | None = None, batch_size: int | None = None, examples: int = 256) -> None:
@@ -69,22 +70,18 @@ class VarianceReduction(Instrument):
 
     @property
     def needs(self) -> Needs:
-        return Needs(gram=True, passes=PASSES, every_n_steps=self.every_n_steps)
+        return Needs(passes=PASSES, every_n_steps=self.every_n_steps)
 
-    def measure(self, observation: Observation) -> Reading:
-        if observation.model is not None:
-            return self._compare(observation.step, observation.model)
-        if observation.gradients is not None and observation.gradients.gram is not None:
-            return self._advise(observation.gradients)
-        return Reading()
-
-    def _advise(self, sample: GradientSample) -> Reading:
-        noise, _ = whole_batch(sample)
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
+        del step, batch
+        if gradients.gram is None:
+            return Reading()
+        noise, _ = whole_batch(gradients)
         if not bool(noise.noise.isfinite()):
             why = "noise shows in batches of two or more finite gradients"
             return Reading.refused(SPEEDUP, why)
         self._recent.append(noise)
-        size = self.batch_size or sum(block.batch_size for block in sample.blocks) or sample.batch_size
+        size = self.batch_size or sum(block.batch_size for block in gradients.blocks) or gradients.batch_size
         advice = batch_size_advice(pool_noise_scales(list(self._recent)), size)
         values = (advice.speedup, advice.low, advice.high)
         refusals: dict[str, str] = {}
@@ -94,8 +91,8 @@ class VarianceReduction(Instrument):
         scalars = dict(zip(SPEEDUP, values, strict=True))
         return Reading(scalars, refusals=refusals, texts={tags.BATCH_SPEEDUP: f"**{advice.sentence}**"})
 
-    def _compare(self, step: int, model: ModelView) -> Reading:
-        found = self._projections(model)
+    def on_model(self, step: int, passes: ProbePasses) -> Reading:
+        found = self._projections(passes)
         before, self._snapshot = self._snapshot, None if isinstance(found, str) else (step, found)
         if isinstance(found, str):
             return Reading.refused(COMPARED, found)
@@ -111,7 +108,7 @@ class VarianceReduction(Instrument):
         age = {tags.SNAPSHOT_AGE: float(step - then)}
         return Reading(scalars | age, refusals=refusals, texts={tags.SVRG_RATIO: _card(gain, step - then)})
 
-    def _projections(self, model: ModelView) -> Tensor | str:
+    def _projections(self, model: ProbePasses) -> Tensor | str:
         """Projected gradients of the probe's examples, or why there are none."""
         if running_norms(model.module):
             return "BatchNorm makes the gradient of an example depend on the others, and SVRG is not defined there"

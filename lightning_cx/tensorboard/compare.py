@@ -18,7 +18,6 @@ QUANTITIES: tuple[str, ...] = (
     tags.TRAJECTORY_GROWTH,
     tags.TRAJECTORY_TREE,
     tags.TRAJECTORY_MAGNITUDE,
-    tags.TRAJECTORY_BOUND_INDEX,
     tags.TAIL_TRAJECTORY_XI,
 )
 """What is compared where no tags are given, as far as a run has it."""

@@ -183,10 +183,6 @@ _CHARTS: dict[str, dict[str, Chart]] = {
             "Margin",
             [tags.GAUSS_NEWTON, tags.GAUSS_NEWTON_LOW, tags.GAUSS_NEWTON_HIGH],
         ),
-        "largest Gauss-Newton curvature of single batches with 95% interval": (
-            "Margin",
-            [tags.BATCH_GAUSS_NEWTON, tags.BATCH_GAUSS_NEWTON_LOW, tags.BATCH_GAUSS_NEWTON_HIGH],
-        ),
         "the same ratio from the Gauss-Newton curvature": ("Multiline", [tags.GAUSS_NEWTON_EDGE]),
     },
     "Would averages, batches or snapshots help against the noise": {
@@ -223,10 +219,6 @@ _CHARTS: dict[str, dict[str, Chart]] = {
         "positive magnitude (1: all points together, 64: none near another)": (
             "Multiline",
             [tags.TRAJECTORY_MAGNITUDE],
-        ),
-        "bound index (not a bound; its size means nothing)": (
-            "Margin",
-            [tags.TRAJECTORY_BOUND_INDEX, tags.TRAJECTORY_BOUND_INDEX_LOW, tags.TRAJECTORY_BOUND_INDEX_HIGH],
         ),
     },
     "Where does training stay": {

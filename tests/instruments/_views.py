@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_cx.instruments import Observation
 from lightning_cx.probe.passes import Reduction
 from lightning_cx.probe.view import ModelView
 
@@ -29,6 +28,6 @@ def view_of(
     return ModelView(module, [((x, y), len(x))], lambda b: b, loss_of, Reduction(), optimizer, training_examples)
 
 
-def seen(*args: Any, **options: Any) -> Observation:
-    """The observation of such a view."""
-    return Observation(7, model=view_of(*args, **options))
+def seen(*args: Any, **options: Any) -> tuple[int, ModelView]:
+    """A step and such a view."""
+    return 7, view_of(*args, **options)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lightning_cx.functional import averaging_gain, noise_scale, pool_noise_scales, svrg_gain
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
-from lightning_cx.instruments import Averaging, Observation, Reading, VarianceReduction
+from lightning_cx.instruments import Averaging, Reading, VarianceReduction
 from lightning_cx.instruments.averaging import GAIN, MIN_WEIGHTS
 from lightning_cx.instruments.averaging import TAGS as AVERAGING
 from lightning_cx.instruments.variance_reduction import SPEEDUP, SVRG
@@ -67,7 +67,7 @@ def follow(net: nn.Module, instrument: Averaging, **options: Any) -> list[dict[s
     """Train beside the instrument; the weights after each step."""
     kept = []
     for step in train(net, **options):
-        assert instrument.measure(Observation(step, parameters=parameters_of(net))) == Reading()
+        assert instrument.on_parameters(step, parameters_of(net)) == Reading()
         kept.append(deepcopy(parameters_of(net)))
     return kept
 
@@ -84,7 +84,7 @@ def refused(reading: Reading, wanted: tuple[str, ...], words: str) -> None:
 def test_the_gain_is_that_of_a_plain_average_of_the_weights_on_the_whole_probe():
     net, instrument = net_for(), Averaging()
     kept = follow(net, instrument)
-    reading = instrument.measure(Observation(59, model=view_of(net)))
+    reading = instrument.on_model(59, view_of(net))
     window = int(reading.scalars[tags.AVERAGING_WINDOW])
     assert window == 60 - 16 + 1  # of 60 steps, from the 16th
     mean = {name: torch.stack([w[name].double() for w in kept[-window:]]).mean(0).float() for name in kept[0]}
@@ -110,12 +110,12 @@ def test_the_gain_is_that_of_a_plain_average_of_the_weights_on_the_whole_probe()
 def test_large_steps_gain_by_averaging_and_a_way_down_does_not():
     noisy, instrument = net_for(), Averaging()
     follow(noisy, instrument, steps=400, lr=0.1)
-    reading = instrument.measure(Observation(399, model=view_of(noisy, chunk=8)))
+    reading = instrument.on_model(399, view_of(noisy, chunk=8))
     assert reading.scalars[tags.AVERAGING_GAIN_LOW] > 0
     assert "The average is better" in reading.texts[tags.AVERAGING_GAIN]
     slow, instrument = net_for(), Averaging()
     follow(slow, instrument, steps=100, lr=0.003)
-    reading = instrument.measure(Observation(99, model=view_of(slow)))
+    reading = instrument.on_model(99, view_of(slow))
     assert reading.scalars[tags.AVERAGING_GAIN_HIGH] < 0
     assert "The average is worse" in reading.texts[tags.AVERAGING_GAIN]
 
@@ -127,7 +127,7 @@ def test_a_measurement_leaves_no_trace_on_weights_buffers_and_modes():
     before, modes = deepcopy(net.state_dict()), [part.training for part in net.modules()]
     storage = [t.data_ptr() for t in (*net.parameters(), *net.buffers())]
     state = torch.get_rng_state()
-    instrument.measure(Observation(19, model=view_of(net)))
+    instrument.on_model(19, view_of(net))
     assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
     assert [t.data_ptr() for t in (*net.parameters(), *net.buffers())] == storage
     assert [part.training for part in net.modules()] == modes
@@ -137,7 +137,7 @@ def test_a_measurement_leaves_no_trace_on_weights_buffers_and_modes():
 def test_batch_norm_takes_the_statistics_of_each_batch_for_both_and_says_so():
     net, instrument = net_for(batch_norm=True), Averaging()
     follow(net, instrument, steps=40)
-    reading = instrument.measure(Observation(39, model=view_of(net)))
+    reading = instrument.on_model(39, view_of(net))
     x, y = problem()
     expected = np.mean(
         [F.mse_loss(deepcopy(net)(x[i : i + CHUNK]), y[i : i + CHUNK]).item() for i in range(0, 128, CHUNK)]
@@ -150,7 +150,7 @@ def test_frozen_batch_norm_keeps_its_statistics():
     net, instrument = net_for(batch_norm=True), Averaging()
     follow(net, instrument, steps=40)
     net[1].eval()
-    reading = instrument.measure(Observation(39, model=view_of(net)))
+    reading = instrument.on_model(39, view_of(net))
     x, y = problem()
     expected = F.mse_loss(deepcopy(net).eval()(x), y).item()
     assert reading.scalars[tags.AVERAGING_LOSS_LAST] == pytest.approx(expected, rel=1e-5)
@@ -163,7 +163,7 @@ def test_too_few_weights_are_refused_with_their_number(steps):
     follow(net, instrument, steps=steps)
     count = instrument._average.count
     assert count < MIN_WEIGHTS or steps == 20
-    reading = instrument.measure(Observation(steps, model=view_of(net)))
+    reading = instrument.on_model(steps, view_of(net))
     assert reading.scalars[tags.AVERAGING_WINDOW] == count
     if count < MIN_WEIGHTS:
         refused(reading, AVERAGING, f"takes 16 weights at least, so far there are {count}")
@@ -175,8 +175,8 @@ def test_weights_that_broke_are_refused():
     net, instrument = net_for(), Averaging()
     follow(net, instrument)
     broken = {name: torch.full_like(p, torch.nan) for name, p in parameters_of(net).items()}
-    instrument.measure(Observation(60, parameters=broken))
-    refused(instrument.measure(Observation(60, model=view_of(net))), AVERAGING, "weights that are not finite")
+    instrument.on_parameters(60, broken)
+    refused(instrument.on_model(60, view_of(net)), AVERAGING, "weights that are not finite")
 
 
 def test_a_loss_that_is_not_finite_is_refused():
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_is_refused():
     follow(net, instrument)
     view = view_of(net)
     view._loss_of = lambda batch: net(batch[0]).sum() * torch.nan
-    refused(instrument.measure(Observation(60, model=view)), AVERAGING, "a loss is not finite")
+    refused(instrument.on_model(60, view), AVERAGING, "a loss is not finite")
 
 
 @pytest.mark.parametrize("error", [ValueError("no batch"), UnsupportedGradientError("a node")])
@@ -198,21 +198,21 @@ def test_a_model_that_cannot_be_read_is_refused_with_its_reason(error, monkeypat
 
     monkeypatch.setattr(view, "losses", fail)
     monkeypatch.setattr(view, "gradients", fail)
-    refused(averaging.measure(Observation(60, model=view)), AVERAGING, f"the loss cannot be read: {error}")
-    refused(variance.measure(Observation(60, model=view)), SVRG, f"cannot be read: {error}")
+    refused(averaging.on_model(60, view), AVERAGING, f"the loss cannot be read: {error}")
+    refused(variance.on_model(60, view), SVRG, f"cannot be read: {error}")
 
 
 def test_other_parameters_than_those_averaged_are_refused():
     net, instrument = net_for(), Averaging()
     follow(net, instrument)
     net[0].weight.requires_grad_(False)
-    refused(instrument.measure(Observation(60, model=view_of(net))), AVERAGING, "other parameters are trained")
+    refused(instrument.on_model(60, view_of(net)), AVERAGING, "other parameters are trained")
 
 
 def test_a_probe_of_one_batch_has_a_gain_without_an_interval():
     net, instrument = net_for(), Averaging()
     follow(net, instrument)
-    reading = instrument.measure(Observation(60, model=view_of(net, chunk=128)))
+    reading = instrument.on_model(60, view_of(net, chunk=128))
     assert math.isfinite(reading.scalars[tags.AVERAGING_GAIN])
     refused(reading, GAIN[1:], "the probe is one batch")
     assert set(reading.refusals) == set(GAIN[1:])
@@ -225,18 +225,18 @@ def test_the_average_survives_a_checkpoint_and_a_reset_forgets_it():
     resumed.load_state_dict(deepcopy(instrument.state_dict()))
     for step in train(net, 30, start=30):
         for one in (instrument, resumed):
-            one.measure(Observation(step, parameters=parameters_of(net)))
-    readings = [one.measure(Observation(59, model=view_of(net))) for one in (instrument, resumed)]
+            one.on_parameters(step, parameters_of(net))
+    readings = [one.on_model(59, view_of(net)) for one in (instrument, resumed)]
     assert readings[0] == readings[1]
     instrument.reset()
-    refused(instrument.measure(Observation(60, model=view_of(net))), AVERAGING, "so far there are 0")
+    refused(instrument.on_model(60, view_of(net)), AVERAGING, "so far there are 0")
 
 
 def test_fewer_examples_may_be_compared():
     net, instrument = net_for(), Averaging(examples=40)
     follow(net, instrument)
     x, y = problem()
-    reading = instrument.measure(Observation(60, model=view_of(net)))
+    reading = instrument.on_model(60, view_of(net))
     assert reading.scalars[tags.AVERAGING_LOSS_LAST] == pytest.approx(F.mse_loss(net(x[:40]), y[:40]).item(), rel=1e-5)
 
 
@@ -268,12 +268,12 @@ def rows_of(net: nn.Module, count: int = 64) -> Tensor:
 
 def test_the_svrg_ratio_is_that_of_all_entries_within_its_interval():
     net, instrument = net_for(), VarianceReduction(examples=64)
-    first = instrument.measure(Observation(0, model=view_of(net)))
+    first = instrument.on_model(0, view_of(net))
     refused(first, SVRG, "the first snapshot")
     older = rows_of(net)
     for _ in train(net, steps=3, lr=0.1):
         pass
-    reading = instrument.measure(Observation(3, model=view_of(net)))
+    reading = instrument.on_model(3, view_of(net))
     exact = svrg_gain(rows_of(net), older, directions=False)
     assert reading.scalars[tags.SVRG_RATIO_LOW] < float(exact.ratio) < reading.scalars[tags.SVRG_RATIO_HIGH]
     assert reading.scalars[tags.SVRG_RATIO] == pytest.approx(float(exact.ratio), rel=0.35)
@@ -290,7 +290,7 @@ def test_each_measurement_is_the_snapshot_of_the_next():
         if step == 20:
             for _ in train(net, steps=5):
                 pass
-        readings.append(instrument.measure(Observation(step, model=view_of(net))).scalars)
+        readings.append(instrument.on_model(step, view_of(net)).scalars)
     ratios = [reading[tags.SVRG_RATIO] for reading in readings]
     assert ratios[1] == ratios[3] == 0  # nothing was trained in between
     assert ratios[2] > 0
@@ -301,16 +301,16 @@ def test_each_measurement_is_the_snapshot_of_the_next():
 
 def test_advice_to_take_or_leave_svrg_follows_the_interval():
     net, instrument = net_for(), VarianceReduction(examples=128)
-    instrument.measure(Observation(0, model=view_of(net)))
-    assert "SVRG would pay" in instrument.measure(Observation(1, model=view_of(net))).texts[tags.SVRG_RATIO]
+    instrument.on_model(0, view_of(net))
+    assert "SVRG would pay" in instrument.on_model(1, view_of(net)).texts[tags.SVRG_RATIO]
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(-30)
-    instrument.measure(Observation(2, model=view_of(net)))
+    instrument.on_model(2, view_of(net))
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(-1 / 30)
-    card = instrument.measure(Observation(3, model=view_of(net))).texts[tags.SVRG_RATIO]
+    card = instrument.on_model(3, view_of(net)).texts[tags.SVRG_RATIO]
     assert "SVRG would add noise" in card
 
 
@@ -321,16 +321,16 @@ def test_advice_to_take_or_leave_svrg_follows_the_interval():
 def test_losses_that_are_not_of_single_examples_are_refused(batch_norm, reduction, words):
     net, instrument = net_for(batch_norm), VarianceReduction(examples=64)
     for step in range(2):
-        refused(instrument.measure(Observation(step, model=view_of(net, reduction=reduction))), SVRG, words)
+        refused(instrument.on_model(step, view_of(net, reduction=reduction)), SVRG, words)
 
 
 def test_a_snapshot_of_other_examples_is_refused_and_replaced():
     net, instrument = net_for(), VarianceReduction(examples=128)
     view = view_of(net)
-    instrument.measure(Observation(0, model=view))
+    instrument.on_model(0, view)
     fewer = ModelView(net, view._chunks[:2], view._place, view._loss_of, view._reduction)
-    refused(instrument.measure(Observation(1, model=fewer)), SVRG, "of other examples")
-    assert instrument.measure(Observation(2, model=fewer)).scalars[tags.SVRG_RATIO] == 0
+    refused(instrument.on_model(1, fewer), SVRG, "of other examples")
+    assert instrument.on_model(2, fewer).scalars[tags.SVRG_RATIO] == 0
 
 
 def batch(rows: np.ndarray) -> GradientSample:
@@ -341,7 +341,7 @@ def test_the_speed_up_is_that_of_the_pooled_noise_scale():
     draw, instrument = np.random.default_rng(5), VarianceReduction()
     drawn = [math.sqrt(1 / 39.2) + draw.normal(size=(256, 20)) for _ in range(20)]
     for step, rows in enumerate(drawn):
-        reading = instrument.measure(Observation(step, gradients=batch(rows)))
+        reading = instrument.on_gradients(step, batch(rows))
     pooled = pool_noise_scales([noise_scale(rows @ rows.T) for rows in drawn[-16:]])
     scale = float(pooled.value)
     assert scale == pytest.approx(39.2, rel=0.1)
@@ -349,13 +349,13 @@ def test_the_speed_up_is_that_of_the_pooled_noise_scale():
     assert reading.scalars[tags.BATCH_SPEEDUP_LOW] < reading.scalars[tags.BATCH_SPEEDUP]
     assert reading.scalars[tags.BATCH_SPEEDUP] < reading.scalars[tags.BATCH_SPEEDUP_HIGH]
     assert "batches larger than" in reading.texts[tags.BATCH_SPEEDUP]
-    accumulated = VarianceReduction(batch_size=1024).measure(Observation(0, gradients=batch(drawn[0])))
+    accumulated = VarianceReduction(batch_size=1024).on_gradients(0, batch(drawn[0]))
     assert accumulated.scalars[tags.BATCH_SPEEDUP] < reading.scalars[tags.BATCH_SPEEDUP]
 
 
 def test_a_noise_scale_without_an_upper_end_is_refused_and_its_lower_end_kept():
     draw = np.random.default_rng(6)
-    reading = VarianceReduction().measure(Observation(0, gradients=batch(draw.normal(size=(32, 20)))))
+    reading = VarianceReduction().on_gradients(0, batch(draw.normal(size=(32, 20))))
     refused(reading, SPEEDUP[:1], "the noise scale has no upper end")
     assert 1 <= reading.scalars[tags.BATCH_SPEEDUP_LOW] < 2
     assert reading.scalars[tags.BATCH_SPEEDUP_HIGH] == 2
@@ -364,7 +364,7 @@ def test_a_noise_scale_without_an_upper_end_is_refused_and_its_lower_end_kept():
 @pytest.mark.parametrize("rows", [np.ones((1, 3)), np.full((4, 3), np.nan)])
 def test_batches_that_show_no_noise_are_refused_and_not_pooled(rows):
     instrument = VarianceReduction()
-    refused(instrument.measure(Observation(0, gradients=batch(rows))), SPEEDUP, "two or more finite gradients")
+    refused(instrument.on_gradients(0, batch(rows)), SPEEDUP, "two or more finite gradients")
     assert not instrument._recent
 
 
@@ -372,13 +372,13 @@ def test_the_pool_survives_a_checkpoint_and_the_snapshot_is_taken_anew():
     draw, net, instrument = np.random.default_rng(7), net_for(), VarianceReduction(examples=64)
     drawn = [0.3 + draw.normal(size=(64, 20)) for _ in range(3)]
     for rows in drawn[:2]:
-        instrument.measure(Observation(0, gradients=batch(rows)))
-    instrument.measure(Observation(0, model=view_of(net)))
+        instrument.on_gradients(0, batch(rows))
+    instrument.on_model(0, view_of(net))
     resumed = VarianceReduction(examples=64)
     resumed.load_state_dict(deepcopy(instrument.state_dict()))
-    readings = [one.measure(Observation(1, gradients=batch(drawn[2]))) for one in (instrument, resumed)]
+    readings = [one.on_gradients(1, batch(drawn[2])) for one in (instrument, resumed)]
     assert readings[0] == readings[1]
-    refused(resumed.measure(Observation(1, model=view_of(net))), SVRG, "the first snapshot")
+    refused(resumed.on_model(1, view_of(net)), SVRG, "the first snapshot")
     resumed.reset()
     assert not resumed._recent
 
@@ -390,7 +390,7 @@ def unchanged(instrument: Averaging | VarianceReduction) -> Iterator[None]:
     assert str(instrument.state_dict()) == str(before)
 
 
-@pytest.mark.parametrize("instrument", [Averaging(), VarianceReduction()])
-def test_an_observation_without_what_is_needed_gives_an_empty_reading(instrument):
+def test_gradients_without_what_is_needed_give_an_empty_reading():
+    instrument = VarianceReduction()
     with unchanged(instrument):
-        assert instrument.measure(Observation(0)) == Reading()
+        assert instrument.on_gradients(0, GradientSample(8)) == Reading()

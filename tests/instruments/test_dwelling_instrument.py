@@ -15,7 +15,7 @@ from lightning_cx.functional import dwell, one_point_convexity
 from lightning_cx.functional.trajectories.blocks import MAX_BLOCKS
 from lightning_cx.gradients import GradientSample
 from lightning_cx.gradients.sample import Block
-from lightning_cx.instruments import Dwelling, DwellTimeline, Observation, ParameterStep, Reading
+from lightning_cx.instruments import Dwelling, DwellTimeline, ParameterStep, Reading
 from lightning_cx.instruments.dwelling import CONVEXITY, DWELLS, PAIRS
 from lightning_cx.tensorboard import tags
 
@@ -53,11 +53,9 @@ def shown(
     readings = []
     for step in range(first, len(gradients)):
         made = ParameterStep(points[step + 1], points[step + 1] - points[step])
-        seen = [
-            Observation(every * step, trajectory=made),
-            Observation(every * step, gradients=sample(gradients[step])),
-        ]
-        readings += [instrument.measure(o) for o in (reversed(seen) if gradient_first else seen)]
+        shows = [instrument.on_step, instrument.on_gradients]
+        shown = list(zip(shows, (made, sample(gradients[step])), strict=True))
+        readings += [show(every * step, what) for show, what in (reversed(shown) if gradient_first else shown)]
     return readings
 
 
@@ -82,7 +80,7 @@ def test_numbers_are_those_of_the_pure_functions() -> None:
     assert instrument.report().escapes == 1
     instrument._new = instrument._seen  # a reading is due with the next step
     made = ParameterStep(points[-1], points[-1] - points[-2])
-    reading = instrument.measure(Observation(400, trajectory=made))
+    reading = instrument.on_step(400, made)
     expected = dwell(torch.cat([points[1:], points[-1:]]) / 8)
     assert reading.scalars[tags.DWELL_COUNT] == len(expected.episodes) == 2
     assert reading.scalars[tags.DWELL_ESCAPES] == 1
@@ -119,8 +117,8 @@ def test_gradients_and_steps_meet_in_either_order() -> None:
 def test_a_gradient_of_another_step_is_not_put_beside_a_point() -> None:
     points, gradients = descent(4)
     instrument = Dwelling()
-    instrument.measure(Observation(1, gradients=sample(gradients[1])))
-    instrument.measure(Observation(2, trajectory=ParameterStep(points[3], points[3] - points[2])))
+    instrument.on_gradients(1, sample(gradients[1]))
+    instrument.on_step(2, ParameterStep(points[3], points[3] - points[2]))
     assert not instrument._pairs
 
 
@@ -162,8 +160,7 @@ def test_where_gradients_are_not_seen_only_convexity_is_refused() -> None:
     points, gradients = descent(150)
     instrument = Dwelling()
     readings = [
-        instrument.measure(Observation(s, trajectory=ParameterStep(points[s + 1], points[s + 1] - points[s])))
-        for s in range(len(gradients))
+        instrument.on_step(s, ParameterStep(points[s + 1], points[s + 1] - points[s])) for s in range(len(gradients))
     ]
     reading = last(readings)
     assert reading.scalars[tags.DWELL_COUNT] == 1
@@ -175,13 +172,11 @@ def test_projections_on_other_directions_are_refused() -> None:
     instrument = Dwelling()
     for step in range(150):
         wide = GradientSample(batch_size=2, projections=torch.ones(2, 100))
-        instrument.measure(Observation(step, gradients=wide))
-        reading = instrument.measure(
-            Observation(step, trajectory=ParameterStep(points[step + 1], points[step + 1] - points[step]))
-        )
+        instrument.on_gradients(step, wide)
+        reading = instrument.on_step(step, ParameterStep(points[step + 1], points[step + 1] - points[step]))
     assert gradients.shape == (150, K)
     instrument._new = instrument._seen
-    reading = instrument.measure(Observation(150, trajectory=ParameterStep(points[-1], points[-1] - points[-2])))
+    reading = instrument.on_step(150, ParameterStep(points[-1], points[-1] - points[-2]))
     assert reading.refusals[tags.ONE_POINT_CONVEXITY] == ("another instrument has 100 projections taken: 64 are needed")
 
 
@@ -190,8 +185,8 @@ def test_the_gradient_of_several_processes_is_that_of_the_whole_batch() -> None:
     rows = torch.from_numpy(np.random.default_rng(1).standard_normal((6, K)))
     shares = (Block(4, projections=rows[:4]), Block(2, projections=rows[4:]))
     instrument = Dwelling()
-    instrument.measure(Observation(0, trajectory=ParameterStep(points[1], points[1] - points[0])))
-    instrument.measure(Observation(0, gradients=GradientSample(4, projections=rows[:4], blocks=shares)))
+    instrument.on_step(0, ParameterStep(points[1], points[1] - points[0]))
+    instrument.on_gradients(0, GradientSample(4, projections=rows[:4], blocks=shares))
     torch.testing.assert_close(instrument._pairs[0][1], rows.mean(0) / 8)
     assert len(gradients) == 1
 
@@ -199,10 +194,8 @@ def test_the_gradient_of_several_processes_is_that_of_the_whole_batch() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_steps_that_are_not_finite_are_left_out(bad: float) -> None:
     instrument = Dwelling()
-    assert (
-        instrument.measure(Observation(0, trajectory=ParameterStep(torch.full((K,), bad), torch.zeros(K)))) == Reading()
-    )
-    instrument.measure(Observation(1, gradients=sample(torch.full((K,), bad))))
+    assert instrument.on_step(0, ParameterStep(torch.full((K,), bad), torch.zeros(K))) == Reading()
+    instrument.on_gradients(1, sample(torch.full((K,), bad)))
     assert len(instrument._path) == 0
     assert instrument._gradient is None
 
@@ -210,7 +203,7 @@ def test_steps_that_are_not_finite_are_left_out(bad: float) -> None:
 def test_parameters_that_do_not_move_say_so() -> None:
     instrument = Dwelling()
     still = ParameterStep(torch.ones(K), torch.zeros(K))
-    reading = last([instrument.measure(Observation(step, trajectory=still)) for step in range(40)])
+    reading = last([instrument.on_step(step, still) for step in range(40)])
     assert reading.scalars[tags.DWELL_COUNT] == 0
     assert math.isnan(reading.scalars[tags.DIFFUSION_EXPONENT])
     assert {tag for tag, value in reading.scalars.items() if math.isnan(value)} == set(reading.refusals)
@@ -247,7 +240,8 @@ def test_it_forgets_everything_when_another_model_comes() -> None:
 
 
 def test_what_it_needs() -> None:
-    assert (Dwelling().needs.trajectory, Dwelling().needs.projections, Dwelling().needs.gram) == (True, K, False)
-    assert not Dwelling(convexity=False).needs.gradients
+    assert (Dwelling().needs.projections, Dwelling().needs.gram) == (K, False)
+    assert Dwelling().shown == {"on_gradients", "on_step"}
+    assert Dwelling(convexity=False).shown == {"on_step"}
     reading = last(shown(Dwelling(convexity=False), *descent(60)))
     assert set(reading.scalars) == ALL - set(CONVEXITY)

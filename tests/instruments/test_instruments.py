@@ -19,10 +19,10 @@ from lightning_cx.functional import (
 from lightning_cx.functional.complexity.levels import merge_levels
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import (
+    BatchView,
     GradientNoise,
     GradientSpectrum,
     ModeScatter,
-    Observation,
     SpectralBias,
     Spectrogram,
 )
@@ -50,7 +50,7 @@ def test_noise_is_pooled_over_recent_batches_and_norms_are_those_of_the_last() -
     instrument = GradientNoise()
     samples = [gradients(seed=s) for s in range(5)]
     for step, sample in enumerate(samples):
-        reading = instrument.measure(Observation(step, gradients=sample))
+        reading = instrument.on_gradients(step, sample)
     pooled = pool_noise_scales([noise_scale(s.gram) for s in samples])
     assert reading.scalars[tags.NOISE_SCALE] == pytest.approx(float(pooled.value))
     assert (
@@ -66,17 +66,17 @@ def test_noise_is_pooled_over_recent_batches_and_norms_are_those_of_the_last() -
 
 def test_a_batch_that_is_not_finite_does_not_spoil_the_pool() -> None:
     instrument = GradientNoise()
-    instrument.measure(Observation(0, gradients=gradients()))
+    instrument.on_gradients(0, gradients())
     bad = GradientSample(batch_size=24, gram=torch.full((24, 24), torch.nan, dtype=torch.float64))
-    reading = instrument.measure(Observation(1, gradients=bad))
+    reading = instrument.on_gradients(1, bad)
     assert math.isnan(reading.scalars[tags.NOISE_SCALE])
     assert "not finite" in reading.refusals[tags.NOISE_SCALE]
-    good = instrument.measure(Observation(2, gradients=gradients()))
+    good = instrument.on_gradients(2, gradients())
     assert math.isfinite(good.scalars[tags.NOISE_SCALE])
 
 
 def test_one_example_has_norms_but_no_spread() -> None:
-    reading = GradientNoise().measure(Observation(0, gradients=gradients(1)))
+    reading = GradientNoise().on_gradients(0, gradients(1))
     assert math.isnan(reading.scalars[tags.NOISE_SCALE])
     assert reading.scalars[tags.EXAMPLE_NORM_P50] > 0
     assert "one example" in reading.refusals[tags.NOISE_SCALE]
@@ -89,7 +89,7 @@ def test_gradients_that_follow_the_inputs_are_simple_and_those_that_do_not_are_n
     readings = {}
     for name, rows in {"smooth": smooth, "rough": rough}.items():
         sample = GradientSample(batch_size=64, gram=rows @ rows.T)
-        readings[name] = GradientSpectrum().measure(Observation(5, gradients=sample, features=features))
+        readings[name] = GradientSpectrum().on_gradients(5, sample, BatchView(features))
         expected = gradient_spectrum(sample.gram, laplacian_basis(features))
         assert readings[name].scalars[tags.GRADIENT_MEDIAN] == pytest.approx(float(expected.whole_median))
     chance_low = {name: reading.scalars[tags.GRADIENT_MEDIAN_CHANCE_LOW] for name, reading in readings.items()}
@@ -101,7 +101,7 @@ def test_gradients_that_follow_the_inputs_are_simple_and_those_that_do_not_are_n
 
 
 def test_a_batch_too_small_to_order_is_refused_with_the_number_needed() -> None:
-    reading = GradientSpectrum().measure(Observation(0, gradients=gradients(8), features=torch.randn(8, 3)))
+    reading = GradientSpectrum().on_gradients(0, gradients(8), BatchView(torch.randn(8, 3)))
     assert math.isnan(reading.scalars[tags.GRADIENT_MEDIAN])
     assert "16 are needed" in reading.refusals[tags.GRADIENT_MEDIAN]
 
@@ -109,7 +109,7 @@ def test_a_batch_too_small_to_order_is_refused_with_the_number_needed() -> None:
 def test_bands_add_up_to_the_residual_energy_and_the_median_is_that_of_the_spectrum() -> None:
     _, features = circle()
     residuals = torch.randn(160, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    reading = SpectralBias().measure(Observation(0, probe=probe(residuals, features)))
+    reading = SpectralBias().on_probe(0, probe(residuals, features))
     bands = [value for tag, value in reading.scalars.items() if "band" in tag]
     assert sum(bands) == pytest.approx(reading.scalars[tags.RESIDUAL_ENERGY])
     assert sum(bands) == pytest.approx(residuals.square().sum().item() / 160)
@@ -130,8 +130,8 @@ def test_a_network_that_learns_low_frequencies_first_has_a_positive_spectral_bia
             low, high = torch.cos(2 * angle), torch.cos(40 * angle)
             return (low * math.exp(-fast * step) + high * math.exp(-slow * step)).unsqueeze(1)
 
-        readings.append(instrument.measure(Observation(step, probe=probe(residual(0.2, 0.02), features))))
-        mirror = mirrored.measure(Observation(step, probe=probe(residual(0.02, 0.2), features)))
+        readings.append(instrument.on_probe(step, probe(residual(0.2, 0.02), features)))
+        mirror = mirrored.on_probe(step, probe(residual(0.02, 0.2), features))
     assert math.isnan(readings[0].scalars[tags.SPECTRAL_BIAS_INDEX])
     # Energies exp(-.4 t) and exp(-.04 t) sum to half at t = 4.3 or so: tanh((.2 - .02) t) there.
     index = readings[-1].scalars[tags.SPECTRAL_BIAS_INDEX]
@@ -145,7 +145,7 @@ def test_a_network_that_learns_low_frequencies_first_has_a_positive_spectral_bia
 
 def test_a_residual_that_is_not_finite_is_refused() -> None:
     _, features = circle()
-    reading = SpectralBias().measure(Observation(0, probe=probe(torch.full((160, 1), torch.nan).double(), features)))
+    reading = SpectralBias().on_probe(0, probe(torch.full((160, 1), torch.nan).double(), features))
     assert math.isnan(reading.scalars[tags.RESIDUAL_ENERGY])
     assert "160 of 160 residuals are NaN" in reading.refusals[tags.RESIDUAL_ENERGY]
     assert not reading.pictures
@@ -155,14 +155,14 @@ def test_another_probe_starts_the_history_anew_and_the_same_probe_continues_it()
     _, features = circle()
     residuals = torch.randn(160, 2).double()
     first = SpectralBias()
-    first.measure(Observation(0, probe=probe(residuals, features)))
+    first.on_probe(0, probe(residuals, features))
     resumed = SpectralBias()
     resumed.load_state_dict(first.state_dict())
-    resumed.measure(Observation(7, probe=probe(residuals, features.clone())))
+    resumed.on_probe(7, probe(residuals, features.clone()))
     assert resumed.state_dict()["steps"] == [0, 7]
     other = SpectralBias()
     other.load_state_dict(first.state_dict())
-    other.measure(Observation(7, probe=probe(residuals, features * 2)))
+    other.on_probe(7, probe(residuals, features * 2))
     assert other.state_dict()["steps"] == [7]
 
 
@@ -171,15 +171,15 @@ def test_a_long_history_is_thinned_and_keeps_its_ends() -> None:
     instrument = SpectralBias()
     held = probe(torch.randn(128, 1).double(), features)
     for step in range(1100):
-        instrument.measure(Observation(step, probe=held))
+        instrument.on_probe(step, held)
     steps = instrument.state_dict()["steps"]
     assert len(steps) <= 1024
     assert steps[0] == 0
     assert steps[-1] == 1099
 
 
-@pytest.mark.parametrize("instrument", [GradientNoise(), GradientSpectrum(), SpectralBias()])
-def test_nothing_to_see_gives_an_empty_reading(instrument: GradientNoise | GradientSpectrum | SpectralBias) -> None:
-    reading = instrument.measure(Observation(0))
+@pytest.mark.parametrize("instrument", [GradientNoise(), GradientSpectrum()])
+def test_nothing_to_see_gives_an_empty_reading(instrument: GradientNoise | GradientSpectrum) -> None:
+    reading = instrument.on_gradients(0, GradientSample(8), BatchView())
     assert not reading.scalars
     assert not reading.pictures

@@ -14,14 +14,15 @@ from lightning_cx.functional import default_features, interference_profile, lapl
 from lightning_cx.gradients import GradientSample, LayerGradients
 from lightning_cx.instruments import (
     BandDecay,
+    BatchView,
     GradientNoise,
     GradientSpectrum,
     Interference,
     ModeScatter,
-    Observation,
+    Reading,
     SpectralBias,
 )
-from lightning_cx.instruments.control import shuffled
+from lightning_cx.instruments.control import shuffled_gradients, shuffled_probe
 from lightning_cx.instruments.modes import EARLIER_STEPS
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
@@ -54,14 +55,14 @@ def sample_of(**layers: Tensor) -> GradientSample:
     return GradientSample(len(gram), gram=gram, squared_norms=gram.diagonal(), layers=known)
 
 
-def on_batch(sample: GradientSample, features: Tensor | None, step: int = 0) -> Observation:
-    return Observation(step, gradients=sample, features=features)
+def on_batch(sample: GradientSample, features: Tensor | None, step: int = 0) -> tuple[int, GradientSample, BatchView]:
+    return step, sample, BatchView(features)
 
 
 def test_a_batch_shows_the_profile_of_its_gram_on_its_own_graph() -> None:
     _, features = circle()
     sample = sample_of(layer__weight=smooth_rows())
-    reading = Interference().measure(on_batch(sample, features))
+    reading = Interference().on_gradients(*on_batch(sample, features))
     expected = interference_profile(sample.gram, laplacian_basis(features), shuffles=0)
     assert reading.scalars == {
         tags.INTERFERENCE: float(expected.cii),
@@ -70,7 +71,7 @@ def test_a_batch_shows_the_profile_of_its_gram_on_its_own_graph() -> None:
     }
     assert reading.scalars[tags.INTERFERENCE] > 0.6
     assert reading.scalars[tags.INTERFERENCE_P] < 0.01
-    rough = Interference().measure(on_batch(sample_of(layer__weight=rough_rows()), features))
+    rough = Interference().on_gradients(*on_batch(sample_of(layer__weight=rough_rows()), features))
     assert abs(rough.scalars[tags.INTERFERENCE]) < 0.25
 
 
@@ -79,7 +80,7 @@ def test_layers_are_measured_apart_on_request_the_parameters_of_one_together() -
     sample = sample_of(body__weight=smooth_rows(), body__bias=smooth_rows(seed=3), head__weight=rough_rows())
     instrument = Interference(per_layer=True)
     assert instrument.needs.per_layer
-    scalars = instrument.measure(on_batch(sample, features)).scalars
+    scalars = instrument.on_gradients(*on_batch(sample, features)).scalars
     body = sample.layers["body.weight"].gram + sample.layers["body.bias"].gram
     expected = interference_profile(body, laplacian_basis(features), shuffles=0)
     assert scalars[f"{tags.INTERFERENCE}/body"] == float(expected.cii)
@@ -99,19 +100,21 @@ def test_the_probe_is_measured_from_its_own_gradients() -> None:
     reading = ProbeReading(residuals, residuals, features, gradients=sample)
     instrument = Interference(on="probe", examples=100)
     assert instrument.needs.probe_gradients == 100
-    assert not instrument.needs.gradients
-    scalars = instrument.measure(Observation(0, probe=reading)).scalars
+    assert instrument.shown == {"on_probe"}
+    scalars = instrument.on_probe(0, reading).scalars
     expected = interference_profile(sample.gram, laplacian_basis(features[:100]), shuffles=0)
     assert scalars[tags.PROBE_INTERFERENCE] == float(expected.cii)
-    assert not instrument.measure(Observation(0, probe=replace(reading, gradients=None))).scalars
+    assert not instrument.on_probe(0, replace(reading, gradients=None)).scalars
 
 
 @pytest.mark.parametrize("instrument", [Interference, GradientSpectrum])
 def test_a_shuffled_twin_stands_beside_each_number_of_the_gradients(instrument) -> None:
     _, features = circle()
-    observation = on_batch(sample_of(layer__weight=smooth_rows()), features)
-    plain, controlled = instrument().measure(observation), instrument(control="shuffle").measure(observation)
-    by_hand = instrument().measure(shuffled(observation))
+    step, sample, batch = on_batch(sample_of(layer__weight=smooth_rows()), features)
+    plain, controlled = (
+        made.on_gradients(step, sample, batch) for made in (instrument(), instrument(control="shuffle"))
+    )
+    by_hand = instrument().on_gradients(step, shuffled_gradients(sample), batch)
     for tag, value in plain.scalars.items():
         assert controlled.scalars[tag] == value
         if tag == tags.PARTICIPATION_RATIO:
@@ -123,15 +126,15 @@ def test_a_shuffled_twin_stands_beside_each_number_of_the_gradients(instrument) 
 
 def test_shuffling_takes_the_principle_away_and_leaves_strength_alone() -> None:
     _, features = circle()
-    observation = on_batch(sample_of(layer__weight=smooth_rows()), features)
-    scalars = Interference(control="shuffle", per_layer=True).measure(observation).scalars
+    sample = sample_of(layer__weight=smooth_rows())
+    scalars = Interference(control="shuffle", per_layer=True).on_gradients(*on_batch(sample, features)).scalars
     assert scalars[tags.INTERFERENCE] > 0.6
     assert abs(scalars[tags.shuffled(tags.INTERFERENCE)]) < 0.25
     assert abs(scalars[tags.shuffled(f"{tags.INTERFERENCE}/layer")]) < 0.25
-    other = shuffled(observation).gradients
-    torch.testing.assert_close(other.gram.diagonal().sort().values, observation.gradients.gram.diagonal().sort().values)
-    assert torch.equal(shuffled(observation).gradients.gram, other.gram), "another order at every step"
-    assert torch.equal(shuffled(observation).features, features)
+    other = shuffled_gradients(sample)
+    torch.testing.assert_close(other.gram.diagonal().sort().values, sample.gram.diagonal().sort().values)
+    assert torch.equal(shuffled_gradients(sample).gram, other.gram), "another order at every step"
+    assert torch.equal(shuffled_probe(decaying_probe(0)).features, decaying_probe(0).features)
 
 
 def decaying_probe(step: int, n: int = 160) -> ProbeReading:
@@ -144,7 +147,7 @@ def decaying_probe(step: int, n: int = 160) -> ProbeReading:
 def test_each_band_shows_its_fitted_fraction_rate_and_half_life_on_request() -> None:
     instrument = SpectralBias(per_band=True)
     for step in range(12):
-        scalars = instrument.measure(Observation(step, probe=decaying_probe(step))).scalars
+        scalars = instrument.on_probe(step, decaying_probe(step)).scalars
     bands = {2: 0.2, 4: 0.1, 6: 0.02}  # levels 2-3, 8-15 and 32-63
     for number, rate in bands.items():
         assert scalars[tags.fitted_fraction(number)] == pytest.approx(1 - math.exp(-11 * rate), abs=0.01)
@@ -152,23 +155,20 @@ def test_each_band_shows_its_fitted_fraction_rate_and_half_life_on_request() -> 
         assert scalars[tags.half_life(number)] == pytest.approx(math.log(2) / (2 * rate), rel=0.05)
     assert scalars[tags.fitted_fraction(0)] == pytest.approx(0, abs=1e-9)
     assert scalars[tags.half_life(0)] == math.inf
-    assert tags.fitted_fraction(0) not in SpectralBias().measure(Observation(0, probe=decaying_probe(0))).scalars
+    assert tags.fitted_fraction(0) not in SpectralBias().on_probe(0, decaying_probe(0)).scalars
 
 
 def test_rates_are_unknown_until_there_are_enough_readings_to_tell() -> None:
     instrument = SpectralBias(per_band=True)
     for step in range(6):
-        scalars = instrument.measure(Observation(step, probe=decaying_probe(step))).scalars
+        scalars = instrument.on_probe(step, decaying_probe(step)).scalars
         assert math.isnan(scalars[tags.decay_rate(2)]) == (step < 5)
         assert math.isnan(scalars[tags.HIGH_COMPLEXITY_DOMINANCE]) == (step < 5)
 
 
 def test_dominance_turns_from_the_simple_to_the_complex_side() -> None:
     instrument = SpectralBias()
-    seen = [
-        instrument.measure(Observation(s, probe=decaying_probe(s))).scalars[tags.HIGH_COMPLEXITY_DOMINANCE]
-        for s in range(60)
-    ]
+    seen = [instrument.on_probe(s, decaying_probe(s)).scalars[tags.HIGH_COMPLEXITY_DOMINANCE] for s in range(60)]
     assert seen[5] < 0.3
     assert seen[-1] > 0.9
 
@@ -176,16 +176,13 @@ def test_dominance_turns_from_the_simple_to_the_complex_side() -> None:
 def test_whiteness_is_in_units_of_its_limit_and_tells_noise_from_structure() -> None:
     _, features = circle(160)
     noise = torch.randn(160, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    readings = [
-        SpectralBias().measure(Observation(0, probe=ProbeReading(r, r, features)))
-        for r in (noise, decaying_probe(0).residuals)
-    ]
+    readings = [SpectralBias().on_probe(0, ProbeReading(r, r, features)) for r in (noise, decaying_probe(0).residuals)]
     white, structured = (reading.scalars[tags.WHITENESS] for reading in readings)
     assert white < 1 < structured
 
 
 def test_the_control_of_the_residual_is_white_from_the_start() -> None:
-    scalars = SpectralBias(control="shuffle").measure(Observation(0, probe=decaying_probe(0))).scalars
+    scalars = SpectralBias(control="shuffle").on_probe(0, decaying_probe(0)).scalars
     assert scalars[tags.RESIDUAL_MEDIAN] < 0.3
     assert scalars[tags.shuffled(tags.RESIDUAL_MEDIAN)] == pytest.approx(0.5, abs=0.1)
     assert scalars[tags.shuffled(tags.WHITENESS)] < 1
@@ -195,7 +192,7 @@ def test_the_control_of_the_residual_is_white_from_the_start() -> None:
 def test_the_bands_are_drawn_with_their_half_lives() -> None:
     instrument = SpectralBias()
     for step in range(12):
-        reading = instrument.measure(Observation(step, probe=decaying_probe(step)))
+        reading = instrument.on_probe(step, decaying_probe(step))
     picture = reading.pictures[tags.BAND_DECAY]
     assert isinstance(picture, BandDecay)
     assert picture.values.shape == (12, len(picture.bands))
@@ -207,7 +204,7 @@ def test_the_modes_of_earlier_steps_stand_behind_the_present_ones_evenly_over_th
     _, features = circle()
     instrument = Interference()
     for step in range(0, 400, 10):
-        reading = instrument.measure(on_batch(sample_of(layer__weight=smooth_rows()), features, step))
+        reading = instrument.on_gradients(*on_batch(sample_of(layer__weight=smooth_rows()), features, step))
     picture = reading.pictures[tags.GRADIENT_SPECTRUM]
     assert isinstance(picture, ModeScatter)
     steps = [step for step, _, _ in picture.earlier]
@@ -223,18 +220,19 @@ def test_the_modes_of_earlier_steps_stand_behind_the_present_ones_evenly_over_th
 def test_a_resumed_instrument_goes_on_where_it_was(make) -> None:
     _, features = circle()
 
-    def at(step: int) -> Observation:
-        sample = sample_of(layer__weight=smooth_rows(seed=step))
-        return Observation(step, gradients=sample, features=features, probe=decaying_probe(step))
+    def show(instrument, step: int) -> Reading:
+        if "on_probe" in instrument.shown:
+            return instrument.on_probe(step, decaying_probe(step))
+        return instrument.on_gradients(step, sample_of(layer__weight=smooth_rows(seed=step)), BatchView(features))
 
     whole, first, second = make(), make(), make()
     for step in range(10):
-        expected = whole.measure(at(step))
+        expected = show(whole, step)
         if step < 5:
-            first.measure(at(step))
+            show(first, step)
     second.load_state_dict(first.state_dict())
     for step in range(5, 10):
-        seen = second.measure(at(step))
+        seen = show(second, step)
     assert seen.scalars == pytest.approx(expected.scalars, nan_ok=True)
     assert seen.pictures.keys() == expected.pictures.keys()
 
@@ -249,23 +247,23 @@ def test_a_resumed_instrument_goes_on_where_it_was(make) -> None:
 )
 def test_what_cannot_be_measured_is_nan_with_the_reason(sample, message) -> None:
     features = default_features(torch.randn(32, 3))
-    reading = Interference().measure(on_batch(sample, features))
+    reading = Interference().on_gradients(*on_batch(sample, features))
     assert all(math.isnan(value) for value in reading.scalars.values())
     assert message in reading.refusals[tags.INTERFERENCE]
 
 
 @pytest.mark.parametrize("instrument", [Interference, GradientSpectrum])
 def test_features_that_tell_nothing_apart_are_refused_with_the_reason(instrument) -> None:
-    reading = instrument().measure(on_batch(sample_of(w=rough_rows(32)), torch.ones(32, 2)))
+    reading = instrument().on_gradients(*on_batch(sample_of(w=rough_rows(32)), torch.ones(32, 2)))
     tag = next(iter(reading.refusals))
     assert math.isnan(reading.scalars[tag])
     assert "orders nothing" in reading.refusals[tag]
 
 
 def test_without_features_nothing_is_claimed_and_without_gradients_nothing_said() -> None:
-    reading = Interference().measure(on_batch(sample_of(w=rough_rows()), None))
+    reading = Interference().on_gradients(*on_batch(sample_of(w=rough_rows()), None))
     assert all(math.isnan(value) for value in reading.scalars.values())
-    assert not Interference(control="shuffle").measure(Observation(0)).scalars
+    assert not Interference(control="shuffle").on_gradients(*on_batch(GradientSample(32), None)).scalars
 
 
 @pytest.mark.parametrize(

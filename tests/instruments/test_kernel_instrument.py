@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from lightning_cx.functional import (
 )
 from lightning_cx.functional.kernels.blocks import pool_block_shares
 from lightning_cx.gradients import GradientSample, LayerGradients, UnsupportedGradientError
-from lightning_cx.instruments import Kernel, Observation, Reading
+from lightning_cx.instruments import BatchView, Kernel, Reading, needs_of
 from lightning_cx.instruments.kernel_reading import SPECTRUM, TARGET
 from lightning_cx.probe.jacobian import OutputJacobian
 from lightning_cx.tensorboard import tags
@@ -47,8 +47,8 @@ def one_hot(n: int = 64, seed: int = 1) -> Tensor:
     return torch.eye(3).double()[torch.from_numpy(np.random.default_rng(seed).integers(0, 3, n))]
 
 
-def seen(sample: GradientSample, targets: Tensor | None = None, step: int = 0) -> Observation:
-    return Observation(step, gradients=sample, targets=targets)
+def seen(sample: GradientSample, targets: Tensor | None = None, step: int = 0) -> tuple[int, GradientSample, BatchView]:
+    return step, sample, BatchView(targets=targets)
 
 
 def expected_of(gram: Tensor, targets: Tensor) -> dict[str, float]:
@@ -61,7 +61,7 @@ def expected_of(gram: Tensor, targets: Tensor) -> dict[str, float]:
 
 def test_a_batch_shows_what_its_gram_matrix_says() -> None:
     sample, targets = sample_of(rows_of()), one_hot()
-    reading = Kernel(blocks="off").measure(seen(sample, targets))
+    reading = Kernel(blocks="off").on_gradients(*seen(sample, targets))
     assert reading.scalars == expected_of(sample.gram, targets)
     assert all(math.isfinite(value) for value in reading.scalars.values())
     assert not reading.refusals
@@ -74,7 +74,7 @@ def test_a_batch_shows_what_its_gram_matrix_says() -> None:
 
 def test_the_descent_is_shared_out_by_block_with_its_lower_end_and_a_card() -> None:
     rows = rows_of()
-    reading = Kernel().measure(seen(sample_of(rows), one_hot()))
+    reading = Kernel().on_gradients(*seen(sample_of(rows), one_hot()))
     grams = {f"blocks.{i}": own @ own.T for i, own in enumerate(rows[f"blocks.{i}.a.weight"] for i in range(3))}
     expected = block_shares(grams | {"rest": rows["stem.weight"] @ rows["stem.weight"].T})
     shares = [reading.scalars[f"{tags.KERNEL_BLOCK_SHARE}/{block}"] for block in BLOCKS]
@@ -91,12 +91,12 @@ def test_the_descent_is_shared_out_by_block_with_its_lower_end_and_a_card() -> N
 def test_shares_are_pooled_over_sixteen_batches_and_survive_a_checkpoint() -> None:
     whole, first, second = Kernel(), Kernel(), Kernel()
     for step in range(20):
-        expected = whole.measure(seen(sample_of(rows_of(seed=step)), one_hot()))
+        expected = whole.on_gradients(*seen(sample_of(rows_of(seed=step)), one_hot()))
         if step < 10:
-            first.measure(seen(sample_of(rows_of(seed=step)), one_hot()))
+            first.on_gradients(*seen(sample_of(rows_of(seed=step)), one_hot()))
     second.load_state_dict(first.state_dict())
     for step in range(10, 20):
-        resumed = second.measure(seen(sample_of(rows_of(seed=step)), one_hot()))
+        resumed = second.on_gradients(*seen(sample_of(rows_of(seed=step)), one_hot()))
     assert resumed.scalars == pytest.approx(expected.scalars)
     pooled = pool_block_shares(
         [
@@ -110,28 +110,28 @@ def test_shares_are_pooled_over_sixteen_batches_and_survive_a_checkpoint() -> No
     )
     assert ratio == pytest.approx(float(pooled.signal[1] / pooled.signal[0]))
     whole.reset()
-    alone = whole.measure(seen(sample_of(rows_of(seed=3)), one_hot()))
-    assert alone.scalars == Kernel().measure(seen(sample_of(rows_of(seed=3)), one_hot())).scalars
+    alone = whole.on_gradients(*seen(sample_of(rows_of(seed=3)), one_hot()))
+    assert alone.scalars == Kernel().on_gradients(*seen(sample_of(rows_of(seed=3)), one_hot())).scalars
 
 
 def test_a_block_that_is_frozen_starts_the_pool_anew() -> None:
     instrument = Kernel()
     for step in range(3):
-        instrument.measure(seen(sample_of(rows_of(seed=step)), one_hot()))
+        instrument.on_gradients(*seen(sample_of(rows_of(seed=step)), one_hot()))
     fewer = {name: rows for name, rows in rows_of(seed=9).items() if "blocks.2" not in name}
-    expected = Kernel().measure(seen(sample_of(fewer), one_hot()))
-    assert instrument.measure(seen(sample_of(fewer), one_hot())).scalars == expected.scalars
+    expected = Kernel().on_gradients(*seen(sample_of(fewer), one_hot()))
+    assert instrument.on_gradients(*seen(sample_of(fewer), one_hot())).scalars == expected.scalars
 
 
 def test_what_is_asked_of_the_tap_is_what_is_used() -> None:
     assert (Kernel().needs.per_layer, Kernel(blocks="off").needs.per_layer) == (True, False)
-    assert Kernel().needs.targets
-    assert Kernel().needs.passes == 0
-    probe = Kernel("probe", every_n_steps=50).needs
-    assert not probe.gradients
-    assert not probe.targets
-    assert probe.passes > 0
-    assert probe.every_n_steps == 50
+    (batch,), probe = needs_of([Kernel()], "on_gradients"), Kernel("probe", every_n_steps=50)
+    assert batch.gram
+    assert batch.targets
+    assert not needs_of([Kernel()], "on_model")
+    assert not needs_of([probe], "on_gradients")
+    assert probe.needs.passes > 0
+    assert probe.needs.every_n_steps == 50
 
 
 # The probe ------------------------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ class View:
         return sample_of(self.rows)
 
 
-def shown(view: Any) -> Observation:
-    return Observation(0, model=cast(Any, view))
+def shown(view: Any) -> tuple[int, Any]:
+    return 0, view
 
 
 def test_the_probe_shows_the_tangent_kernel_summed_over_outputs_beside_the_residuals() -> None:
@@ -167,12 +167,12 @@ def test_the_probe_shows_the_tangent_kernel_summed_over_outputs_beside_the_resid
     jacobian = torch.from_numpy(draw.standard_normal((60, 3, 80)) * np.arange(1, 81) ** -0.6)
     residuals = torch.from_numpy(draw.standard_normal((60, 3)))
     view = View(jacobian, residuals, rows_of(60))
-    reading = Kernel("probe", examples=60).measure(shown(view))
+    reading = Kernel("probe", examples=60).on_model(*shown(view))
     kernel = torch.stack([jacobian[:, c] @ jacobian[:, c].T for c in range(3)]).sum(0)
     for tag, value in expected_of(kernel, residuals).items():
         assert reading.scalars[tags.on_probe(tag)] == pytest.approx(value, abs=1e-9)
     assert view.asked == [60]
-    expected = Kernel().measure(seen(sample_of(rows_of(60)), residuals))
+    expected = Kernel().on_gradients(*seen(sample_of(rows_of(60)), residuals))
     for block in BLOCKS:
         tag = f"{tags.KERNEL_BLOCK_SHARE}/{block}"
         assert reading.scalars[tags.on_probe(tag)] == expected.scalars[tag]
@@ -185,8 +185,8 @@ def test_on_the_probe_the_same_examples_are_not_pooled() -> None:
     jacobian, residuals = torch.randn(40, 1, 50).double(), torch.randn(40, 1).double()
     instrument = Kernel("probe")
     for seed in range(3):
-        reading = instrument.measure(shown(View(jacobian, residuals, rows_of(40, seed))))
-    alone = Kernel("probe").measure(shown(View(jacobian, residuals, rows_of(40, 2))))
+        reading = instrument.on_model(*shown(View(jacobian, residuals, rows_of(40, seed))))
+    alone = Kernel("probe").on_model(*shown(View(jacobian, residuals, rows_of(40, 2))))
     assert reading.scalars == pytest.approx(alone.scalars, nan_ok=True)
 
 
@@ -197,7 +197,7 @@ def test_a_model_that_cannot_be_read_is_refused_with_its_reason(error: Exception
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    reading = Kernel("probe").measure(shown(SimpleNamespace(jacobian=fail, gradients=fail)))
+    reading = Kernel("probe").on_model(*shown(SimpleNamespace(jacobian=fail, gradients=fail)))
     assert set(reading.scalars) == {tags.on_probe(tag) for tag in (*EVERY, tags.KERNEL_BLOCK_SHARE)}
     assert all(math.isnan(value) for value in reading.scalars.values())
     assert reading.refusals.keys() == reading.scalars.keys()
@@ -230,7 +230,7 @@ def gram_sample(gram: Tensor) -> GradientSample:
     ],
 )
 def test_what_cannot_be_measured_is_nan_with_the_reason(sample, targets, tags_refused, message) -> None:
-    reading = Kernel(blocks="off").measure(seen(sample, targets))
+    reading = Kernel(blocks="off").on_gradients(*seen(sample, targets))
     refusals_match(reading)
     for tag in tags_refused:
         assert math.isnan(reading.scalars[tag])
@@ -239,17 +239,17 @@ def test_what_cannot_be_measured_is_nan_with_the_reason(sample, targets, tags_re
 
 def test_a_model_without_blocks_is_refused_by_name_and_the_kernel_still_read() -> None:
     rows = rows_of(means={"net.0.weight": 0.3, "net.2.weight": 0.2})
-    reading = Kernel().measure(seen(sample_of(rows), one_hot()))
+    reading = Kernel().on_gradients(*seen(sample_of(rows), one_hot()))
     refusals_match(reading)
     assert reading.refusals[tags.KERNEL_BLOCK_SHARE].startswith("no residual blocks")
     assert math.isfinite(reading.scalars[tags.KERNEL_DECAY])
-    by_layer = Kernel(blocks=2).measure(seen(sample_of(rows), one_hot()))
+    by_layer = Kernel(blocks=2).on_gradients(*seen(sample_of(rows), one_hot()))
     assert math.isfinite(by_layer.scalars[f"{tags.KERNEL_BLOCK_SHARE}/net.2"])
 
 
 def test_noise_is_not_shared_out() -> None:
     rows = rows_of(means=dict.fromkeys(MEANS, 0.0))
-    reading = Kernel().measure(seen(sample_of(rows), one_hot()))
+    reading = Kernel().on_gradients(*seen(sample_of(rows), one_hot()))
     refusals_match(reading)
     assert "cannot be told from noise" in reading.refusals[f"{tags.KERNEL_BLOCK_SHARE}/blocks.0"]
     assert reading.texts[tags.KERNEL_BLOCK_SHARE].startswith("**unknown**")
@@ -257,29 +257,29 @@ def test_noise_is_not_shared_out() -> None:
 
 def test_no_number_of_an_earlier_reading_stands_where_the_shares_are_unknown() -> None:
     noise, rows = dict.fromkeys(MEANS, 0.0), rows_of()
-    known = Kernel().measure(seen(sample_of(rows), one_hot())).scalars
+    known = Kernel().on_gradients(*seen(sample_of(rows), one_hot())).scalars
     shares = {tag for tag in known if "block_share" in tag}
     assert len(shares) == 2 * len(BLOCKS)
     for unknown in (rows_of(means=noise), {name: own * math.nan for name, own in rows.items()}):
-        reading = Kernel().measure(seen(sample_of(unknown), one_hot()))
+        reading = Kernel().on_gradients(*seen(sample_of(unknown), one_hot()))
         assert {tag for tag in reading.refusals if "block_share" in tag} == shares
         assert all(math.isnan(reading.scalars[tag]) for tag in shares)
 
 
 def test_gradients_that_are_not_finite_do_not_enter_the_pool() -> None:
     instrument, good = Kernel(), sample_of(rows_of())
-    before = instrument.measure(seen(good, one_hot())).scalars
-    bad = instrument.measure(seen(sample_of({k: v * math.nan for k, v in rows_of(seed=1).items()}), one_hot()))
+    before = instrument.on_gradients(*seen(good, one_hot())).scalars
+    bad = instrument.on_gradients(*seen(sample_of({k: v * math.nan for k, v in rows_of(seed=1).items()}), one_hot()))
     refusals_match(bad)
     assert all("not finite" in bad.refusals[f"{tags.KERNEL_BLOCK_SHARE}/{block}"] for block in BLOCKS)
-    after = instrument.measure(seen(good, one_hot())).scalars
+    after = instrument.on_gradients(*seen(good, one_hot())).scalars
     share = f"{tags.KERNEL_BLOCK_SHARE}/blocks.0"
     assert after[share] == pytest.approx(before[share])
 
 
 def test_without_gradients_or_a_view_nothing_is_said() -> None:
-    assert not Kernel().measure(Observation(0)).scalars
-    assert not Kernel("probe").measure(seen(sample_of(rows_of()), one_hot())).scalars
+    assert not Kernel().on_gradients(*seen(GradientSample(8))).scalars
+    assert not Kernel("probe").on_gradients(*seen(sample_of(rows_of()), one_hot())).scalars
 
 
 @pytest.mark.parametrize(

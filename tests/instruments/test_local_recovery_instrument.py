@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lightning_cx.functional import loss_tail
 from lightning_cx.functional.convergence.local_rate import local_rate
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments import LocalRecovery, Observation, Reading
+from lightning_cx.instruments import LocalRecovery, Reading
 from lightning_cx.instruments.loss_history import KEPT
 from lightning_cx.instruments.recovery import LAW, LOCAL
 from lightning_cx.instruments.recovery_card import CODES
@@ -29,7 +29,7 @@ def probe(loss: float) -> ProbeReading:
 
 def follow(losses: list[float], instrument: LocalRecovery | None = None, stride: int = 10) -> list[Reading]:
     instrument = instrument or LocalRecovery()
-    return [instrument.measure(Observation(stride * i, probe=probe(loss))) for i, loss in enumerate(losses)]
+    return [instrument.on_probe(stride * i, probe(loss)) for i, loss in enumerate(losses)]
 
 
 def last(readings: list[Reading]) -> Reading:
@@ -87,7 +87,7 @@ def test_a_flat_loss_has_rate_0_and_an_interval_around_it() -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_known_is_refused(loss: float) -> None:
-    reading = LocalRecovery().measure(Observation(0, probe=probe(loss)))
+    reading = LocalRecovery().on_probe(0, probe(loss))
     assert set(reading.refusals.values()) == {"the loss on the probe is not known, or not finite"}
     assert explained(reading)
 
@@ -111,10 +111,10 @@ def test_a_resumed_run_goes_on_with_the_losses_that_it_had(tmp_path: Any) -> Non
     follow(losses[:50], first)
     torch.save(first.state_dict(), tmp_path / "state.pt")
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    found = [second.measure(Observation(10 * i, probe=probe(losses[i]))) for i in range(50, 80)]
+    found = [second.on_probe(10 * i, probe(losses[i])) for i in range(50, 80)]
     assert found == expected
     second.reset()
-    assert math.isnan(second.measure(Observation(0, probe=probe(1.0))).scalars[tags.RECOVERY_RATE])
+    assert math.isnan(second.on_probe(0, probe(1.0)).scalars[tags.RECOVERY_RATE])
 
 
 # Jacobian ---------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def sgd(net: nn.Module, **options: Any) -> torch.optim.Optimizer:
 
 
 def looked_at(*args: Any, **options: Any) -> Reading:
-    return LocalRecovery().measure(seen(*args, **options))
+    return LocalRecovery().on_model(*seen(*args, **options))
 
 
 def test_a_linear_model_is_predicted_exactly() -> None:
@@ -222,7 +222,7 @@ def test_other_optimizers_are_refused_by_name_and_the_rank_stays(name: str) -> N
 def test_cross_entropy_far_from_a_minimum_has_no_predicted_rate() -> None:
     net = nn.Linear(6, 3).double()
     y = torch.arange(40) % 3
-    reading = LocalRecovery().measure(seen(net, draw(40, 6), y, F.cross_entropy, sgd(net), 40))
+    reading = LocalRecovery().on_model(*seen(net, draw(40, 6), y, F.cross_entropy, sgd(net), 40))
     assert reading.refusals[tags.RECOVERY_PREDICTED_RATE].startswith("no finite minimum is near: ")
     # A constant over the classes changes nothing, so 7 of 21 parameters are free.
     assert reading.scalars[tags.RECOVERY_RANK_SHARE] == pytest.approx(14 / 21)
@@ -248,9 +248,9 @@ def test_a_part_of_the_training_set_that_determines_all_parameters_will_do() -> 
 def test_as_many_examples_are_taken_as_rows_allow() -> None:
     net = nn.Linear(2, 60).double()
     x, y = draw(40, 2), draw(40, 60, seed=1)
-    reading = LocalRecovery().measure(seen(net, x, y, optimizer=sgd(net), training_examples=40))
+    reading = LocalRecovery().on_model(*seen(net, x, y, optimizer=sgd(net), training_examples=40))
     assert "8 examples determine 180 of 180 parameters" in reading.texts[tags.RECOVERY_VERDICT]  # 8 * 60 < 512
-    chosen = LocalRecovery(examples=5).measure(seen(net, x, y, optimizer=sgd(net), training_examples=5))
+    chosen = LocalRecovery(examples=5).on_model(*seen(net, x, y, optimizer=sgd(net), training_examples=5))
     assert "5 examples determine 180 of 180" in chosen.texts[tags.RECOVERY_VERDICT]
 
 
@@ -266,14 +266,13 @@ def test_as_many_rows_as_a_layer_is_wide_are_no_trouble() -> None:
 )
 def test_what_the_view_refuses_is_refused_in_its_words(error: Exception) -> None:
     net, x, y = linear(6, 40)
-    observation = seen(net, x, y, optimizer=sgd(net), training_examples=40)
+    step, view = seen(net, x, y, optimizer=sgd(net), training_examples=40)
 
     def refuse(examples: int) -> Any:
         raise error
 
-    assert observation.model is not None
-    observation.model.jacobian = refuse  # type: ignore[method-assign]
-    reading = LocalRecovery().measure(observation)
+    view.jacobian = refuse  # type: ignore[method-assign]
+    reading = LocalRecovery().on_model(step, view)
     assert set(reading.refusals.values()) == {str(error)}
     assert set(reading.scalars) == set(LOCAL)
     assert explained(reading)
@@ -293,7 +292,7 @@ def test_an_absolute_error_is_refused_and_a_loss_that_curves_is_not(loss: Any) -
     net = nn.Linear(3, 1)
     x, y = (torch.arange(60).float() * 0.7).sin().view(20, 3), torch.ones(20, 1)
     sgd = torch.optim.SGD(net.parameters(), 0.1)
-    reading = LocalRecovery().measure(seen(net, x, y, loss, sgd, 20))
+    reading = LocalRecovery().on_model(*seen(net, x, y, loss, sgd, 20))
     assert explained(reading)
     if loss is F.soft_margin_loss:
         assert reading.scalars[tags.RECOVERY_RANK_SHARE] == 3 / 4  # three inputs in a plane, and the bias
@@ -318,12 +317,12 @@ def test_gradient_descent_on_a_linear_model_falls_as_predicted_and_the_card_says
         with torch.no_grad():
             loss = float(F.mse_loss(net(x), y))
         if step % 4 == 0:
-            reading = instrument.measure(Observation(step, probe=probe(loss)))
+            reading = instrument.on_probe(step, probe(loss))
             shown = reading if reading.scalars else shown  # noqa: F821
         optimizer.zero_grad()
         F.mse_loss(net(x), y).backward()
         optimizer.step()
-    predicted = instrument.measure(seen(net, x, y, optimizer=optimizer, training_examples=40))
+    predicted = instrument.on_model(*seen(net, x, y, optimizer=optimizer, training_examples=40))
     rate = predicted.scalars[tags.RECOVERY_PREDICTED_RATE]
     assert shown.scalars[tags.RECOVERY_RATE] == pytest.approx(rate, rel=0.01)
     assert "what is left is the slowest direction" in predicted.texts[tags.RECOVERY_VERDICT]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_cx.functional import neuron_report
 from lightning_cx.functional.neurons import teacher_alignment
-from lightning_cx.instruments import Neurons, Observation, Reading
+from lightning_cx.instruments import Neurons, Reading
 from lightning_cx.instruments.neurons import SHARES, TEACHER
 from lightning_cx.tensorboard import tags
 
@@ -33,7 +33,7 @@ def shallow(width: int = 4, seed: int = 0) -> nn.Sequential:
 
 
 def read(net: nn.Module, **options: Any) -> Reading:
-    return Neurons(**options).measure(seen(net, X, Y))
+    return Neurons(**options).on_model(*seen(net, X, Y))
 
 
 def explained(reading: Reading) -> bool:
@@ -102,7 +102,7 @@ def test_a_model_without_hidden_layers_is_refused() -> None:
 def test_with_too_few_inputs_copies_are_not_counted() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 2))
-    reading = Neurons().measure(seen(net, X[:, :1], Y))
+    reading = Neurons().on_model(*seen(net, X[:, :1], Y))
     assert math.isnan(reading.scalars[tags.NEURONS_DUPLICATES])
     assert reading.refusals[tags.NEURONS_DUPLICATES].startswith("100% of random neurons would look like copies")
     assert explained(reading)
@@ -110,7 +110,7 @@ def test_with_too_few_inputs_copies_are_not_counted() -> None:
 
 
 def test_few_examples_leave_dead_neurons_open() -> None:
-    reading = Neurons().measure(seen(network(), X[:20], Y[:20]))
+    reading = Neurons().on_model(*seen(network(), X[:20], Y[:20]))
     assert math.isnan(reading.scalars[tags.NEURONS_DEAD])
     assert math.isfinite(reading.scalars[tags.NEURONS_RANK])
     assert explained(reading)
@@ -213,9 +213,8 @@ def test_wrong_arguments_raise(wrong: dict[str, Any], message: str) -> None:
         Neurons(**wrong)
 
 
-def test_other_observations_say_nothing_and_nothing_is_remembered() -> None:
+def test_nothing_is_remembered() -> None:
     instrument = Neurons(teacher=shallow())
-    assert instrument.measure(Observation(3)) == Reading()
     instrument.reset()
     assert instrument.state_dict() == {}
 
@@ -226,7 +225,7 @@ def test_half_of_a_model_in_bfloat16_is_read_too() -> None:
     def cast(f: Tensor, y: Tensor) -> Tensor:
         return (f.float() - y).square().mean()
 
-    reading = Neurons().measure(seen(net.bfloat16(), X.bfloat16(), Y, cast))
+    reading = Neurons().on_model(*seen(net.bfloat16(), X.bfloat16(), Y, cast))
     assert math.isfinite(reading.scalars[tags.NEURONS_RANK])
 
 

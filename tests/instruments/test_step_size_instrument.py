@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,13 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_cx.functional.curvature import gauss_newton
 from lightning_cx.functional.step_size import step_gain, step_gains
-from lightning_cx.gradients import Block, GradientTap
-from lightning_cx.instruments import Observation, Reading, StepSize, sharpness
-from lightning_cx.instruments.step_size import BATCH, EDGE, GAUSS_NEWTON, SHARPNESS
+from lightning_cx.instruments import Reading, StepSize, sharpness
+from lightning_cx.instruments.step_size import EDGE, GAUSS_NEWTON, SHARPNESS
 from lightning_cx.tensorboard import tags
 
 
 def measured(instrument: StepSize, view: Any, step: int = 5) -> Reading:
-    return instrument.measure(Observation(step, model=view))
+    return instrument.on_model(step, view)
 
 
 def trained(make: Any, net: nn.Module, x: Tensor, y: Tensor, steps: int = 100) -> Optimizer:
@@ -240,92 +238,6 @@ def test_a_model_without_second_derivatives_is_refused() -> None:
     net, (x, y) = nn.Sequential(tanh_net(), Doubled()), data(48)
     reading = measured(StepSize(rows=0), view_of(net, x, y, SGD(net.parameters(), lr=0.1), 48))
     assert "differentiable only once" in reading.refusals[tags.SHARPNESS]
-    check_that_each_nan_has_a_reason(reading)
-
-
-# Batches --------------------------------------------------------------------------------------------------
-
-
-def gradients(net: nn.Module, x: Tensor, y: Tensor, loss: Any = F.mse_loss) -> Observation:
-    tap = GradientTap(net.named_parameters(), batch_size=len(x), per_layer=True)
-    value = loss(net(x), y)
-    with tap(value):
-        value.backward()
-    return Observation(6, gradients=tap.sample)
-
-
-@pytest.mark.parametrize("loss", [F.mse_loss, F.binary_cross_entropy_with_logits])
-def test_a_batch_shows_its_gauss_newton_curvature_in_its_own_gradients(loss: Any) -> None:
-    net, (x, y) = tanh_net(), data(48)
-    y = (y > 0).double()
-    instrument = StepSize(batches=True)
-    assert instrument.needs.gram
-    assert instrument.needs.per_layer
-    assert instrument.measure(gradients(net, x, y, loss)) == Reading()  # nothing is known of the model yet
-    measured(instrument, view_of(net, x, y, SGD(net.parameters(), lr=0.02), loss=loss))
-    fresh, labels = data(20, seed=9)
-    labels = (labels > 0).double()
-    scalars = instrument.measure(gradients(net, fresh, labels, loss)).scalars
-    jacobian = view_of(net, fresh, labels, loss=loss).jacobian(20)
-    found = gauss_newton(jacobian.gram, jacobian.hessian)
-    assert scalars[tags.BATCH_GAUSS_NEWTON] == pytest.approx(float(found.value), rel=1e-4)
-    assert (
-        scalars[tags.BATCH_GAUSS_NEWTON_LOW] < scalars[tags.BATCH_GAUSS_NEWTON] < scalars[tags.BATCH_GAUSS_NEWTON_HIGH]
-    )
-
-
-def refused(net: nn.Module, x: Tensor, y: Tensor, loss: Any = F.mse_loss) -> str:
-    instrument = StepSize(batches=True)
-    measured(instrument, view_of(net, x, y, SGD(net.parameters(), lr=0.02), loss=loss))
-    reading = instrument.measure(gradients(net, x, y, loss))
-    assert set(reading.refusals) == set(BATCH)
-    check_that_each_nan_has_a_reason(reading)
-    return reading.refusals[tags.BATCH_GAUSS_NEWTON]
-
-
-def test_gradients_that_do_not_show_the_curvature_are_refused() -> None:
-    assert refused(tanh_net(3), *data(48, 3)).startswith("with 3 outputs a loss gradient shows the Jacobian only along")
-    without = tanh_net()
-    without[2] = nn.Linear(5, 1, bias=False).double()
-    assert "no output bias" in refused(without, *data(48))
-    scaled = nn.Sequential(tanh_net(), nn.Linear(1, 1, bias=False).double())
-    assert "no output bias" in refused(scaled, *data(48))
-    assert "not recognised" in refused(tanh_net(), *data(48), loss=F.huber_loss)
-
-
-@pytest.mark.parametrize("width", [48, 31, 3])
-def test_a_layer_as_wide_as_there_are_examples_hides_nothing(width: int) -> None:
-    net, (x, y) = tanh_net(width=width), data(48)
-    instrument = StepSize(batches=True)
-    reading = measured(instrument, view_of(net, x, y, SGD(net.parameters(), lr=0.02)))
-    assert math.isfinite(reading.scalars[tags.GAUSS_NEWTON])
-    assert instrument._reader is not None
-    assert instrument._reader.bias == "2.bias"
-
-
-def test_coupled_and_shared_batches_are_refused() -> None:
-    net, (x, y) = tanh_net(), data(48)
-    instrument = StepSize(batches=True)
-    measured(instrument, view_of(net, x, y, SGD(net.parameters(), lr=0.02)))
-    seen = gradients(net, x, y).gradients
-    assert seen is not None
-    for other, words in (
-        (replace(seen, status="contribution"), "examples act on each other"),
-        (replace(seen, blocks=(Block(24), Block(24))), "processes share the batch"),
-        (replace(seen, gram=seen.gram * math.nan), "zero or not finite"),
-        (replace(seen, layers={}), "2.bias were not read"),
-    ):
-        assert words in instrument.measure(Observation(6, gradients=other)).refusals[tags.BATCH_GAUSS_NEWTON]
-    assert StepSize().measure(Observation(6, gradients=seen)) == Reading()
-
-
-def test_a_batch_of_one_has_a_curvature_without_an_interval() -> None:
-    net, (x, y) = tanh_net(), data(48)
-    instrument = StepSize(batches=True)
-    measured(instrument, view_of(net, x, y, SGD(net.parameters(), lr=0.02)))
-    reading = instrument.measure(gradients(net, x[:1], y[:1]))
-    assert math.isfinite(reading.scalars[tags.BATCH_GAUSS_NEWTON])
-    assert "one example" in reading.refusals[tags.BATCH_GAUSS_NEWTON_LOW]
     check_that_each_nan_has_a_reason(reading)
 
 

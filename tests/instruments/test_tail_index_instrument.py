@@ -12,7 +12,7 @@ from lightning_cx.functional import alpha_ecf, hill, tail_report, xi_dedh
 from lightning_cx.functional.tails.pooling import without_drift
 from lightning_cx.functional.tails.stable import elliptical_stable
 from lightning_cx.gradients import GradientSample, LayerGradients
-from lightning_cx.instruments import Observation, ParameterStep, QuantilePlot, Reading, SurvivalPlot, TailIndex
+from lightning_cx.instruments import ParameterStep, QuantilePlot, Reading, SurvivalPlot, TailIndex
 from lightning_cx.instruments.tail_index import BATCH, COORDINATES, NORMS, SINGLE, TAGS, TRAJECTORY
 from lightning_cx.tensorboard import tags
 
@@ -37,7 +37,7 @@ def sample(gradients: Tensor, **options: object) -> GradientSample:
 
 
 def shown(instrument: TailIndex, count: int, n: int, alpha: float = 2.0) -> list[Reading]:
-    return [instrument.measure(Observation(s, gradients=sample(rows(n, s, alpha)))) for s in range(count)]
+    return [instrument.on_gradients(s, sample(rows(n, s, alpha))) for s in range(count)]
 
 
 def last(instrument: TailIndex, count: int, n: int, alpha: float = 2.0) -> Reading:
@@ -104,7 +104,7 @@ def test_heavy_examples_that_average_away_are_called_so() -> None:
     for step in range(64):
         generator = torch.Generator().manual_seed(1000 + step)
         scale = torch.where(torch.rand(64, generator=generator) < 0.1, 10.0, 1.0).double()
-        reading = instrument.measure(Observation(step, gradients=sample(rows(64, step) * scale[:, None])))
+        reading = instrument.on_gradients(step, sample(rows(64, step) * scale[:, None]))
     assert reading.scalars[tags.TAIL_INDEX] < 1.5
     assert reading.scalars[tags.TAIL_BATCH_INDEX] > 1.8
     assert reading.scalars[tags.TAIL_VERDICT] == 1
@@ -144,7 +144,7 @@ def test_each_layer_has_its_own_index_on_request() -> None:
             "a.bias": LayerGradients("node", projections=first * 0.75),
             "b.weight": LayerGradients("node", projections=second),
         }
-        reading = instrument.measure(Observation(step, gradients=sample(rows(64, step), layers=layers)))
+        reading = instrument.on_gradients(step, sample(rows(64, step), layers=layers))
     assert reading.scalars["tail/index/a"] == pytest.approx(reading.scalars[tags.TAIL_INDEX], abs=1e-3)
     assert reading.scalars["tail/index/b"] == pytest.approx(1.3, abs=0.2)
     assert instrument.needs.per_layer
@@ -155,7 +155,7 @@ def test_pooled_coordinates_come_beside_their_control() -> None:
     instrument = TailIndex(coordinates=200)
     for step in range(10):
         gradients = rows(64, step) * scales
-        reading = instrument.measure(Observation(step, gradients=sample(gradients, coordinates=gradients)))
+        reading = instrument.on_gradients(step, sample(gradients, coordinates=gradients))
     assert instrument.needs.coordinates == 200
     assert reading.scalars[COORDINATES[0]] == pytest.approx(reading.scalars[COORDINATES[1]], abs=0.2)
     assert reading.scalars[COORDINATES[0]] < 1.8  # the lie
@@ -172,7 +172,7 @@ def steps(count: int, seed: int = 0) -> list[Tensor]:
 
 def test_steps_of_the_parameters_have_a_tail_from_128_on() -> None:
     instrument = TailIndex()
-    readings = [instrument.measure(Observation(i, trajectory=ParameterStep(s, s))) for i, s in enumerate(steps(600))]
+    readings = [instrument.on_step(i, ParameterStep(s, s)) for i, s in enumerate(steps(600))]
     assert all(math.isnan(r.scalars[tag]) for r in readings[:127] for tag in TRAJECTORY)
     given = [i for i, r in enumerate(readings) if i >= 127 and r.scalars]
     assert given == [127 + 16 * i for i in range(len(given))]
@@ -189,11 +189,11 @@ def test_steps_that_changed_nothing_or_are_not_finite_do_not_count() -> None:
     instrument = TailIndex()
     for bad in (torch.zeros(64), torch.full((64,), math.nan)):
         for _ in range(200):
-            reading = instrument.measure(Observation(0, trajectory=ParameterStep(bad, bad)))
+            reading = instrument.on_step(0, ParameterStep(bad, bad))
             assert math.isnan(reading.scalars[tags.TAIL_TRAJECTORY_XI])
     quiet = TailIndex(trajectory=False)
-    assert not quiet.needs.trajectory
-    assert quiet.measure(Observation(0, trajectory=ParameterStep(bad, bad))) == Reading()
+    assert quiet.shown == {"on_gradients"}
+    assert quiet.on_step(0, ParameterStep(bad, bad)) == Reading()
 
 
 def test_a_batch_that_says_nothing_is_refused_with_the_reason() -> None:
@@ -203,11 +203,11 @@ def test_a_batch_that_says_nothing_is_refused_with_the_reason() -> None:
         (rows(16, 0) * 1e200, "not finite"),  # squares overflow
         (rows(3, 0), "a batch of 3 is too small to take its mean off: 4 are needed"),
     ):
-        reading = instrument.measure(Observation(0, gradients=sample(gradients)))
+        reading = instrument.on_gradients(0, sample(gradients))
         assert set(reading.scalars) == {*TAGS, *COORDINATES}
         assert all(math.isnan(value) for value in reading.scalars.values())
         assert all(why in reason for reason in reading.refusals.values())
-    assert instrument.measure(Observation(0)) == Reading()
+    assert instrument.on_gradients(0, GradientSample(8)) == Reading()
     assert math.isnan(shown(instrument, 1, 64)[0].scalars[tags.TAIL_INDEX])  # and the pool is still empty
 
 
@@ -216,7 +216,7 @@ def test_a_model_that_has_nothing_left_to_learn_is_refused() -> None:
     for step in range(16):
         gradients = rows(64, step)
         gradients[:40] = 0
-        reading = instrument.measure(Observation(step, gradients=sample(gradients)))
+        reading = instrument.on_gradients(step, sample(gradients))
     assert math.isnan(reading.scalars[tags.TAIL_INDEX])
     assert math.isnan(reading.scalars[tags.TAIL_VERDICT])
     assert "62% of the examples have no gradient at all" in reading.refusals[tags.TAIL_INDEX]
@@ -230,10 +230,8 @@ def test_a_resumed_instrument_goes_on_where_it_was() -> None:
         seen = []
         for step in span:
             layers = {"a.weight": LayerGradients("node", projections=rows(32, step) @ DIRECTIONS)}
-            seen.append(instrument.measure(Observation(step, gradients=sample(rows(32, step), layers=layers))))
-            seen.append(
-                instrument.measure(Observation(step, trajectory=ParameterStep(increments[step], increments[step])))
-            )
+            seen.append(instrument.on_gradients(step, sample(rows(32, step), layers=layers)))
+            seen.append(instrument.on_step(step, ParameterStep(increments[step], increments[step])))
         return seen
 
     expected = show(whole, range(200))[2 * 90 :]
@@ -249,12 +247,10 @@ def test_layers_are_forgotten_where_a_resumed_run_does_not_ask_for_them() -> Non
     layers = {"a.weight": LayerGradients("node", projections=rows(64, 0) @ DIRECTIONS)}
     first = TailIndex(per_layer=True)
     for step in range(10):
-        first.measure(Observation(step, gradients=sample(rows(64, step), layers=layers)))
+        first.on_gradients(step, sample(rows(64, step), layers=layers))
     second = TailIndex()
     second.load_state_dict(first.state_dict())
-    reading = [
-        r for r in (second.measure(Observation(s, gradients=sample(rows(64, s)))) for s in range(10)) if r.scalars
-    ][-1]
+    reading = [r for r in (second.on_gradients(s, sample(rows(64, s))) for s in range(10)) if r.scalars][-1]
     assert not [tag for tag in reading.scalars if tag.startswith("tail/index/")]
 
 
@@ -262,7 +258,7 @@ def test_a_batch_larger_than_1024_is_judged_by_sums_of_1024() -> None:
     instrument = TailIndex(trajectory=False)
     for step in range(33):
         projections = torch.randn(2048, 16, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        reading = instrument.measure(Observation(step, gradients=GradientSample(2048, projections=projections)))
+        reading = instrument.on_gradients(step, GradientSample(2048, projections=projections))
     assert instrument._pools[""].held == 1 << 16
     given = [reading] if reading.scalars else [instrument._read(0, GradientSample(2048, projections=projections))]
     assert given[0].scalars[tags.TAIL_BATCH_INDEX] == pytest.approx(2, abs=0.1)
@@ -281,10 +277,10 @@ def test_another_model_starts_afresh() -> None:
     instrument = TailIndex()
     shown(instrument, 20, 32)
     for step in steps(130):
-        instrument.measure(Observation(0, trajectory=ParameterStep(step, step)))
+        instrument.on_step(0, ParameterStep(step, step))
     instrument.reset()
     assert math.isnan(shown(instrument, 1, 32)[0].scalars[tags.TAIL_INDEX])
-    reading = instrument.measure(Observation(0, trajectory=ParameterStep(step, step)))
+    reading = instrument.on_step(0, ParameterStep(step, step))
     assert math.isnan(reading.scalars[tags.TAIL_TRAJECTORY_XI])
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import lightning.pytorch as pl
 from _lightning import Classifier, fingerprint, fit, images
 from _models import cross_entropy, naive_rows, relative_error
-from test_monitor import Watch
+from test_monitor import Seen, Watch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet, SpectralRisk
-from lightning_cx.instruments import Observation
 
 Pair = tuple[Tensor, Tensor]
 CALLBACKS = ["ComplexityMonitor", "ComplexityEarlyStopping"]
@@ -96,7 +95,7 @@ def assert_undisturbed(make: Callable[[list[Any]], pl.Trainer], callback: Any) -
 
 def watched(
     module: Callable[[], Reading], data: Callable[[], Any], folder: Path, **options: Any
-) -> tuple[list[Observation], dict[int, Tensor]]:
+) -> tuple[list[Seen], dict[int, Tensor]]:
     """What a monitor saw of a run, and the Gram matrices that it should have seen; with and without, both end alike."""
     watch, truth = Watch(), Truth()
 
@@ -108,7 +107,7 @@ def watched(
     return watch.seen, truth.grams
 
 
-def assert_rows_are_the_examples(seen: list[Observation], truth: dict[int, Tensor], steps: list[int]) -> None:
+def assert_rows_are_the_examples(seen: list[Seen], truth: dict[int, Tensor], steps: list[int]) -> None:
     """Per-example gradients were read at these steps, and are those of the naive loop."""
     samples = {o.step: o.gradients for o in seen if o.gradients is not None}
     assert list(samples) == steps

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_cx import ProbeSet
 from lightning_cx.gradients import GradientTap
-from lightning_cx.instruments import GradientNoise, Observation, SpectralBias
+from lightning_cx.instruments import GradientNoise, SpectralBias
 from lightning_cx.probe import fill
 from lightning_cx.tensorboard import tags
 
@@ -63,9 +63,9 @@ def in_fabric(fabric: Fabric, accumulate: int = 1) -> dict[str, Any]:
         "grams": [sample.gram for sample in samples],
         "coverage": [sample.coverage for sample in samples],
         "layers": list(samples[0].layers),
-        "norm": GradientNoise().measure(Observation(0, gradients=samples[0])).scalars[tags.GRADIENT_NORM],
+        "norm": GradientNoise().on_gradients(0, samples[0]).scalars[tags.GRADIENT_NORM],
         "residuals": reading.residuals,
-        "energy": SpectralBias().measure(Observation(0, probe=reading)).scalars[tags.RESIDUAL_ENERGY],
+        "energy": SpectralBias().on_probe(0, reading).scalars[tags.RESIDUAL_ENERGY],
         "gradient": gradient,
         "weights": torch.cat([p.detach().flatten() for p in net.parameters()]),
     }

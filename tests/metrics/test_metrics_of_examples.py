@@ -15,7 +15,6 @@ from torch import Tensor
 from lightning_cx.functional import default_features, laplacian_basis
 from lightning_cx.functional.complexity.position import median_position, octave_energies
 from lightning_cx.instruments import SpectralBias
-from lightning_cx.instruments.base import Observation
 from lightning_cx.metrics import MedianComplexity, ResidualSpectrum
 from lightning_cx.metrics.examples import ExampleMetric
 from lightning_cx.probe.reading import ProbeReading
@@ -98,7 +97,7 @@ def test_lists_and_arrays_are_welcome(kind):
 
 def test_the_instrument_reads_the_same_numbers_off_the_probe():
     features, residuals = (x.double() for x in examples())
-    reading = SpectralBias().measure(Observation(0, probe=ProbeReading(residuals, residuals, features)))
+    reading = SpectralBias().on_probe(0, ProbeReading(residuals, residuals, features))
     median = computed(MedianComplexity(standardize=False), features, residuals)
     assert reading.scalars[tags.RESIDUAL_MEDIAN] == pytest.approx(float(median), abs=1e-9)
     for band, energy in enumerate(computed(ResidualSpectrum(standardize=False), features, residuals).tolist()):

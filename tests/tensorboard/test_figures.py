@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from lightning_cx.instruments.base import BandDecay, ModeScatter, Spectrogram
+from lightning_cx.instruments import BandDecay, ModeScatter, Spectrogram
 from lightning_cx.tensorboard.band_decay import _spread
 from lightning_cx.tensorboard.figures import draw
 from lightning_cx.tensorboard.sheet import pixels

@@ -18,7 +18,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from test_figures import words
 
-from lightning_cx.instruments.base import StoppingCurve
+from lightning_cx.instruments import StoppingCurve
 from lightning_cx.tensorboard import tags
 from lightning_cx.tensorboard.figures import draw
 from lightning_cx.tensorboard.layout import custom_scalars_layout

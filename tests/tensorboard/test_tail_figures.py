@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot as plt
 from test_figures import words
 
-from lightning_cx.instruments.base import QuantilePlot, SurvivalPlot
+from lightning_cx.instruments import QuantilePlot, SurvivalPlot
 from lightning_cx.tensorboard.figures import draw
 from lightning_cx.tensorboard.marks import EXTREMES, MARKERS, thin
 from lightning_cx.tensorboard.sheet import pixels

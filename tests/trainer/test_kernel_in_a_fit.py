@@ -28,7 +28,6 @@ from lightning_cx.functional import (
 )
 from lightning_cx.gradients import per_example_gradients
 from lightning_cx.instruments import Kernel, Reading
-from lightning_cx.instruments.base import Observation
 from lightning_cx.instruments.kernel_reading import SPECTRUM, TARGET
 from lightning_cx.tensorboard import tags
 
@@ -133,15 +132,14 @@ class Keep(pl.Callback):
 
     def __init__(self, instrument: Kernel) -> None:
         self.found: dict[str, float] = {}
-        measure = instrument.measure
+        on_model = instrument.on_model
 
-        def measured(observation: Observation) -> Reading:
-            reading = measure(observation)
-            if observation.model is not None:
-                self.found = {**self.kernel_of(observation.model.module, observation.model), "read": reading.scalars}
+        def kept(step: int, passes: Any) -> Reading:
+            reading = on_model(step, passes)
+            self.found = {**self.kernel_of(passes.module, passes), "read": reading.scalars}
             return reading
 
-        instrument.measure = measured  # type: ignore[method-assign]
+        instrument.on_model = kept  # type: ignore[method-assign]
 
     @staticmethod
     def kernel_of(module: nn.Module, view: Any) -> dict[str, Any]:

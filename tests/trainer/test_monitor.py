@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import GradientNoise, Instrument, Needs, Observation, Reading
+from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import BatchView, GradientNoise, Instrument, Needs, Reading
+from lightning_cx.probe import ProbeReading
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. gradient/noise_scale. nan, the signal")
@@ -46,25 +49,39 @@ EXPECTED = {
 }
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What an instrument was shown at one step."""
+
+    step: int
+    gradients: GradientSample | None = None
+    batch: BatchView | None = None
+    probe: ProbeReading | None = None
+
+
 class Watch(Instrument):
     """Keeps what it was shown."""
 
-    def __init__(self) -> None:
-        self.seen: list[Observation] = []
+    needs = Needs(features=True)
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(gram=True, features=True, probe=True)
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
 
     def reset(self) -> None:
         self.seen.clear()
 
-    def measure(self, observation: Observation) -> Reading:
-        self.seen.append(observation)
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        return self._keep(Seen(step, gradients, batch))
+
+    def on_probe(self, step: int, probe: ProbeReading) -> Reading:
+        return self._keep(Seen(step, probe=probe))
+
+    def _keep(self, seen: Seen) -> Reading:
+        self.seen.append(seen)
         return Reading({"gradient/watch": float(len(self.seen))})
 
 
-def watched(module: pl.LightningModule, folder: Path, **options: Any) -> list[Observation]:
+def watched(module: pl.LightningModule, folder: Path, **options: Any) -> list[Seen]:
     watch = Watch()
     monitor = ComplexityMonitor([watch], every_n_steps=1, probe=ProbeSet(size=128), strict=True)
     fit(module, [monitor], folder, **{"max_epochs": 1, **options})
@@ -255,14 +272,7 @@ def test_fast_dev_run_no_logger_and_sanity_check(tmp_path: Path) -> None:
 class Broken(GradientNoise.__mro__[1]):  # an Instrument
     """Fails at every step."""
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(gram=True)
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-    def measure(self, observation: Observation) -> Reading:
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
         raise ZeroDivisionError("on purpose")
 
 

@@ -10,22 +10,22 @@ import torch
 from _lightning import Classifier, fingerprint, fit
 
 from lightning_cx import ComplexityMonitor
-from lightning_cx.instruments import GradientNoise, Instrument, Needs, Observation, Reading
+from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import BatchView, GradientNoise, Instrument, Needs, Reading
 
 
 class LargestNorm(Instrument):
     def __init__(self) -> None:
-        self.seen: list[Observation] = []
+        self.seen: list[GradientSample] = []
 
     @property
     def needs(self) -> Needs:
         return Needs(norms=True)
 
-    def measure(self, observation: Observation) -> Reading:
-        self.seen.append(observation)
-        assert observation.gradients is not None
-        assert observation.gradients.squared_norms is not None
-        return Reading({"complexity/largest_norm": observation.gradients.squared_norms.max().sqrt().item()})
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        self.seen.append(gradients)
+        assert gradients.squared_norms is not None
+        return Reading({"complexity/largest_norm": gradients.squared_norms.max().sqrt().item()})
 
     def reset(self) -> None:
         self.seen.clear()
@@ -42,7 +42,7 @@ def test_norms_come_alone_unless_somebody_needs_more(beside_a_gram: bool, tmp_pa
     trainer = fit(module, [ComplexityMonitor(instruments, every_n_steps=2)], tmp_path)
     plain = fit(twin, [], tmp_path)
     assert fingerprint(trainer) == fingerprint(plain)
-    samples = [observation.gradients for observation in norms.seen if observation.gradients is not None]
+    samples = norms.seen
     assert len(samples) >= 4
     assert all((sample.gram is not None) == beside_a_gram for sample in samples)
     assert all(sample.squared_norms is not None and sample.squared_norms.shape == (32,) for sample in samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import GradientSpectrum, Instrument, Needs, Observation, Reading, StepSize
+from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import BatchView, GradientSpectrum, Instrument, Needs, Reading, StepSize
 from lightning_cx.instruments.step_size import EDGE
+from lightning_cx.probe import ModelView
 
 
 class Everything(Instrument):
@@ -26,17 +29,15 @@ class Everything(Instrument):
         self.reset()
 
     def reset(self) -> None:
-        self.seen: list[Observation] = []
         self.steps: list[int] = []
 
     @property
     def needs(self) -> Needs:
         return Needs(passes=3, every_n_steps=self.every_n_steps)
 
-    def measure(self, observation: Observation) -> Reading:
-        view = observation.model
-        assert view is not None
-        self.steps.append(observation.step)
+    def on_model(self, step: int, passes: ModelView) -> Reading:
+        view = passes
+        self.steps.append(step)
         if self.fails:
             raise RuntimeError("no pass")
         self.training_examples, self.optimizer = view.training_examples, view.optimizer
@@ -64,13 +65,8 @@ class Average(Instrument):
         self.total: dict[str, Tensor] = {}
         self.count = 0
 
-    @property
-    def needs(self) -> Needs:
-        return Needs(parameters=True)
-
-    def measure(self, observation: Observation) -> Reading:
-        assert observation.parameters is not None
-        for name, value in observation.parameters.items():
+    def on_parameters(self, step: int, parameters: Mapping[str, Tensor]) -> Reading:
+        for name, value in parameters.items():
             self.total[name] = self.total.get(name, torch.zeros_like(value)) + value
         self.count += 1
         return Reading()
@@ -192,10 +188,10 @@ class Labels(Instrument):
 
     @property
     def needs(self) -> Needs:
-        return Needs(gram=True, targets=True)
+        return Needs(targets=True)
 
-    def measure(self, observation: Observation) -> Reading:
-        self.seen.append(observation.targets)
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        self.seen.append(batch.targets)
         return Reading()
 
 
@@ -228,11 +224,8 @@ class Alarmed(Instrument):
     def needs(self) -> Needs:
         return Needs(norms=True)
 
-    def reset(self) -> None:
-        """Nothing is kept."""
-
-    def measure(self, observation: Observation) -> Reading:
-        return Reading(warnings={"own/alarm": f"step {observation.step} is too large"})
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        return Reading(warnings={"own/alarm": f"step {step} is too large"})
 
 
 def test_what_an_instrument_warns_of_is_told_once(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 import lightning_cx.instruments
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import Instrument, Kernel, StepSize, TailIndex
-from lightning_cx.instruments.base import Needs
+from lightning_cx.gradients import GradientSample
+from lightning_cx.instruments import BatchView, Instrument, Kernel, Needs, Reading, StepSize, TailIndex
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from quickstart import DigitClassifier, noisy_digits  # type: ignore[import-not-found]
@@ -78,7 +78,7 @@ def test_every_state_is_bitwise_identical_with_and_without_all(variant: str, tmp
     monitor = ComplexityMonitor("all", every_n_steps=3, probe=ProbeSet(128))
     assert run([monitor]) == run([])
     assert monitor._session is not None
-    assert {"Kernel", "StepSize", "Averaging", "Neurons"} <= set(monitor._session.ledger.accounts)
+    assert {"Kernel#2", "StepSize", "Averaging", "Neurons"} <= set(monitor._session.ledger.accounts)
 
 
 class Asked(Instrument):
@@ -88,12 +88,7 @@ class Asked(Instrument):
     def needs(self) -> Needs:
         return Needs(gram=True, projections=64)
 
-    def reset(self) -> None:
-        """Nothing is kept."""
-
-    def measure(self, observation: Any) -> Any:
-        from lightning_cx.instruments import Reading
-
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
         return Reading()
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.functional.step_size import step_gains
 from lightning_cx.instruments import StepSize
-from lightning_cx.instruments.step_size import BATCH, EDGE, GAUSS_NEWTON, SHARPNESS
+from lightning_cx.instruments.step_size import EDGE, GAUSS_NEWTON, SHARPNESS
 from lightning_cx.tensorboard import tags
 
 EXAMPLES = 128
@@ -148,18 +148,18 @@ def test_every_state_is_bitwise_identical_with_and_without(variant: str, tmp_pat
         pl.seed_everything(3)
         return fingerprint(fit(Classifier(**module_options), callbacks, tmp_path, **trainer_options))
 
-    instrument = StepSize(batches=True, examples=64, iterations=5, rows=60)
+    instrument = StepSize(examples=64, iterations=5, rows=60)
     assert run([monitor(instrument, every_n_steps=3, probe=ProbeSet(size=128))]) == run([])
 
 
 def test_curves_card_and_charts_reach_the_board(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path / "board", name="run", version="one")
-    watch = monitor(StepSize(batches=True, examples=64), every_n_steps=5, probe=ProbeSet(size=EXAMPLES))
+    watch = monitor(StepSize(examples=64), every_n_steps=5, probe=ProbeSet(size=EXAMPLES))
     data = DataLoader(examples(), batch_sampler=[list(range(64)), list(range(64, 128))] * 8)
     fit(Regression(lambda ps: torch.optim.SGD(ps, lr=0.02)), [watch], tmp_path, data=data, max_epochs=1, logger=logger)
     events = read_events(logger.log_dir)
-    assert {*SHARPNESS, *EDGE, *GAUSS_NEWTON, *BATCH, tags.GAUSS_NEWTON_EDGE} <= set(events.Tags()["scalars"])
-    for value, low, high in (SHARPNESS, EDGE, GAUSS_NEWTON, BATCH):
+    assert {*SHARPNESS, *EDGE, *GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE} <= set(events.Tags()["scalars"])
+    for value, low, high in (SHARPNESS, EDGE, GAUSS_NEWTON):
         for curve, below, above in zip(*(events.Scalars(tag) for tag in (value, low, high)), strict=True):
             assert below.value <= curve.value <= above.value
     with serve(tmp_path / "board") as get:
@@ -171,36 +171,6 @@ def test_curves_card_and_charts_reach_the_board(tmp_path: Path) -> None:
     assert (margin["value"], margin["lower"], margin["upper"]) == EDGE
     assert "below" in texts[-1]["text"]
     assert "no preconditioner (SGD)" in texts[-1]["text"]
-
-
-@pytest.mark.parametrize("loss", [F.mse_loss, F.binary_cross_entropy_with_logits])
-def test_the_curvature_of_each_batch_is_that_of_its_jacobian(loss: Any, tmp_path: Path) -> None:
-    """With the Jacobian formed before the step, as the batch's gradients were."""
-
-    class Formed(Regression):
-        truth: list[float]
-
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            outputs = self.net(batch[0])
-            own = list(self.net.parameters())
-            rows = [torch.autograd.grad(f, own, retain_graph=True) for f in outputs[:, 0]]
-            jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]).double()
-            p = torch.sigmoid(outputs[:, :1].detach().double())
-            curvature = 2 * torch.ones_like(p) if loss is F.mse_loss else p * (1 - p)
-            matrix = (curvature * jacobian).T @ jacobian / len(jacobian)
-            self.truth.append(float(torch.linalg.eigvalsh(matrix)[-1]))
-            return loss(outputs, batch[1])
-
-    x, y = examples().tensors
-    labels = TensorDataset(x, (y > 0).float())
-    module, curve = Formed(lambda ps: torch.optim.SGD(ps, lr=0.02), loss=loss, width=6), Curve()
-    module.truth = []
-    data = DataLoader(labels, batch_sampler=[list(range(i, i + 32)) for i in (0, 32, 64, 96)] * 2)
-    watch = monitor(StepSize(batches=True, iterations=2, examples=32), probe=ProbeSet(size=EXAMPLES))
-    fit(module, [watch, curve], tmp_path, data=data, max_epochs=1, logger=False)
-    found = [seen[tags.BATCH_GAUSS_NEWTON] for seen in curve.seen if tags.BATCH_GAUSS_NEWTON in seen]
-    assert len(found) >= 6
-    assert found == pytest.approx(module.truth[-len(found) :], rel=1e-3)
 
 
 @pytest.mark.parametrize("make", [torch.optim.Rprop, torch.optim.LBFGS])

@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.gradients import ParameterSketch, per_example_gradients
-from lightning_cx.instruments import GradientNoise, Instrument, Needs, Observation, Reading, TailIndex
+from lightning_cx.gradients import GradientSample, ParameterSketch, per_example_gradients
+from lightning_cx.instruments import BatchView, GradientNoise, Instrument, Needs, ParameterStep, Reading, TailIndex
 from lightning_cx.instruments.tail_index import BATCH, COORDINATES, NORMS, SINGLE, TRAJECTORY
 from lightning_cx.tensorboard import tags
 
@@ -72,20 +72,29 @@ def test_curves_pictures_card_and_margin_charts_reach_the_board(tmp_path: Path) 
 
 
 class Watch(Instrument):
-    """Keeps what it is shown."""
+    """Keeps the steps of the parameters that it is shown."""
 
-    def __init__(self, **needs: Any) -> None:
-        self._needs, self.seen = Needs(**needs), []
-
-    @property
-    def needs(self) -> Needs:
-        return self._needs
+    def __init__(self) -> None:
+        self.seen: list[ParameterStep] = []
 
     def reset(self) -> None:
         self.seen = []
 
-    def measure(self, observation: Observation) -> Reading:
-        self.seen.append(observation)
+    def on_step(self, step: int, change: ParameterStep) -> Reading:
+        self.seen.append(change)
+        return Reading()
+
+
+class Rows(Instrument):
+    """Keeps the gradients that it is shown."""
+
+    needs = Needs()
+
+    def __init__(self, needs: Needs) -> None:
+        self.needs, self.seen = needs, []
+
+    def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
+        self.seen.append(gradients)
         return Reading()
 
 
@@ -106,9 +115,9 @@ class KeepWeights(pl.Callback):
 def test_each_sampled_step_is_followed_to_the_optimizer_step_that_it_belongs_to(
     accumulate: int, tmp_path: Path
 ) -> None:
-    watch, keep = Watch(trajectory=True), KeepWeights()
+    watch, keep = Watch(), KeepWeights()
     fit(Classifier(), [monitor(watch), keep], tmp_path, accumulate_grad_batches=accumulate)
-    steps = [o.trajectory for o in watch.seen]
+    steps = watch.seen
     assert all(step is not None for step in steps)
     # An epoch has five batches; its last ones step even if they are fewer.
     ends = [b for b in range(1, 11) if b % 5 == 0 or (b % 5) % accumulate == 0]
@@ -139,15 +148,15 @@ def test_replayed_examples_give_the_same_projections_and_coordinates(tmp_path: P
 
 
 def test_projections_are_shown_only_where_they_are_asked_for(tmp_path: Path) -> None:
-    watch = Watch(gram=True)
-    fit(Classifier(), [monitor(watch)], tmp_path, max_epochs=1)
-    assert all(o.gradients.projections is None and o.gradients.coordinates is None for o in watch.seen)
-    watch = Watch(projections=4, coordinates=30)
-    fit(Classifier(), [monitor(watch)], tmp_path, max_epochs=1)
-    for observation in watch.seen:
-        assert observation.gradients.projections.shape == (32, 4)
-        assert observation.gradients.gram is None
-        assert observation.gradients.coordinates.shape[0] == 32
+    plain = Rows(Needs())
+    fit(Classifier(), [monitor(plain)], tmp_path, max_epochs=1)
+    assert all(seen.projections is None and seen.coordinates is None for seen in plain.seen)
+    projected = Rows(Needs(projections=4, coordinates=30))
+    fit(Classifier(), [monitor(projected)], tmp_path, max_epochs=1)
+    for seen in projected.seen:
+        assert seen.projections.shape == (32, 4)
+        assert seen.gram is None
+        assert seen.coordinates.shape[0] == 32
 
 
 def test_the_pooled_noise_is_that_of_the_training_steps(tmp_path: Path) -> None:
@@ -217,14 +226,14 @@ def test_manual_optimisation_is_followed_too(tmp_path: Path) -> None:
 class SameWords(Watch):
     """Says the same at every step, and something else once."""
 
-    def measure(self, observation: Observation) -> Reading:
-        self.seen.append(observation)
+    def on_step(self, step: int, change: ParameterStep) -> Reading:
+        self.seen.append(change)
         return Reading(texts={"words/same": "always", "words/new": "late" if len(self.seen) > 5 else "early"})
 
 
 def test_a_card_is_written_again_only_where_it_changes(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name=None)
-    fit(Classifier(), [monitor(SameWords(gram=True))], tmp_path, logger=logger)
+    fit(Classifier(), [monitor(SameWords())], tmp_path, logger=logger)
     events = read_events(logger.log_dir)
     assert [e.step for e in events.Tensors("words/same/text_summary")] == [0]
     assert [e.step for e in events.Tensors("words/new/text_summary")] == [0, 5]
@@ -266,7 +275,7 @@ def test_only_what_is_trained_is_followed(tmp_path: Path) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return super().training_step([batch[0] + self.shift, batch[1]], batch_idx)
 
-    watch = Watch(trajectory=True)
+    watch = Watch()
     fit(OnlyTheInput(), [monitor(watch)], tmp_path, max_epochs=1)
     assert len(watch.seen) == 5  # the one parameter that moves is the trajectory
-    assert all(bool(o.trajectory.increment.abs().sum() > 0) for o in watch.seen)
+    assert all(bool(change.increment.abs().sum() > 0) for change in watch.seen)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from _lightning import Classifier, fingerprint, fit, images, loader
@@ -18,15 +15,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_cx import ComplexityMonitor, ProbeSet, compare_runs
-from lightning_cx.functional import bound_index, distance_from_start, spanning_tree_length
+from lightning_cx.functional import distance_from_start, spanning_tree_length
 from lightning_cx.functional.trajectories.geometry import positive_magnitude
-from lightning_cx.gradients import per_example_gradients
 from lightning_cx.instruments import TrajectoryGeometry
-from lightning_cx.instruments.trajectory_geometry import INDEX, SHAPE
+from lightning_cx.instruments.trajectory_geometry import SHAPE
 from lightning_cx.tensorboard import tags
 
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. trajectory/")  # what it waits for is said once
-EVERY_TAG = {*SHAPE, *INDEX, tags.TRAJECTORY_DISTANCE, tags.TRAJECTORY_LOSS}
+EVERY_TAG = {*SHAPE, tags.TRAJECTORY_DISTANCE, tags.TRAJECTORY_LOSS}
 
 
 def monitor(**options: Any) -> ComplexityMonitor:
@@ -35,12 +31,12 @@ def monitor(**options: Any) -> ComplexityMonitor:
 
 
 class Sgd(pl.LightningModule):
-    """A small network under plain SGD that keeps what its path and its gradients were."""
+    """A small network under plain SGD that keeps what its path was."""
 
-    def __init__(self, rate: float = 0.02, keep: bool = False, momentum: float = 0.0) -> None:
+    def __init__(self, rate: float = 0.02, momentum: float = 0.0) -> None:
         super().__init__()
         self.net, self.rate, self.momentum = Mlp(), rate, momentum
-        self.keep, self.path, self.squares = keep, [], []
+        self.path: list[Tensor] = []
 
     def flat(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self.parameters()]).double()
@@ -50,13 +46,7 @@ class Sgd(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
-        losses = nn.functional.cross_entropy(self.net(x.flatten(1)[:, :20]), y, reduction="none")
-        if self.keep:
-            gradients = per_example_gradients(self.net, losses)
-            rows = torch.cat([g.flatten(1) for g in gradients.values()], 1).double()
-            n = len(rows)
-            self.squares.append(float((rows.sum(0).square().sum() - rows.square().sum()) / (n * (n - 1))))
-        return losses.mean()
+        return nn.functional.cross_entropy(self.net(x.flatten(1)[:, :20]), y)
 
     def on_train_batch_end(self, *rest: Any) -> None:
         self.path.append(self.flat())
@@ -112,35 +102,6 @@ def test_a_run_under_sgd_is_read_as_it_is_by_hand(tmp_path: Path) -> None:
     assert at(tags.TRAJECTORY_LOSS)[1] == pytest.approx(loss, rel=0.02)
 
 
-def test_the_index_is_that_of_the_gradients_and_steps_by_hand(tmp_path: Path) -> None:
-    """At alpha = 2: noise of the steps from differences of neighbours, all coordinates together."""
-    torch.manual_seed(0)
-    module, rate = Sgd(keep=True), 0.02
-    logger = TensorBoardLogger(tmp_path, name=None)
-    fit(module, [monitor()], tmp_path, data=loader(160, 16), max_epochs=13, logger=logger)
-    first = read_events(logger.log_dir).Scalars(INDEX[0])[0]
-    low, high = (read_events(logger.log_dir).Scalars(tag)[0].value for tag in INDEX[1:])
-    path = torch.stack(module.path)[: first.step + 2]
-    gradients = -path.diff(dim=0) / rate
-    variance = float(gradients.diff(dim=0).square().mean()) / 2  # of one coordinate: 2 c^2
-    sigma = rate**0.5 * math.sqrt(variance / 2)
-    squared = float(np.mean(module.squares[: first.step + 1]))
-    expected = bound_index(2.0, sigma, first.step + 1, rate, squared, 160, path.shape[1])
-    assert first.value == pytest.approx(float(expected), rel=0.25)  # quartiles against variance, and the sketch
-    assert low <= first.value <= high
-
-
-def test_adam_is_refused_by_name_and_the_rest_goes_on(tmp_path: Path) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer = fit(Classifier(), [monitor()], tmp_path, max_epochs=16)
-    told = [str(w.message) for w in caught if "not for Adam" in str(w.message)]
-    assert len(told) == 1
-    assert "trajectory/bound_index" in told[0]
-    assert math.isnan(trainer.callback_metrics[INDEX[0]])
-    assert all(math.isfinite(trainer.callback_metrics[tag]) for tag in (*SHAPE, tags.TRAJECTORY_LOSS))
-
-
 def test_a_resumed_run_goes_on_with_the_path_that_it_had(tmp_path: Path) -> None:
     def run(epochs: int, ckpt: str | None = None) -> pl.Trainer:
         torch.manual_seed(0)
@@ -161,7 +122,7 @@ def test_two_learning_rates_are_compared_at_equal_loss_from_either_logger(tmp_pa
     for name, rate in (("slow", 0.01), ("fast", 0.03)):
         torch.manual_seed(0)
         loggers = [TensorBoardLogger(tmp_path / "board", name=name), CSVLogger(tmp_path / "table", name=name)]
-        fit(Sgd(rate), [monitor(index=False)], tmp_path, data=loader(160, 16), max_epochs=24, logger=loggers)
+        fit(Sgd(rate), [monitor()], tmp_path, data=loader(160, 16), max_epochs=24, logger=loggers)
         runs.append([logger.log_dir for logger in loggers])
     (slow, slow_table), (fast, fast_table) = runs
     found, tables = compare_runs([slow, fast]), compare_runs([slow_table, fast_table])
