@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor
 from lightning_cx.instruments import TailIndex
-from lightning_cx.instruments.tail_card import CODES
+from lightning_cx.instruments.tail_index import CODES
 
 TAGS = {
     "one example (95%)": "tail/index",

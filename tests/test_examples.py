@@ -12,7 +12,7 @@ import pytest
 from _tensorboard import read_events
 from PIL import Image
 
-from lightning_cx.instruments.tail_card import CODES
+from lightning_cx.instruments.tail_index import CODES
 from lightning_cx.tensorboard import tags
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

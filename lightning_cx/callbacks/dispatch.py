@@ -24,12 +24,15 @@ class Dispatcher:
     An instrument has a memory, and the gradients of a generator and of a discriminator do not belong into one: each
     further backward has instruments of its own, made like the first, whose tags end in its name.
 
-    An instrument is known by its key (its class's name, with an ordinal where there are several of a class): failures,
-    time spent and state are counted and kept by it. Where two of them log under one tag, the first keeps it, and the
-    tag of the other ends in its ordinal.
+    An instrument is known by its key (its class's name, with its own name or an ordinal where there are several of a
+    class): failures, time spent and state are counted and kept by it.
 
     Args:
         instruments: Those of the first backward, and of everything else that is shown.
+
+    Raises:
+        TypeError: If one of them is no instrument, or there is none.
+        ValueError: If two of them would log under one tag.
 
     Attributes:
         instruments: By key.
@@ -65,20 +68,16 @@ class Dispatcher:
         for key, instrument in self._of(series).items():
             if method in instrument.shown and concerned(key) and not failures.off(key):
                 with failures.guard(key):
-                    reading = show(instrument).renamed(partial(self._own_tag, key, failures))
+                    reading = show(instrument).renamed(partial(self._tag_of, key, failures))
                     readings.append(reading.renamed(series.of))
         return readings
 
-    def _own_tag(self, key: str, failures: Failures, tag: str) -> str:
+    def _tag_of(self, key: str, failures: Failures, tag: str) -> str:
+        tag = self.instruments[key].tag(tag)
         owner = self._owners.setdefault(tag, key)
-        if owner == key:
-            return tag
-        suffix = key.rpartition("#")[2]
-        failures.tell(
-            f"{owner} and {key} both log {tag}: the tags of the latter end in -{suffix}",
-            f"one tag of {owner} and {key}",
-        )
-        return f"{tag}-{suffix}"
+        if owner != key:
+            failures.tell(f"{owner} and {key} both log {tag}: give one of them a name", f"{owner} and {key}")
+        return tag
 
     def _of(self, series: Series) -> dict[str, Instrument]:
         if series == FIRST:
@@ -97,7 +96,7 @@ class Dispatcher:
     def state_dict(self) -> dict[str, Any]:
         """Return what has to survive a checkpoint, by key."""
         further = [(*series, _states(of_series)) for series, of_series in self._further.items()]
-        return {"instruments": _states(self.instruments), "further": further, "owners": dict(self._owners)}
+        return {"instruments": _states(self.instruments), "further": further}
 
     def load_state_dict(self, state: Mapping[str, Any], resume: Callable[[str, Instrument, Any], None]) -> None:
         """Restore what `state_dict` returned.
@@ -107,7 +106,6 @@ class Dispatcher:
             resume: Hands the instrument of a key its state.
         """
         self._further.clear()
-        self._owners = dict(state.get("owners", {}))
         _resume(self.instruments, state.get("instruments", {}), resume)
         for optimizer, backward, states in state.get("further", []):
             _resume(self._of(Series(optimizer, backward)), states, resume)
@@ -126,7 +124,7 @@ def _states(instruments: Mapping[str, Instrument]) -> dict[str, Any]:
 def _resume(
     instruments: Mapping[str, Instrument], states: Mapping[str, Any] | list[Any], resume: Callable[..., None]
 ) -> None:
-    if isinstance(states, list):  # until 0.9 states went by position
+    if isinstance(states, list):  # in 0.1.0 states went by position
         states = dict(zip(instruments, states, strict=False))
     for key in instruments.keys() & states.keys():
         resume(key, instruments[key], states[key])

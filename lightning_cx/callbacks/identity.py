@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,10 @@ def checked_name(name: str) -> str:
     """Return a name that tags can end in.
 
     Raises:
-        ValueError: If it holds anything but letters, digits, `_`, `.` and `-`.
+        ValueError: If it holds anything but letters, digits, - and _.
     """
-    if name and not all(letter.isalnum() or letter in "_.-" for letter in name):
-        raise ValueError(f"name must be of letters, digits, '_', '.' and '-', since tags end in it, got {name!r}.")
+    if not re.fullmatch(r"[\w-]*", name, re.ASCII):
+        raise ValueError(f"the name of a callback may hold letters, digits, - and _, got name={name!r}.")
     return name
 
 

@@ -72,21 +72,21 @@ class Publisher:
                 write_histograms(experiment, reading.histograms, step)
             write_texts(experiment, {tag: text for tag, text in texts.items() if text != self._texts.get(tag)}, step)
         if not self._tags.issuperset(scalars):
-            self._warn_of_shared_tags(scalars)
+            self._tell_shared_tags(scalars)
         self._tags.update(scalars)
         self._texts = texts
 
     def _named(self, reading: Reading) -> Reading:
         return reading.renamed(lambda tag: f"{tag}-{self._name}") if self._name else reading
 
-    def _warn_of_shared_tags(self, scalars: Mapping[str, float]) -> None:
+    def _tell_shared_tags(self, scalars: Mapping[str, float]) -> None:
         logged, this = _LOGGED.setdefault(self._fit.trainer, {}), self._callback
         others = {tag: other() for tag in scalars if (other := logged.setdefault(tag, this)) is not this}
         shared = sorted(tag for tag, other in others.items() if other not in (None, this()))
         logged.update(dict.fromkeys(others, this))
         if shared:
             some = ", ".join(shared[:3]) + ", ..." * (len(shared) > 3)
-            self.failures.tell(f"two callbacks of one trainer log {some} and overwrite each other: {ADVICE}", "tags")
+            self.failures.say(f"two callbacks of one trainer log {some} and overwrite each other: {ADVICE}", "tags")
 
     def take_untold(self) -> dict[str, float]:
         """Return the numbers that other processes have not been told yet."""

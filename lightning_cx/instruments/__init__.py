@@ -32,6 +32,7 @@ from lightning_cx.instruments.gradient_noise import GradientNoise
 from lightning_cx.instruments.gradient_spectrum import GradientSpectrum
 from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
+from lightning_cx.instruments.local_recovery import LocalRecovery
 from lightning_cx.instruments.neurons import Neurons
 from lightning_cx.instruments.reading import (
     BandDecay,
@@ -44,7 +45,6 @@ from lightning_cx.instruments.reading import (
     StoppingCurve,
     SurvivalPlot,
 )
-from lightning_cx.instruments.recovery import LocalRecovery
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex

@@ -51,6 +51,7 @@ class Averaging(Instrument):
     Args:
         every_n_steps: Compare at every n-th step, whatever it costs; None follows the monitor's schedule.
         examples: How many probe examples to compare on; None takes all.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `every_n_steps` or `examples` is not positive.
@@ -60,10 +61,13 @@ class Averaging(Instrument):
         ['on_model', 'on_parameters']
     """
 
-    def __init__(self, every_n_steps: int | None = None, examples: int | None = None) -> None:
-        for name, given in (("every_n_steps", every_n_steps), ("examples", examples)):
+    tags = (*TAGS, tags.AVERAGING_WINDOW)
+
+    def __init__(self, every_n_steps: int | None = None, examples: int | None = None, *, name: str = "") -> None:
+        super().__init__(name)
+        for what, given in (("every_n_steps", every_n_steps), ("examples", examples)):
             if given is not None and given < 1:
-                raise ValueError(f"{name} is a positive number or None, got {name}={given}.")
+                raise ValueError(f"{what} is a positive number or None, got {what}={given}.")
         self.every_n_steps, self.examples = every_n_steps, examples
         self._average = averaging.TailAverage()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -86,7 +87,35 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
     Derive from this class and override the methods that show what you want to see. Which ones you override says what
     has to be measured for you; `needs` adds a few numbers. An instrument that remembers something overrides `reset`,
     and gives `state_dict` what a resumed run needs.
+
+    Args:
+        name: Tells it from others of its class: its tags end in `-<name>`, and its state has a key of its own. Letters,
+            digits, `-` and `_`.
+
+    Attributes:
+        tags: Tags of its scalars, as far as they are the same for all models; two instruments of a monitor that have
+            one in common are refused.
+
+    Raises:
+        ValueError: If the name holds other characters.
     """
+
+    name: str = ""
+    tags: Sequence[str] = ()
+
+    def __init__(self, name: str = "") -> None:
+        if not re.fullmatch(r"[\w-]*", name, re.ASCII):
+            raise ValueError(f"the name of an instrument may hold letters, digits, - and _, got name={name!r}.")
+        self.name = name
+
+    @property
+    def key(self) -> str:
+        """Return what its failures, work, costs and state go by, together with an ordinal where others share it."""
+        return type(self).__name__ + (f"-{self.name}" if self.name else "")
+
+    def tag(self, tag: str) -> str:
+        """Return the tag under which a number of this instrument is logged: `reading.renamed(instrument.tag)`."""
+        return f"{tag}-{self.name}" if self.name else tag
 
     @property
     def needs(self) -> Needs:
@@ -182,17 +211,42 @@ def needs_of(instruments: Iterable[Instrument], method: Method) -> list[Needs]:
     return [n if n.gram or n.norms or n.projections or n.coordinates else replace(n, gram=True) for n in needs]
 
 
-def keyed(instruments: Iterable[Instrument]) -> dict[str, Instrument]:
-    """Give each of a monitor's instruments a key by which its failures, work, costs and state are known.
+def keyed(instruments: Iterable[Any]) -> dict[str, Instrument]:
+    """Check the instruments of a monitor and give each a key that no other has.
+
+    Two of a class need no names as long as they log under different tags: the second is `Kernel#2`.
+
+    Raises:
+        TypeError: If something is no instrument, overrides no method, or there is nothing.
+        ValueError: If two instruments would log under the same tag, or one is given twice.
 
     Example:
-        >>> class Mine(Instrument): ...
-        >>> list(keyed([Mine(), Mine()]))
-        ['Mine', 'Mine#2']
+        >>> class Mine(Instrument):
+        ...     def on_probe(self, step, probe): ...
+        >>> list(keyed([Mine(), Mine(), Mine(name="late")]))
+        ['Mine', 'Mine#2', 'Mine-late']
     """
+    given = list(instruments)
+    strangers = [type(one).__name__ for one in given if not isinstance(one, Instrument)]
+    if strangers or not given:
+        raise TypeError(f"instruments must be a list of Instrument objects, got {strangers or 'an empty list'}.")
     found: dict[str, Instrument] = {}
-    for instrument in instruments:
-        name = type(instrument).__name__
-        alike = sum(type(other).__name__ == name for other in found.values())
-        found[f"{name}#{alike + 1}" if alike else name] = instrument
+    taken: dict[str, str] = {}
+    for instrument in given:
+        if not instrument.shown:
+            raise TypeError(f"{instrument.key} has nothing to measure: it has to override one of {', '.join(METHODS)}.")
+        if any(instrument is other for other in found.values()):
+            raise ValueError(f"{instrument.key} is given twice: make another one.")
+        key, ordinal = instrument.key, 1
+        while key in found:
+            ordinal += 1
+            key = f"{instrument.key}#{ordinal}"
+        found[key] = instrument
+        for tag in map(instrument.tag, instrument.tags):
+            if tag in taken:
+                raise ValueError(
+                    f"{taken[tag]} and {key} both log {tag}: give one of them a name, "
+                    f'as {type(instrument).__name__}(name="second").'
+                )
+            taken[tag] = key
     return found

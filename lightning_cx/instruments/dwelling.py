@@ -36,13 +36,17 @@ class Dwelling(Instrument):
 
     Args:
         convexity: Whether to read gradients too; without them sampled steps cost less.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Example:
         >>> sorted(Dwelling().shown), sorted(Dwelling(convexity=False).shown)
         (['on_gradients', 'on_step'], ['on_step'])
     """
 
-    def __init__(self, convexity: bool = True) -> None:
+    tags = (*DWELLS, *CONVEXITY, tags.DIFFUSION_EXPONENT)
+
+    def __init__(self, convexity: bool = True, *, name: str = "") -> None:
+        super().__init__(name)
         self.convexity = convexity
         self.reset()
 

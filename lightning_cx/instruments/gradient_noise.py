@@ -36,9 +36,15 @@ class GradientNoise(Instrument):
     The noise scale is pooled over the last 16 sampled batches: the mean noise over the mean signal. Batches far
     below it are mostly noise; beyond its upper end larger batches buy little. Where processes share a batch, all of
     it is that of the whole batch: signal, noise and norms are exact, the interval is a little wide.
+
+    Args:
+        name: Tells it from others of its class: its tags end in `-<name>`.
     """
 
-    def __init__(self) -> None:
+    tags = TAGS
+
+    def __init__(self, *, name: str = "") -> None:
+        super().__init__(name)
         self._recent: deque[NoiseScale] = deque(maxlen=POOLED_SAMPLES)
 
     def reset(self) -> None:

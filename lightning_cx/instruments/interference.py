@@ -12,8 +12,7 @@ from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
-from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES
-from lightning_cx.instruments.modes import ModeHistory
+from lightning_cx.instruments.gradient_spectrum import MIN_EXAMPLES, ModeHistory
 from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
@@ -40,6 +39,7 @@ class Interference(Instrument):
             method finds where there is nothing to find.
         examples: How many probe examples take part; fewer where the batches of the probe are small (their number is
             limited to 8, since each two have to meet in one pass).
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `on` or `control` is not known, or `examples` is below 16.
@@ -55,7 +55,10 @@ class Interference(Instrument):
         per_layer: bool = False,
         control: Control = None,
         examples: int = 256,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if on not in ("batch", "probe"):
             raise ValueError(f'Interference is measured on "batch" or "probe", got {on!r}.')
         if examples < MIN_EXAMPLES:
@@ -63,7 +66,7 @@ class Interference(Instrument):
         self.on = on
         self.per_layer = per_layer
         self.examples = examples
-        self._tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
+        self.tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
         self._history = ModeHistory(f"Gradient modes of the {on}")
         self._basis: tuple[Tensor, Basis] | None = None
         self._twin = ShuffledTwin(control, lambda: Interference(on, per_layer, None, examples))
@@ -92,13 +95,13 @@ class Interference(Instrument):
     def _measure(self, step: int, sample: GradientSample | None, features: Tensor | None) -> Reading:
         if sample is None or sample.gram is None:
             return Reading()
-        nothing = dict.fromkeys(self._tags, torch.nan)
+        nothing = dict.fromkeys(self.tags, torch.nan)
         if features is None:  # whoever looked for them has said why there are none
             return Reading(nothing)
         gram = sample.gram.cpu()
         why = _unusable(gram)
         if why is not None:
-            return Reading(nothing, refusals=dict.fromkeys(self._tags, why))
+            return Reading(nothing, refusals=dict.fromkeys(self.tags, why))
         basis = self._basis_on(features, len(gram))
         scalars, refusals, picture = self._profile(step, gram, basis)
         for layer, own in self._layers(sample).items():
@@ -117,7 +120,7 @@ class Interference(Instrument):
     ) -> tuple[dict[str, float], dict[str, str], ModeScatter | None]:
         profile = interference_profile(gram, basis, shuffles=0)
         values = (profile.cii, profile.p_value, profile.rank_correlation)
-        scalars = {tag: float(value) for tag, value in zip(self._tags, values, strict=True)}
+        scalars = {tag: float(value) for tag, value in zip(self.tags, values, strict=True)}
         if not whole:
             return scalars, {}, None
         picture = self._history.picture(step, profile.singular_values, profile.positions, float(profile.whole_position))
@@ -125,7 +128,7 @@ class Interference(Instrument):
         if not bool(profile.cii.isfinite()):
             r = profile.singular_values.numel()
             why = profile.unknown or f"the gradients of these examples have {r} modes: too few to compare"
-            refusals = dict.fromkeys(self._tags, why)
+            refusals = dict.fromkeys(self.tags, why)
         return scalars, refusals, picture
 
     def _layers(self, sample: GradientSample) -> Mapping[str, Tensor]:

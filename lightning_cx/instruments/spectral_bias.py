@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import Basis, complexity, laplacian_basis, octave_bands
-from lightning_cx.instruments.band_history import BandHistory
+from lightning_cx.functional import (
+    Basis,
+    complexity,
+    decay_rates,
+    fitted_fraction,
+    laplacian_basis,
+    octave_bands,
+    spectral_bias_index,
+)
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
-from lightning_cx.instruments.learning import Learning
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments.reading import BandDecay, Picture, Reading, Spectrogram
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 
@@ -41,12 +48,16 @@ class SpectralBias(Instrument):
             readings, and nan before the sixth.
         control: `"shuffle"` logs every number that depends on the order of the examples again with the examples
             shuffled, under `<tag>_shuffled`.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `control` is not known.
     """
 
-    def __init__(self, per_band: bool = False, control: Control = None) -> None:
+    tags = SUMMARY
+
+    def __init__(self, per_band: bool = False, control: Control = None, *, name: str = "") -> None:
+        super().__init__(name)
         self.per_band = per_band
         self._basis: Basis | None = None
         self._features: Tensor | None = None
@@ -127,3 +138,132 @@ class SpectralBias(Instrument):
         self._learning.load_state_dict(state)
         self._bands.load_state_dict(state)
         self._twin.load_state_dict(state)
+
+
+WINDOW = 5  # readings back over which dominance is measured (THEORY 5 measured its rules so)
+
+
+class Learning:
+    """Spectral bias index, dominance and fitted fractions against the first residual that was seen.
+
+    Attributes:
+        spectral_bias: The index at the moment when half of the energy was gone; nan until then.
+        dominance: Share of the energy removed over the last readings that was complex; nan until there are enough.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: what comes next is the first residual."""
+        self.spectral_bias = torch.nan
+        self.dominance = torch.nan
+        self._initial: Tensor | None = None
+        self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
+        self._first_coefficients: Tensor | None = None
+        self._coefficients: Tensor | None = None
+
+    def follow(self, energy: Tensor, coefficients: Tensor) -> None:
+        """Take in one reading.
+
+        Args:
+            energy: ``[L]`` level energies of the residual, without the constant.
+            coefficients: ``[K, C]`` its coefficients in the whole basis.
+        """
+        if self._initial is None:
+            self._initial, self._first_coefficients = energy, coefficients
+        elif self.spectral_bias != self.spectral_bias:  # the first crossing counts
+            at_half = complexity.energies_at_half(self._initial, self._recent[-1], energy)
+            if at_half is not None:
+                self.spectral_bias = float(spectral_bias_index(self._initial, at_half))
+        self._recent.append(energy)
+        self._coefficients = coefficients
+        self.dominance = torch.nan
+        if len(self._recent) == self._recent.maxlen:
+            self.dominance = float(complexity.high_complexity_dominance(self._initial, self._recent[0], energy))
+
+    def fitted(self, level_of: Tensor, bands: list[tuple[int, int]]) -> Tensor:
+        """Fitted fraction of each band ``[B]``; nan if outputs were added or left out since the start."""
+        first, now = self._first_coefficients, self._coefficients
+        if first is None or now is None or first.shape != now.shape:
+            return torch.full((len(bands),), torch.nan, dtype=torch.float64)
+        return fitted_fraction(first, now, level_of, bands)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a checkpoint."""
+        return {
+            "index": self.spectral_bias,
+            "initial": self._initial,
+            "window": list(self._recent),
+            "first_coefficients": self._first_coefficients,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.reset()
+        self.spectral_bias = state["index"]
+        self._initial = state["initial"]
+        self._recent.extend(state["window"])
+        self._first_coefficients = state["first_coefficients"]
+
+
+MAX_COLUMNS = 1024  # past this every other one is dropped
+RATE_READINGS = 16  # a rate is that of the present; more readings would span phases that differ
+
+
+class BandHistory:
+    """Energies of the bands at the readings so far."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all readings."""
+        self._steps: list[int] = []
+        self._columns: list[Tensor] = []
+        self._recent: list[tuple[int, Tensor]] = []
+
+    def add(self, step: int, bands: Tensor) -> None:
+        """Take in the energies ``[B]`` of one reading."""
+        self._steps.append(step)
+        self._columns.append(bands)
+        self._recent = [*self._recent, (step, bands)][-RATE_READINGS:]
+        if len(self._steps) > MAX_COLUMNS:
+            self._steps, self._columns = self._steps[::2], self._columns[::2]
+
+    def rates(self) -> complexity.DecayRates:
+        """How fast each band falls at present."""
+        steps = torch.tensor([step for step, _ in self._recent])
+        return decay_rates(steps, torch.stack([bands for _, bands in self._recent]))
+
+    def pictures(self, bands: list[tuple[int, int]]) -> dict[str, Picture]:
+        """The pictures of all readings so far; bands are half-open ranges of levels."""
+        labels = ["mean", *(f"{start}" if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in bands[1:])]
+        values = torch.stack(self._columns)
+        spectrogram = Spectrogram(
+            steps=tuple(self._steps),
+            values=values,
+            bands=labels,
+            title="What is still unlearned: residual energy on the probe by complexity",
+            reading="Simple functions of the data at the bottom, complex ones on top. A healthy run darkens from the "
+            "bottom up; once only the top still darkens, the network is fitting noise.",
+        )
+        decay = BandDecay(
+            steps=tuple(self._steps),
+            values=values,
+            bands=labels,
+            half_lives=self.rates().half_life.tolist(),
+            title="How fast each band is learned: residual energy on the probe",
+            reading="One line for each band of complexity, dark for simple and light for complex. In a healthy run the "
+            "dark lines fall first; when they have levelled off and the light ones still fall, noise is being fitted.",
+        )
+        return {tags.RESIDUAL_SPECTROGRAM: spectrogram, tags.BAND_DECAY: decay}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a checkpoint."""
+        return {"steps": self._steps, "columns": self._columns, "recent": self._recent}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self._steps, self._columns = list(state["steps"]), list(state["columns"])
+        self._recent = [tuple(entry) for entry in state["recent"]]

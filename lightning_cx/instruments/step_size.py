@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from collections.abc import Sequence
+from typing import Any, TypeAlias, final
 
-from lightning_cx.functional import curvature, step_size
+import torch
+from torch import Tensor
+
+from lightning_cx.functional import curvature, largest_eigenvalue, step_size
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.instruments.sharpness import PARTS, UNKNOWN, Interval, Sharpness
-from lightning_cx.instruments.step_size_card import card, warning
 from lightning_cx.tensorboard import tags
 
 PASSES_PER_PRODUCT = 2.0
@@ -49,6 +51,7 @@ class StepSize(Instrument):
         rows: Rows of the Jacobian, examples times outputs, that the Gauss-Newton curvature is taken from; 0 leaves it
             out.
         seed: Of the first direction.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -58,6 +61,8 @@ class StepSize(Instrument):
         100
     """
 
+    tags = (*SHARPNESS, *EDGE, *GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
+
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -65,7 +70,10 @@ class StepSize(Instrument):
         iterations: int = 20,
         rows: int = 500,
         seed: int = 0,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(
                 f"every_n_steps is 1 at least, got {every_n_steps}: leave it out for as often as possible."
@@ -187,3 +195,191 @@ def _why_nan(scalars: dict[str, float], known: dict[str, str], examples: int) ->
     return {
         tag: why if nothing else few for tag in (*SHARPNESS, *EDGE) if math.isnan(scalars[tag]) and tag not in known
     }
+
+
+AT_EDGE = (0.9, 1.1)
+"""Ratios that count as the edge. Of the full-batch runs in docs/step_size.md that had come to it, SGD then read .98 to
+1.11, RMSprop 1.01 to 1.10, Adam .90 to .96; with Nesterov momentum one fell back to .78 first."""
+
+OF = {
+    "unknown": "distance to the edge of stability",
+    "below": "the edge of stability",
+    "at the edge": "of stability",
+    "beyond": "the edge of stability",
+}
+
+MEANING = {
+    "unknown": "The reason is in the log.",
+    "below": "Steps settle in every direction. As far as the curvature goes, the learning rate could be {room:.3g} "
+    "times as large; the noise of small batches may ask for less.",
+    "at the edge": "The step size is as large as the steepest direction lets it be. Training often goes on well here, "
+    "with a loss that swings while it falls: the swings keep the curvature from growing further. A larger learning "
+    "rate brings spikes or divergence. Where the loss no longer falls, lower it or let it decay.",
+    "beyond": "Along the steepest direction each step overshoots by more than the last. For a few steps that is how a "
+    "run finds flatter ground; if the loss rises and stays up, divide the learning rate by {excess:.3g} or more, warm "
+    "it up, or clip gradients.",
+}
+
+
+def verdict(value: float, low: float) -> str:
+    """Word for a ratio and the lower end of its interval, if it has one.
+
+    Example:
+        >>> [verdict(*ratio) for ratio in ((0.3, 0.2), (0.97, 0.9), (1.4, 1.0), (1.4, 1.3), (1.4, math.nan))]
+        ['below', 'at the edge', 'at the edge', 'beyond', 'beyond']
+    """
+    if math.isnan(value):
+        return "unknown"
+    if value < AT_EDGE[0]:
+        return "below"
+    return "beyond" if (value if math.isnan(low) else low) > AT_EDGE[1] else "at the edge"
+
+
+def card(ratio: tuple[float, float, float], gains: step_size.StepGains | None, details: list[str]) -> str:
+    """Explain a ratio in markdown.
+
+    Args:
+        ratio: Value, lower and upper end; nan where unknown.
+        gains: Of the optimizer, where they are known.
+        details: Further lines.
+
+    Example:
+        >>> print(card((0.25, 0.2, 0.3), None, []).splitlines()[0])
+        **below** the edge of stability: ratio 0.25 (95% 0.2 to 0.3), 1 is the edge
+        >>> print(card((0.25, -0.5, 1.0), None, []).splitlines()[0])
+        **below** the edge of stability: ratio 0.25 (95% -0.5 to 1), 1 is the edge and not ruled out
+    """
+    value, low, high = ratio
+    word = verdict(value, low)
+    number = "" if word == "unknown" else f": {_words(ratio)}, 1 is the edge"
+    doubt = " and not ruled out" if word == "below" and high >= 1 else ""
+    room = 1 / value if value > 0 else math.inf
+    lines = [f"**{word}** {OF[word]}{number}{doubt}", "", MEANING[word].format(room=room, excess=value)]
+    if gains is not None:
+        details = [str(gains), *details]
+    return "\n".join([*lines, "", *(f"    {line}" for line in details)])
+
+
+def warning(ratio: tuple[float, float, float], step: int) -> str | None:
+    """What to tell the user once, or None where there is nothing to tell.
+
+    Args:
+        ratio: Value, lower and upper end; nan where unknown.
+        step: Of the reading.
+    """
+    word = verdict(*ratio[:2])
+    if word not in ("at the edge", "beyond"):
+        return None
+    return (
+        f"step {step}: training runs {word} {OF[word]}, {_words(ratio)}, 1 is the edge. A larger learning rate will "
+        "not settle; if the loss rises, or swings without falling, lower it, let it decay or warm it up."
+    )
+
+
+def _words(ratio: tuple[float, float, float]) -> str:
+    value, low, high = ratio
+    return f"ratio {value:.3g}" + ("" if math.isnan(low) else f" (95% {low:.3g} to {high:.3g})")
+
+
+PARTS = 8
+"""Stretches of the probe whose curvatures along the leading direction are compared: 7 degrees of freedom for the price
+of 3.5 products."""
+
+NOISE = 0.1
+"""Length of the random part of a start at the last leading direction, see `functional.lanczos.MIN_PRODUCTS`."""
+
+Interval: TypeAlias = tuple[float, float, float]  # value, lower and upper end
+UNKNOWN: Interval = (math.nan, math.nan, math.nan)
+
+
+class Sharpness:
+    """Finds lambda_max of the Hessian, and of the Hessian between the square roots of an optimizer's gains.
+
+    It remembers both leading directions, one vector of the size of the parameters each, and goes on from there: they
+    turn slowly. An interval reaches down by what examples differ, and up by that and what Lanczos may still miss.
+
+    Args:
+        iterations: Products at most for each.
+        seed: Of the first direction.
+    """
+
+    def __init__(self, iterations: int, seed: int) -> None:
+        self.iterations, self.seed = iterations, seed
+        self._directions: dict[str, Tensor] = {}
+
+    def __call__(
+        self, view: ProbePasses, examples: int, gains: step_size.StepGains | None
+    ) -> tuple[Interval, Interval]:
+        """Sharpness and ratio to the edge of stability; the ratio is nan where gains are unknown.
+
+        Args:
+            view: The model.
+            examples: How many of the probe.
+            gains: Of the optimizer.
+
+        Raises:
+            UnsupportedGradientError: If something in the model has no second derivative.
+        """
+        flat = None if gains is None or gains.common is not None else gains.flat(view.parameters())
+        with view.hessian(examples) as products:
+            size = products.size
+            plain = self._keep("sharpness", largest_eigenvalue(products, size, **self._how("sharpness", size)))
+            felt = None
+            if flat is not None:
+                scale, decay = flat
+
+                def penalised(vector: Tensor) -> Tensor:
+                    image = products(vector)
+                    return image + decay.to(image) * vector.to(image)
+
+                how = self._how("edge", size)
+                felt = self._keep("edge", largest_eigenvalue(penalised, size, scale=scale, **how))
+        directions, tops = [plain.vector], [float(plain.value)]
+        if felt is not None and flat is not None:
+            scale, decay = (part.to(felt.vector) for part in flat)
+            directions.append(scale.sqrt() * felt.vector)
+            tops.append(float(felt.value - decay @ directions[1].square()))
+        widths = _half_widths(view, directions, tops, examples)
+        sharpness = _interval(plain, widths[0])
+        if felt is not None:
+            return sharpness, _interval(felt, widths[1])
+        if gains is None or gains.common is None:
+            return sharpness, UNKNOWN
+        gain, penalty = gains.common
+        value, low, high = sharpness
+        return sharpness, (gain * (value + penalty), gain * (low + penalty), gain * (high + penalty))
+
+    def _how(self, name: str, size: int) -> dict[str, Any]:
+        """Where to look for an eigenvalue: from where it was found last, with some noise."""
+        start = self._directions.get(name)
+        if start is None or len(start) != size:  # a layer was frozen, or set free
+            return {"iterations": self.iterations, "seed": self.seed}
+        noise = torch.randn(size, generator=torch.Generator().manual_seed(self.seed)).to(start)
+        return {"iterations": self.iterations, "start": start + NOISE * noise / noise.norm()}
+
+    def _keep(self, name: str, found: curvature.LeadingEigenvalue) -> curvature.LeadingEigenvalue:
+        if bool(found.value.isfinite()):
+            self._directions[name] = found.vector.float()
+        return found
+
+
+def _half_widths(view: ProbePasses, directions: Sequence[Tensor], tops: Sequence[float], examples: int) -> list[float]:
+    """Half of the 95% interval of each curvature as a mean over examples, the direction held fixed."""
+    share = examples / view.training_examples if view.training_examples else 0.0
+    if share >= 1:
+        return [0.0 for _ in tops]
+    if examples < 2 * PARTS or not all(map(math.isfinite, tops)):
+        return [math.nan for _ in tops]
+    counts = [examples * part // PARTS for part in range(1, PARTS + 1)]
+    means = []
+    for count in counts[:-1]:
+        with view.hessian(count) as products:
+            means.append([float(v.double() @ products(v).double()) for v in directions])
+    of_parts = torch.tensor([*means, list(tops)], dtype=torch.float64)
+    errors = [curvature.nested_mean_error(column, torch.tensor(counts)) for column in of_parts.unbind(1)]
+    return [curvature.half_width(float(error), PARTS - 1, share) for error in errors]
+
+
+def _interval(found: curvature.LeadingEigenvalue, width: float) -> Interval:
+    value = float(found.value)
+    return value, value - width, value + float(found.residual) + width

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import alpha_ecf, tails
+from lightning_cx.functional import alpha_ecf, hill, tails, xi_dedh
 from lightning_cx.gradients import Block, GradientSample
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
 from lightning_cx.instruments.reading import Picture, QuantilePlot, Reading, SurvivalPlot
-from lightning_cx.instruments.tail_card import CODES, card, waiting
-from lightning_cx.instruments.trajectory_tail import TrajectoryTail
 from lightning_cx.metrics import MIN_BATCH
 from lightning_cx.metrics import TailIndex as TailIndexMetric
 from lightning_cx.tensorboard import tags
@@ -63,6 +62,7 @@ class TailIndex(Instrument):
             noise with the same scales; 0 leaves that out.
         trajectory: Whether to follow the steps of the parameters.
         seed: Seed of groups and nulls.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `batch_size` is not positive, `window` is below 512 or `coordinates` negative.
@@ -72,6 +72,8 @@ class TailIndex(Instrument):
         16
     """
 
+    tags = (*TAGS, *COORDINATES, *TRAJECTORY)
+
     def __init__(
         self,
         batch_size: int | None = None,
@@ -80,7 +82,10 @@ class TailIndex(Instrument):
         coordinates: int = 0,
         trajectory: bool = True,
         seed: int = 0,
+        *,
+        name: str = "",
     ) -> None:
+        super().__init__(name)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"a batch holds at least one example, got batch_size={batch_size}.")
         if window is not None and window < tails.EXPLORATORY:
@@ -266,3 +271,103 @@ def _blocks(sample: GradientSample) -> Sequence[Block]:
 def _examples(sample: GradientSample) -> int:
     """Examples of the whole batch."""
     return sum(block.batch_size for block in sample.blocks) or sample.batch_size
+
+
+CODES = {"indeterminate": -1, "gaussian": 0, "heavy-aggregates-to-gaussian": 1, "stable": 2}
+"""Numbers under which the verdicts are logged: the higher, the heavier the noise that reaches the parameters."""
+
+MEANING = {
+    "indeterminate": "No verdict holds; the reason says what is missing. A larger pool, `TailIndex(window=...)`, has "
+    "more sums. Look at their interval below: well under 2, it means that what moves the parameters is heavy-tailed.",
+    "gaussian": "Nothing in the bulk of the noise speaks for a heavy tail. Theories that take gradient noise for "
+    "Gaussian may be used.",
+    "heavy-aggregates-to-gaussian": "Single examples differ wildly in their gradients, but a batch averages that away: "
+    "what moves the parameters is not heavy-tailed. Look at the examples with the largest gradients (outliers, wrong "
+    "labels) before you look at the optimizer.",
+    "stable": "Sums are as heavy-tailed as single examples, so larger batches will help little. Clip gradients, or "
+    "take an optimizer that normalises them; look for examples with enormous losses.",
+}
+
+
+def card(report: tails.TailReport) -> str:
+    """Explain a report in markdown.
+
+    Args:
+        report: What was found.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.functional import tail_report
+        >>> print(card(tail_report(torch.randn(600, generator=torch.Generator().manual_seed(0)))).splitlines()[0])
+        **gaussian** (0): a normal law is not ruled out (p = 0.47)
+    """
+    lines = [f"**{report.verdict}** ({CODES[report.verdict]}): {report.reason}", "", MEANING[report.verdict]]
+    if not bool(report.alpha.isnan()):
+        lines += ["", *(f"    {line}" for line in str(report).splitlines()[2:])]
+    others = ", ".join(f"{code} {verdict}" for verdict, code in CODES.items())
+    return "\n".join([*lines, "", f"Verdicts: {others}. A verdict is what was not ruled out, never a proof."])
+
+
+def waiting(n: int, wanted: int) -> str:
+    """Say that there is nothing to say yet."""
+    return f"**waiting**: {n} of {wanted} examples pooled so far. A tail cannot be read from fewer."
+
+
+STEPS_KEPT = 1024
+"""Tails are slow to show: 128 steps are the least, and the newest thousand narrow the interval threefold."""
+
+STEPS_OF_A_SCALE = 33
+"""Neighbouring steps that share a scale: a schedule may drop the step size at once, and each sketch of 64 numbers
+tells its own within a tenth."""
+
+EVERY = 16
+"""New steps between two readings; fewer change nothing."""
+
+
+class TrajectoryTail:
+    """Remembers sketches of the newest parameter steps."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all steps."""
+        self._increments: deque[Tensor] = deque(maxlen=STEPS_KEPT)
+        self._new = 0
+
+    def add(self, increment: Tensor) -> bool:
+        """Take in one step and say whether a reading is due; a step that changed nothing was none."""
+        increment = increment.detach().cpu()
+        if bool((increment != 0).any()) and bool(increment.isfinite().all()):
+            self._increments.append(increment)
+            self._new += 1
+        if self._new < EVERY or not self.ready:
+            return False
+        self._new = 0
+        return True
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are enough steps to show a tail."""
+        return len(self._increments) >= tails.MIN_SAMPLES
+
+    def fits(self) -> tuple[tails.TailFit, tails.TailFit]:
+        """Return xi and Hill's index of the steps held."""
+        return tail_of_steps(torch.stack(list(self._increments)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"increments": list(self._increments), "new": self._new}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.reset()
+        self._increments.extend(state["increments"])
+        self._new = state["new"]
+
+
+def tail_of_steps(increments: Tensor) -> tuple[tails.TailFit, tails.TailFit]:
+    """Return xi and Hill's index of the norms of steps [n, k], less their mean and the drift of their scale."""
+    level = tails.without_drift(increments, torch.arange(len(increments)), STEPS_OF_A_SCALE)
+    norms = (level - level.mean(0)).norm(dim=1)
+    return xi_dedh(norms), hill(norms)

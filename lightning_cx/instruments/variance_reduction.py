@@ -46,6 +46,7 @@ class VarianceReduction(Instrument):
         batch_size: Examples of one optimizer step; None takes the size of the sampled batches. Give it where batches
             are accumulated; that processes share one is known.
         examples: How many probe examples' gradients to compare.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If `every_n_steps` or `batch_size` is not positive, or `examples` is below 8.
@@ -55,10 +56,20 @@ class VarianceReduction(Instrument):
         ['on_gradients', 'on_model']
     """
 
-    def __init__(self, every_n_steps: int | None = None, batch_size: int | None = None, examples: int = 256) -> None:
-        for name, given, least in (("every_n_steps", every_n_steps, 1), ("batch_size", batch_size, 1)):
+    tags = (*SPEEDUP, *COMPARED)
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        batch_size: int | None = None,
+        examples: int = 256,
+        *,
+        name: str = "",
+    ) -> None:
+        super().__init__(name)
+        for what, given, least in (("every_n_steps", every_n_steps, 1), ("batch_size", batch_size, 1)):
             if given is not None and given < least:
-                raise ValueError(f"{name} is a positive number or None, got {name}={given}.")
+                raise ValueError(f"{what} is a positive number or None, got {what}={given}.")
         if examples < 8:
             raise ValueError(f"noise shows in 8 examples at least, got examples={examples}: pass 256.")
         self.every_n_steps, self.batch_size, self.examples = every_n_steps, batch_size, examples

@@ -8,7 +8,7 @@ from _views import view_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cx.instruments.hidden_layers import HiddenLayer, hidden_layers
+from lightning_cx.instruments.neurons import HiddenLayer, hidden_layers
 
 IMAGES = torch.linspace(-2, 2, 40 * 3 * 8 * 8).sin().view(40, 3, 8, 8)
 ROWS = (torch.arange(40 * 6).float() * 0.7).sin().view(40, 6)

@@ -23,7 +23,7 @@ from lightning_cx.instruments import (
     SpectralBias,
 )
 from lightning_cx.instruments.control import shuffled_gradients, shuffled_probe
-from lightning_cx.instruments.modes import EARLIER_STEPS
+from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 

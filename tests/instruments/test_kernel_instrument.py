@@ -22,7 +22,7 @@ from lightning_cx.functional import (
 from lightning_cx.functional.kernels.blocks import pool_block_shares
 from lightning_cx.gradients import GradientSample, LayerGradients, UnsupportedGradientError
 from lightning_cx.instruments import BatchView, Kernel, Reading, needs_of
-from lightning_cx.instruments.kernel_reading import SPECTRUM, TARGET
+from lightning_cx.instruments.kernel import SPECTRUM, TARGET
 from lightning_cx.probe.jacobian import OutputJacobian
 from lightning_cx.tensorboard import tags
 

@@ -16,9 +16,7 @@ from lightning_cx.functional import loss_tail
 from lightning_cx.functional.convergence.local_rate import local_rate
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import LocalRecovery, Reading
-from lightning_cx.instruments.loss_history import KEPT
-from lightning_cx.instruments.recovery import LAW, LOCAL
-from lightning_cx.instruments.recovery_card import CODES
+from lightning_cx.instruments.local_recovery import CODES, KEPT, LAW, LOCAL
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 

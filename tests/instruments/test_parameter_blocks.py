@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from lightning_cx.instruments.parameter_blocks import NO_BLOCKS, checked_blocks, parameter_blocks
+from lightning_cx.instruments.kernel import NO_BLOCKS, checked_blocks, parameter_blocks
 
 
 class Residual(nn.Module):

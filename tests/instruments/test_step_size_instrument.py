@@ -16,7 +16,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_cx.functional.curvature import gauss_newton
 from lightning_cx.functional.step_size import step_gain, step_gains
-from lightning_cx.instruments import Reading, StepSize, sharpness
+from lightning_cx.instruments import Reading, StepSize
+from lightning_cx.instruments import step_size as sharpness
 from lightning_cx.instruments.step_size import EDGE, GAUSS_NEWTON, SHARPNESS
 from lightning_cx.tensorboard import tags
 

@@ -15,8 +15,7 @@ from lightning_cx.functional import distance_from_start, spanning_tree_length
 from lightning_cx.functional.trajectories.geometry import positive_magnitude
 from lightning_cx.gradients import ParameterSketch
 from lightning_cx.instruments import ParameterStep, Reading, TrajectoryGeometry
-from lightning_cx.instruments.path_memory import POINTS, PathMemory
-from lightning_cx.instruments.trajectory_geometry import GROWTH, SHAPE
+from lightning_cx.instruments.trajectory_geometry import GROWTH, POINTS, SHAPE, PathMemory
 from lightning_cx.tensorboard import tags
 
 SKETCH = 64

@@ -28,7 +28,7 @@ from lightning_cx.functional import (
 )
 from lightning_cx.gradients import per_example_gradients
 from lightning_cx.instruments import Kernel, Reading
-from lightning_cx.instruments.kernel_reading import SPECTRUM, TARGET
+from lightning_cx.instruments.kernel import SPECTRUM, TARGET
 from lightning_cx.tensorboard import tags
 
 # Runs of a few batches rarely tell descent from noise, and the callback says so once.

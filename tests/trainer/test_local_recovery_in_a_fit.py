@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import LocalRecovery, Neurons
+from lightning_cx.instruments.local_recovery import CODES, LAW, LOCAL
 from lightning_cx.instruments.neurons import SHARES
-from lightning_cx.instruments.recovery import LAW, LOCAL
-from lightning_cx.instruments.recovery_card import CODES
 from lightning_cx.tensorboard import tags
 
 # Small runs have too few readings of the loss at first, and the monitor says so once; Adam has no local rate.

@@ -55,7 +55,7 @@ def test_an_unknown_set_is_refused_with_those_that_are_known() -> None:
 
 
 def test_two_of_a_kind_that_make_passes_would_share_tags_and_are_refused() -> None:
-    with pytest.raises(ValueError, match="StepSize makes passes of its own twice, under the same tags"):
+    with pytest.raises(ValueError, match="StepSize and StepSize#2 both log step_size/sharpness"):
         ComplexityMonitor([StepSize(), StepSize(every_n_steps=5)])
     assert len(ComplexityMonitor([Kernel(), Kernel(on="probe")]).instruments) == 2
 

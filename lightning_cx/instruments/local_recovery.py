@@ -13,9 +13,7 @@ from torch.optim import SGD, Optimizer
 from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
-from lightning_cx.instruments.loss_history import LossHistory
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.instruments.recovery_card import CODES, card
 from lightning_cx.probe import ProbeReading
 from lightning_cx.tensorboard import tags
 
@@ -46,6 +44,7 @@ class LocalRecovery(Instrument):
         examples: How many examples the Jacobian is taken of; None takes what 512 rows hold, examples times outputs.
         tail: Which share of the steps so far, the latest, the law is fitted to.
         every_n_steps: How often to take the Jacobian; None follows the monitor.
+        name: Tells it from others of its class: its tags end in `-<name>`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -55,7 +54,12 @@ class LocalRecovery(Instrument):
         100
     """
 
-    def __init__(self, examples: int | None = None, tail: float = 0.5, every_n_steps: int | None = None) -> None:
+    tags = (*LAW, *LOCAL)
+
+    def __init__(
+        self, examples: int | None = None, tail: float = 0.5, every_n_steps: int | None = None, *, name: str = ""
+    ) -> None:
+        super().__init__(name)
         if examples is not None and examples < 1:
             raise ValueError(f"a Jacobian needs at least one example, got examples={examples}.")
         if not 0 < tail <= 1:
@@ -193,3 +197,124 @@ def _descent(optimizer: Optimizer | None, module: nn.Module) -> dict[str, Any] |
     if not settings[0]["learning_rate"] > 0:
         return "the learning rate is zero"
     return settings[0]
+
+
+CODES = {"rising": -1, "flat": 0, "power": 1, "exponential with floor": 2, "exponential": 3}
+"""Numbers under which the laws are logged: the higher, the better the end in sight."""
+
+MEANING = {
+    "rising": "Not an end: the step size is too large, or the probe's loss and the training loss part ways.",
+    "flat": "Nothing falls any more at this step size. Lower it, or stop.",
+    "power": "Slower and slower: twice the steps take a constant share off. Usual for cross entropy of classes that "
+    "can be told apart, and far from a minimum.",
+    "exponential with floor": "The fall ends above zero: what is left is noise in the labels, what the model cannot "
+    "express, or noise of the steps at this step size.",
+    "exponential": "The model is in the basin of a minimum, and the pace will hold.",
+}
+
+AGREE = 1.5
+"""Factor up to which two rates are called the same: faster directions fade out slowly."""
+
+
+def card(law: convergence.LossTail | None, local: convergence.LocalModel | None, predicted: float, why: str) -> str:
+    """Put the end of a loss curve in words, in markdown.
+
+    Args:
+        law: Of the losses so far, if there is one.
+        local: What the Jacobian says, if it was looked at.
+        predicted: Rate per step that it predicts, or nan.
+        why: Why there is none.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_cx.functional import loss_tail
+        >>> steps = np.arange(0, 2000, 20)
+        >>> print(card(loss_tail(steps, np.exp(-0.0012 * steps)), None, 0.0013, ""))
+        **converging at a linear rate of .0012 per step; the loss would halve every 580 steps (95%: .0012 to .0012)**
+        <BLANKLINE>
+        The model is in the basin of a minimum, and the pace will hold.
+        <BLANKLINE>
+        The Jacobian predicts .0013 per step: what is left is the slowest direction.
+    """
+    lines = [f"**{'waiting for readings of the loss' if law is None else law}**"]
+    if law is not None and law.law in MEANING:
+        lines.append(MEANING[law.law])
+    if local is not None:
+        lines.append(f"{local}.")
+    if predicted == predicted:
+        lines.append(f"The Jacobian predicts {_rate(predicted)}: {_comparison(law, predicted)}.")
+    else:
+        lines.append(f"No rate is predicted: {why}.")
+    return "\n\n".join(lines)
+
+
+def _rate(predicted: float) -> str:
+    if predicted > 0:
+        return f"{convergence.short(predicted)} per step"
+    return f"a loss that grows by {convergence.short(-predicted)} per step"
+
+
+def _comparison(law: convergence.LossTail | None, predicted: float) -> str:
+    if predicted <= 0:
+        return "the step size is over the edge of stability for its largest eigenvalue"
+    if law is None or law.law not in ("exponential", "exponential with floor"):
+        return "the pace to be expected in the end"
+    ratio = law.rate / predicted
+    if ratio > AGREE:
+        return "faster directions are still under way, and the pace will fall to that"
+    if ratio < 1 / AGREE:
+        return "the loss falls more slowly, so the model is not in the basin yet, or the learning rate has changed"
+    return "what is left is the slowest direction"
+
+
+KEPT = 512
+"""Readings that are remembered at most; then every second one goes, and of the new ones every second is taken."""
+
+READINGS_PER_TAIL = 8
+"""A tail that is nearly the same gives nearly the same law: it is fitted again when an eighth is new."""
+
+
+class LossHistory:
+    """Remembers steps and losses, evenly spaced."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._losses: list[float] = []
+        self._stride, self._skipped, self._new = 1, 0, 0
+
+    def add(self, step: int, loss: float) -> bool:
+        """Take in one reading, and say whether there is enough new to look again."""
+        if self._steps and step <= self._steps[-1]:  # a loop of one's own that counts anew
+            self.__init__()
+        self._skipped += 1
+        if self._skipped < self._stride:
+            return False
+        self._skipped = 0
+        self._steps.append(step)
+        self._losses.append(loss)
+        if len(self._steps) > KEPT:
+            del self._steps[1::2], self._losses[1::2]
+            self._stride *= 2
+        self._new += 1
+        if self._new * READINGS_PER_TAIL < len(self._steps):
+            return False
+        self._new = 0
+        return True
+
+    def latest(self, share: float) -> tuple[list[int], list[float]]:
+        """Steps and losses of the latest share of the steps."""
+        if not self._steps:
+            return [], []
+        begin = self._steps[-1] - share * (self._steps[-1] - self._steps[0])
+        first = next(i for i, step in enumerate(self._steps) if step >= begin)
+        return self._steps[first:], self._losses[first:]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        counts = [self._stride, self._skipped, self._new]
+        return {"steps": list(self._steps), "losses": list(self._losses), "counts": counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self._steps, self._losses = list(state["steps"]), list(state["losses"])
+        self._stride, self._skipped, self._new = state["counts"]
