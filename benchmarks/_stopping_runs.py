@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset, default_collate
 
-from lightning_cx.callbacks.probe_check import GATE_EXAMPLES
-from lightning_cx.callbacks.schedule import next_check
+from lightning_cx.callbacks.budget import next_check
+from lightning_cx.callbacks.probing import GATE_EXAMPLES
 from lightning_cx.gradients import GradientSample
 from lightning_cx.probe import ProbeReading, ProbeSet
 

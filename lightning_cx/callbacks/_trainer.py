@@ -1,10 +1,12 @@
-"""The one place that knows a Trainer from inside: whatever is private there, or differs between versions, is here."""
+"""The only place that touches what is private in a Trainer, or differs between versions of Lightning."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,54 +23,28 @@ from lightning_cx.callbacks._flavour import (
     is_tensorboard,
     move_data_to_device,
 )
-from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.probe import leaves
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-__all__ = [
-    "Callback",
-    "LightningModule",
-    "PassedOverError",
-    "Trainer",
-    "announce",
-    "batch_size_of",
-    "can_stop",
-    "gradient_scale",
-    "has_tensorboard",
-    "log_step",
-    "move_to_device",
-    "optimizer_parameters",
-    "planned_batches",
-    "rank_zero_info",
-    "rank_zero_warn",
-    "replayable",
-    "replayed_loss",
-    "tensor_parallel_size",
-    "tensorboard_experiments",
-    "to_device",
-    "total_batches",
-    "training_data",
-    "unseen_batch",
-]
-
+__all__ = ["Callback", "LightningModule", "Trainer", "is_tensorboard", "rank_zero_info", "rank_zero_warn"]
 
 USUAL_BATCH = 32  # examples that are read at a time where batches are of no fixed size
 
 
 def total_batches(trainer: Trainer) -> int:
-    """Batches seen since the start of the whole fit, resumed parts included."""
+    """Return the batches seen since the start of the whole fit, resumed parts included."""
     return trainer.fit_loop.epoch_loop.total_batch_idx
 
 
 def log_step(trainer: Trainer) -> int:
-    """The step number under which Lightning logs this batch's own values."""
+    """Return the step number under which Lightning logs this batch's own values."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def planned_batches(trainer: Trainer) -> float:
-    """Batches that the run will see if nothing stops it; inf if nobody knows."""
+    """Return the batches that the run will see if nothing stops it; inf if unknown."""
     per_epoch = float(trainer.num_training_batches)
     epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
     planned = per_epoch * epochs if epochs else 0.0
@@ -78,23 +54,23 @@ def planned_batches(trainer: Trainer) -> float:
 
 
 def gradient_scale(trainer: Trainer, module: LightningModule) -> float:
-    """What Lightning has multiplied the loss by when its backward runs: accumulation and the fp16 scaler."""
+    """Return by what Lightning has multiplied the loss when its backward runs: accumulation and the fp16 scaler."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = 1.0 if scaler is None else float(scaler.get_scale())
     return scale / trainer.accumulate_grad_batches if module.automatic_optimization else scale
 
 
 def optimizer_parameters(trainer: Trainer, number: int | None) -> set[int] | None:
-    """Identities of the parameters of one optimizer; None for all."""
+    """Return the identities of the parameters of one optimizer; None for all."""
     if number is None:
         return None
     return {id(p) for group in trainer.optimizers[number].param_groups for p in group["params"]}
 
 
 def batch_size_of(trainer: Trainer, batch: Any) -> int:
-    """Number of examples in a batch: the length of its first tensor.
+    """Return the number of examples in a batch: the length of its first tensor.
 
-    Lightning's own look at a batch warns where tensors differ in length, which is no concern of the user's here.
+    Lightning's own function warns where tensors differ in length, which need not concern the user here.
 
     Raises:
         ValueError: If the batch holds no tensor with an axis.
@@ -115,11 +91,11 @@ def batch_size_of(trainer: Trainer, batch: Any) -> int:
 
 
 class PassedOverError(Exception):
-    """Nothing is wrong, but this batch is none to measure; in words."""
+    """Raised where nothing is wrong, but a batch is not one to measure; the message says why."""
 
 
 def _parts(loaders: Any, batch: Any) -> list[Any]:
-    """What each loader gave, where several run side by side; the batch itself where one does."""
+    """Return what each loader gave where several run side by side, else the batch itself."""
     if isinstance(loaders, Mapping) and isinstance(batch, Mapping) and loaders.keys() == batch.keys():
         return [part for key in loaders for part in _parts(loaders[key], batch[key])]
     if isinstance(loaders, list | tuple) and isinstance(batch, list | tuple) and len(loaders) == len(batch) > 0:
@@ -135,10 +111,10 @@ def _first_length(batch: Any) -> int | None:
 
 
 def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], int] | None:
-    """Data set, collate function and batch size of the training loader, or None where examples have no index.
+    """Return data set, collate function and batch size of the training loader; None where examples have no index.
 
-    Examples that the loader leaves out (a `SubsetRandomSampler`, or batches cut off without shuffling) are left out: on
-    what was never trained on a residual means something else.
+    Examples that the loader leaves out (by a `SubsetRandomSampler`, or by batches that are cut off without shuffling)
+    are left out here too: on an example that is never trained on, a residual means something else.
     """
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -149,7 +125,7 @@ def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], in
     if collate is None or loader.batch_sampler is None:  # the data set itself gives batches
         return None
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or USUAL_BATCH
-    # A smoke test trains on one batch, but says what the real run will say.
+    # A smoke test trains on one batch, but should say what the real run will say.
     batches = math.inf if trainer.fast_dev_run else trainer.num_training_batches  # type: ignore[attr-defined]
     return _trained_on(loader, int(size), batches), collate, int(size)
 
@@ -166,7 +142,7 @@ def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
 
 
 def tensor_parallel_size(trainer: Trainer) -> int:
-    """Over how many processes each layer is spread; 1 where none is."""
+    """Return over how many processes each layer is spread; 1 where none is."""
     mesh = getattr(trainer.strategy, "_device_mesh", None)
     names = () if mesh is None else mesh.mesh_dim_names or ()
     return mesh["tensor_parallel"].size() if mesh is not None and "tensor_parallel" in names else 1
@@ -185,24 +161,10 @@ def move_to_device(batch: Any, module: LightningModule) -> Any:
 
 
 def unseen_batch(module: LightningModule) -> str | None:
-    """Why the batch that a loss is of is not the one that hooks are given, in words; None if it is."""
+    """Return why the batch of a loss is not the one that hooks are given, in words; None if it is."""
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         return "training_step fetches its own batches (dataloader_iter)"
     return None
-
-
-def replayable(module: LightningModule, together: bool = False) -> str | None:
-    """Why `training_step` cannot be run again, in words; None if it can.
-
-    Args:
-        module: Whose step it is.
-        together: Whether all processes run it at once, which a sharded module needs.
-    """
-    if not module.automatic_optimization:
-        return "under manual optimisation training_step steps the optimizer itself"
-    if not together and is_sharded(module):
-        return "the module is sharded, and its processes run it together"
-    return unseen_batch(module)
 
 
 def replayed_loss(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Tensor:
@@ -223,7 +185,7 @@ def replayed_loss(trainer: Trainer, module: LightningModule, batch: Any, batch_i
 
 @contextmanager
 def _quiet(trainer: Trainer) -> Iterator[None]:
-    """Let what user code sends to `self.logger` vanish."""
+    """Discard what user code sends to `self.logger`."""
     loggers = trainer._loggers
     silent: list[Logger] = [DummyLogger() for _ in loggers]
     trainer._loggers = silent
@@ -233,8 +195,21 @@ def _quiet(trainer: Trainer) -> Iterator[None]:
         trainer._loggers = loggers
 
 
+def callbacks_being_validated() -> list[Callback]:
+    """Return the callbacks whose state keys Lightning compares right now; empty if it does not.
+
+    To be called by what `state_key` calls. Lightning refuses two of one key before it runs any hook in which we could
+    say what to do, and its function has the callbacks in a local variable. If it is renamed, Lightning's message shows.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("lightning_cx."):
+        frame = frame.f_back
+    asked = frame is not None and frame.f_code.co_name == "_validate_callbacks_list"
+    return list(frame.f_locals.get("callbacks", ())) if frame is not None and asked else []
+
+
 def can_stop(trainer: Trainer) -> bool:
-    """Whether `min_steps` and `min_epochs` are behind us."""
+    """Return whether `min_steps` and `min_epochs` are reached."""
     return trainer.fit_loop._can_stop_early
 
 
@@ -243,13 +218,8 @@ def announce(trainer: Trainer, scalars: Mapping[str, float]) -> None:
     trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in scalars.items()})
 
 
-def has_tensorboard(trainer: Trainer) -> bool:
-    """Whether pictures have somewhere to go."""
-    return any(map(is_tensorboard, trainer.loggers))
-
-
 def tensorboard_experiments(trainer: Trainer) -> list[Any]:
-    """The SummaryWriters of the trainer's TensorBoard loggers; none on ranks that do not log."""
+    """Return the SummaryWriters of the trainer's TensorBoard loggers; none on ranks that do not log."""
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if is_tensorboard(logger)]

@@ -7,17 +7,22 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, can_stop, log_step, rank_zero_info
-from lightning_cx.callbacks.cadence import PICTURE_PAUSE
-from lightning_cx.callbacks.collectives import any_process
+from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, can_stop, rank_zero_info
+from lightning_cx.callbacks.best_weights import (
+    KeptWeights,
+    averages_beside,
+    put_back,
+    restore_in_all_processes,
+    tensors_of,
+)
+from lightning_cx.callbacks.budget import PICTURE_PAUSE, next_check
+from lightning_cx.callbacks.distributed import check_strategy
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.go_back import averages_beside, go_back
-from lightning_cx.callbacks.kept_weights import KeptWeights, put_back, tensors_of
+from lightning_cx.callbacks.fit import Fit
+from lightning_cx.callbacks.identity import check_distinct, checked_name, distinct, is_of_another, key_of, settings
 from lightning_cx.callbacks.monitor import ComplexityMonitor
-from lightning_cx.callbacks.probe_check import ProbeCheck
-from lightning_cx.callbacks.publisher import Publisher
-from lightning_cx.callbacks.schedule import next_check
-from lightning_cx.callbacks.strategies import check_strategy
+from lightning_cx.callbacks.probing import ProbeCheck
+from lightning_cx.callbacks.publishing import Publisher
 from lightning_cx.functional import stopping
 from lightning_cx.probe import ProbeSet
 from lightning_cx.rules import ResidualWatch, SpectralRisk, StoppingRule
@@ -51,13 +56,16 @@ class ComplexityEarlyStopping(Callback):
         restore_best: Put the weights of the best check back at the end of the fit.
         verbose: Say so when training is stopped.
         strict: Raise where a check fails or the rule has no ground, instead of warning once and letting training go on.
+        name: Tells several of them in one trainer apart: their tags end in it (`stopping/risk-b` for `name="b"`), and
+            their states in checkpoints are kept by it. Without one they are told apart by their settings, and two of
+            the same settings are refused.
 
     Attributes:
         stopped_step: Optimizer steps done when training was stopped (`trainer.global_step`); None if it was not.
         reason: In words, what the rule said last, or why it does not act.
 
     Raises:
-        ValueError: If `every_n_steps` is less than 1.
+        ValueError: If `every_n_steps` is less than 1, or tags cannot end in `name`.
         TypeError: If `rule` is not a rule.
 
     Example:
@@ -74,6 +82,7 @@ class ComplexityEarlyStopping(Callback):
         restore_best: bool = True,
         verbose: bool = True,
         strict: bool = False,
+        name: str = "",
     ) -> None:
         super().__init__()
         if every_n_steps is not None and every_n_steps < 1:
@@ -86,9 +95,12 @@ class ComplexityEarlyStopping(Callback):
         self.restore_best = restore_best
         self.verbose = verbose
         self.strict = strict
+        self.name = checked_name(name)
         self.watch = ResidualWatch(self.rule)
         self.kept = KeptWeights()
         self._own_probe = probe is not None
+        of_probe = settings(probe, ("size", "seed")) if probe is not None else {}
+        self._told_apart_by = {"name": name, "restores": "" if restore_best else "nothing", "probe_settings": of_probe}
         self._module: weakref.ref[LightningModule] | None = None
         self._check: ProbeCheck | None = None
         self._forget()
@@ -108,17 +120,30 @@ class ComplexityEarlyStopping(Callback):
         return f"{type(self).__name__}({self.rule!r}; {when})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What other processes are started with: settings and what was seen, but nothing of a fit that is going on."""
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("_publisher", "_failures")}
+        """Return what copies and other processes start with: settings and what was seen, but nothing of a fit."""
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_fit", "_publisher", "_failures")}
         return {**kept, "_module": None, "_check": None}
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(
-            rule=repr(self.rule),
-            every_n_steps=self.every_n_steps,
-            probe=(self.probe.size, self.probe.seed) if self._own_probe else None,
-        )
+        return distinct(self, self._key)
+
+    @property
+    def _key(self) -> str:
+        return key_of(self, self._released_key, self._told_apart_by)
+
+    @property
+    def _legacy_state_key(self) -> Any:
+        """Where Lightning looks for the state of a checkpoint that has none under `state_key`."""
+        return self._generate_state_key(**self._released_key)
+
+    @property
+    def _released_key(self) -> dict[str, Any]:
+        return {
+            "rule": repr(self.rule),
+            "every_n_steps": self.every_n_steps,
+            "probe": (self.probe.size, self.probe.seed) if self._own_probe else None,
+        }
 
     @property
     def best_step(self) -> int | None:
@@ -129,6 +154,7 @@ class ComplexityEarlyStopping(Callback):
         if stage != "fit":
             return
         check_strategy(trainer, self, keeps_weights=self.restore_best)
+        check_distinct(trainer, self, self._key)
         if self._module is not None and self._module() is not pl_module:
             self.probe.forget()
             self._forget()
@@ -144,8 +170,9 @@ class ComplexityEarlyStopping(Callback):
             self._forget()
         self.stopped_step, self._resumed = None, False
         self._failures = Failures(self.strict)
-        self._publisher, self._drawn = Publisher(self._failures), perf_counter()
-        self._check = None if self._off else ProbeCheck(self.probe, self.watch, self._failures)
+        self._fit = Fit(trainer, pl_module)
+        self._publisher, self._drawn = Publisher(self._fit, self._failures, self, self.name), perf_counter()
+        self._check = None if self._off else ProbeCheck(self._fit, self.probe, self.watch, self._failures)
         if self._check is None:
             if self.strict:
                 raise ValueError(f"as before the checkpoint: {self.reason}")
@@ -153,7 +180,7 @@ class ComplexityEarlyStopping(Callback):
             return
         if self.restore_best and (conflict := averages_beside(trainer, self)):
             self._failures.tell(conflict)
-        if self._check.start(trainer):
+        if self._check.start():
             if self.watch.begun:
                 self._failures.tell("the probe so far does not fit this data set: the stopping rule starts afresh")
             self._forget()
@@ -162,33 +189,35 @@ class ComplexityEarlyStopping(Callback):
         if self._check.reader.streamed:  # its examples are still to come, and will be shown to these weights
             self._start.keep(pl_module, trainer.global_step, trainer.default_root_dir)
         else:
-            self._look(trainer, pl_module, self._check, log_step(trainer))
+            self._run_check(self._check, self._fit.log_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        del pl_module, batch_idx
+        del trainer, pl_module, batch_idx
         if self._check is not None and batch is not None:
-            self._check.keep(trainer, batch)
+            self._check.keep(batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        del outputs, batch, batch_idx
+        del pl_module, outputs, batch, batch_idx
         done = trainer.global_step
         if self._check is None or done == self._checked or done < self._next:
             return
-        if self._check.ready(trainer):
+        if self._check.ready():
             if self._start.step is not None:
-                self._look_back(trainer, pl_module, self._check)
-            # What Lightning logs of this batch stands one lower: it counts the steps before, we see the weights after.
-            self._look(trainer, pl_module, self._check, log_step(trainer) + 1)
+                self._check_the_start(self._check)
+            # Lightning's own values of this batch are logged one step lower: it counts the steps before the batch,
+            # while the weights that are checked here are those after it.
+            self._run_check(self._check, self._fit.log_step + 1)
 
-    def _look_back(self, trainer: Trainer, module: LightningModule, check: ProbeCheck) -> None:
-        """Show the examples of a stream, now that they are there, to the weights of the start."""
+    def _check_the_start(self, check: ProbeCheck) -> None:
+        """Check the weights of the start on the examples of a stream, now that they have arrived."""
+        module = self._fit.module
         now = {name: tensor.detach().clone() for name, tensor in tensors_of(module).items()}
         assert self._start.step is not None
         try:
             self._start.restore(module)
-            check.look(trainer, module, self._start.step)
+            check.check(self._start.step)
         finally:
             put_back(module, now)
             self.probe.latest = None
@@ -197,25 +226,26 @@ class ComplexityEarlyStopping(Callback):
         self._start = KeptWeights()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+        del trainer, pl_module
         if self._check is not None:
-            self._check.close(trainer)
+            self._check.close()
             self._is_off()
 
-    def _look(self, trainer: Trainer, module: LightningModule, check: ProbeCheck, log_as: int) -> None:
-        done = trainer.global_step
-        decision = check.look(trainer, module, done)
-        self._checked, self._next = done, next_check(done, self.every_n_steps, check.least_gap(trainer))
+    def _run_check(self, check: ProbeCheck, log_as: int) -> None:
+        done = self._fit.steps
+        decision = check.check(done)
+        self._checked, self._next = done, next_check(done, self.every_n_steps, check.least_gap)
         if self._is_off() or decision is None:
             return
         self.reason = decision.reason
         if self.restore_best and self.rule.keeps_best and self.watch.best_step == done:
-            self._try("keeping the best weights", lambda: self.kept.keep(module, done, trainer.default_root_dir))
-        if any_process(trainer, decision.stop):
-            self._stop(trainer, decision)
-        self._try("logging", lambda: self._publisher.publish(trainer, [self.watch.reading()], log_as, {}))
+            folder = self._fit.trainer.default_root_dir
+            self._try("keeping the best weights", lambda: self.kept.keep(self._fit.module, done, folder))
+        if self._fit.any_process(decision.stop):
+            self._stop(decision)
+        self._try("logging", lambda: self._publisher.publish([self.watch.reading()], log_as, {}))
         if perf_counter() - self._drawn > PICTURE_PAUSE:
-            self._draw(trainer)
+            self._draw()
 
     def _try(self, part: str, work: Callable[[], None]) -> None:
         if not self._failures.off(part):
@@ -227,9 +257,10 @@ class ComplexityEarlyStopping(Callback):
             self._off, self.reason, self._check = True, self._check.refusal, None
         return self._off
 
-    def _stop(self, trainer: Trainer, decision: stopping.Decision) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def _stop(self, decision: stopping.Decision) -> None:
+        if self._fit.is_smoke_test:
             return
+        trainer = self._fit.trainer
         if not can_stop(trainer):
             self._failures.say("the stopping rule would stop, but min_steps or min_epochs is not reached", "minimum")
             return
@@ -243,37 +274,40 @@ class ComplexityEarlyStopping(Callback):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
         if self._check is None:
             return
         if self.watch.begun and trainer.global_step != self._checked:  # the last weights are candidates, too
-            self._look(trainer, pl_module, self._check, log_step(trainer))
+            self._run_check(self._check, self._fit.log_step)
         if self._check is None:
             return
         with self._failures.guard("putting the best weights back"):
-            self.watch.mark_end(self._go_back(trainer, pl_module))
+            self.watch.mark_end(self._restore())
         self._publisher.show(self.watch.reading())
-        self._draw(trainer)
+        self._draw()
 
-    def _go_back(self, trainer: Trainer, module: LightningModule) -> bool:
-        """Put the best weights back where the last are certainly worse; say whether they are there."""
+    def _restore(self) -> bool:
+        """Put the best weights back where the last are certainly worse; return whether the module has them."""
         worse = self.stopped_step is not None or (self.rule.past_best and self.watch.has_learned)
-        wanted = worse and self.kept.step is not None and self.kept.step != trainer.global_step
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        wanted = worse and self.kept.step is not None and self.kept.step != self._fit.steps
+        if self._fit.is_smoke_test:
             return False
-        step = go_back(trainer, module, self.kept, wanted, wanted if self.stopped_step is None else self._says)
+        claim = wanted if self.stopped_step is None else self._says
+        step = restore_in_all_processes(self._fit, self.kept, wanted, claim)
         if step is None:
-            return self.kept.step == trainer.global_step
+            return self.kept.step == self._fit.steps
         self.watch.best_step = step
         if self.verbose:
             rank_zero_info(f"lightning_cx: the weights after {step} optimizer steps, the best ones, are put back.")
         return True
 
-    def _draw(self, trainer: Trainer) -> None:
+    def _draw(self) -> None:
         self._drawn = perf_counter()
-        self._try("pictures", lambda: self._publisher.draw(trainer))
+        self._try("pictures", self._publisher.draw)
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "key": self._key,
             "watch": self.watch.state_dict(),
             "kept": self.kept.state_dict(),
             "probe": self.probe.state_dict(),
@@ -285,6 +319,8 @@ class ComplexityEarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if is_of_another(state_dict, self._key):
+            return
         self._resumed = True
         self.watch.load_state_dict(state_dict["watch"])
         self.kept.load_state_dict(state_dict["kept"])

@@ -1,4 +1,4 @@
-"""Fail soft, loudly: say once what went wrong, let training go on, give up after three in a row."""
+"""Say once what failed, let training go on, and give a part up after three failures in a row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATIENCE = 3  # failures in a row after which a part is switched off
 
 
 class Failures:
-    """Keeps count of what failed while sampling, part by part.
+    """Count what failed while measuring, part by part.
 
     Args:
         strict: Let every failure out instead.
@@ -24,7 +24,7 @@ class Failures:
         self._told: set[str] = set()
 
     def off(self, part: str) -> bool:
-        """Whether a part failed so often that it is left out from now on."""
+        """Return whether a part failed so often that it is left out from now on."""
         return self._in_a_row[part] >= PATIENCE
 
     def tell(self, message: str, topic: str | None = None) -> None:
@@ -35,17 +35,17 @@ class Failures:
             rank_zero_warn(f"lightning_cx: {message}")
 
     def say(self, message: str, topic: str) -> None:
-        """Let the user know, once for each topic; nothing is wrong."""
+        """Inform the user, once for each topic; nothing is wrong."""
         if topic not in self._told:
             self._told.add(topic)
             rank_zero_info(f"lightning_cx: {message}")
 
     def state_dict(self) -> dict[str, int]:
-        """How often each part failed in a row."""
+        """Return how often each part failed in a row."""
         return dict(self._in_a_row)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take up what `state_dict` gave, in another process."""
+        """Restore what `state_dict` returned, in another process."""
         self._in_a_row = Counter(state)
 
     @contextmanager

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
-from lightning_cx.callbacks.full_batches import FullBatches
-from lightning_cx.callbacks.panel import Panel
+from lightning_cx.callbacks.budget import EveryNSteps, FullBatches, OverheadBudget, Schedule
+from lightning_cx.callbacks.dispatch import Dispatcher
+from lightning_cx.callbacks.distributed import check_strategy
+from lightning_cx.callbacks.fit import Fit
+from lightning_cx.callbacks.identity import check_distinct, checked_name, distinct, is_of_another, key_of, settings
 from lightning_cx.callbacks.presets import Preset, preset
-from lightning_cx.callbacks.schedule import EveryNSteps, OverheadBudget, Schedule
 from lightning_cx.callbacks.session import Session
-from lightning_cx.callbacks.strategies import check_strategy
 from lightning_cx.instruments import Control, Instrument
 from lightning_cx.probe import ProbeSet
 
@@ -48,6 +49,9 @@ class ComplexityMonitor(Callback):
         control: `"shuffle"` logs a twin beside each number that depends on which example is which, measured with the
             examples shuffled, under `<tag>_shuffled`: what the method finds where there is nothing to find. For
             instruments of your own choice, pass it to them.
+        name: Tells several monitors in one trainer apart: their tags end in it (`gradient/norm-b` for `name="b"`), and
+            their states in checkpoints are kept by it. Without one, monitors are told apart by their settings, and two
+            of the same settings are refused.
 
     Raises:
         ValueError: If `every_n_steps` or `overhead_budget` is out of range, there is no set of that name, or `control`
@@ -70,6 +74,7 @@ class ComplexityMonitor(Callback):
         probe: ProbeSet | None = None,
         strict: bool = False,
         control: Control = None,
+        name: str = "",
     ) -> None:
         super().__init__()
         if instruments is None or isinstance(instruments, str):
@@ -78,11 +83,16 @@ class ComplexityMonitor(Callback):
             raise ValueError(f"pass control={control!r} to the instruments themselves where you choose them.")
         else:
             chosen = list(instruments)
-        self._panel = Panel(chosen)
+        self._dispatcher = Dispatcher(chosen)
         self.every_n_steps = every_n_steps
         self.overhead_budget = overhead_budget
         self.probe = ProbeSet() if probe is None else probe
         self.strict = strict
+        self.name = checked_name(name)
+        # As they were given: what instruments learn later must not change the key.
+        own = {"name": name, "control": control, "probe_settings": settings(self.probe, ("size", "seed"))}
+        of_instruments = {key: found for key, i in self._dispatcher.instruments.items() if (found := settings(i))}
+        self._told_apart_by = {**own, "instrument_settings": of_instruments}
         self._schedule: Schedule = (
             OverheadBudget(overhead_budget) if every_n_steps is None else EveryNSteps(every_n_steps)
         )
@@ -98,22 +108,35 @@ class ComplexityMonitor(Callback):
         return f"{type(self).__name__}({names}; {when})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and other processes start with: settings and what was seen, but nothing of a fit that goes on."""
+        """Return what copies and other processes start with: settings and what was seen, but nothing of a fit."""
         return {**self.__dict__, "_session": None, "_module": None}
 
     @property
     def instruments(self) -> list[Instrument]:
         """What is measured."""
-        return list(self._panel.instruments.values())
+        return list(self._dispatcher.instruments.values())
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(
-            instruments=list(self._panel.instruments),
-            every_n_steps=self.every_n_steps,
-            overhead_budget=self.overhead_budget,
-            probe=(self.probe.size, self.probe.seed),
-        )
+        return distinct(self, self._key)
+
+    @property
+    def _key(self) -> str:
+        return key_of(self, self._released_key, self._told_apart_by)
+
+    @property
+    def _legacy_state_key(self) -> Any:
+        """Where Lightning looks for the state of a checkpoint that has none under `state_key`."""
+        return self._generate_state_key(**self._released_key)
+
+    @property
+    def _released_key(self) -> dict[str, Any]:
+        return {
+            "instruments": [type(i).__name__ for i in self.instruments],
+            "every_n_steps": self.every_n_steps,
+            "overhead_budget": self.overhead_budget,
+            "probe": (self.probe.size, self.probe.seed),
+        }
 
     @property
     def overhead(self) -> float:
@@ -124,63 +147,66 @@ class ComplexityMonitor(Callback):
         if stage != "fit":
             return
         check_strategy(trainer, self)
+        check_distinct(trainer, self, self._key)
         if self._module is not None and self._module() is not pl_module:
             self._start_afresh()  # another model: nothing that was seen of the last one is comparable
         self._module = weakref.ref(pl_module)
 
     def _start_afresh(self) -> None:
         self.probe.forget()
-        self._panel.reset()
+        self._dispatcher.reset()
         self._reached = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
         if trainer.global_step < self._reached:  # steps are counted anew: the same model in another trainer, or a copy
             self._start_afresh()
         # A smoke test should run what the real run will.
-        schedule = EveryNSteps(1) if trainer.fast_dev_run else self._schedule  # type: ignore[attr-defined]
-        self._session = Session(self._panel, self.probe, schedule, self.strict)
-        if trainer.is_global_zero:  # a checkpoint knows the batches of the first process
+        fit = Fit(trainer, pl_module)
+        schedule = EveryNSteps(1) if fit.is_smoke_test else self._schedule
+        self._session = Session(fit, self._dispatcher, self.probe, schedule, self.strict, self, self.name)
+        if fit.is_first:  # a checkpoint knows the batches of the first process
             self._session.full_batches.load_state_dict(self._full_batches)
         self._full_batches = FullBatches().state_dict()  # of a checkpoint, for the fit that resumes it
-        self._session.start(trainer)
+        self._session.start()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        del trainer, pl_module
         if self._session is not None and batch is not None:
-            self._session.begin_step(trainer, pl_module, batch, batch_idx)
+            self._session.begin_step(batch, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        del trainer, pl_module
         if self._session is not None and self._session.sampling:
-            self._session.attach(trainer, pl_module, loss)
+            self._session.attach(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer
+        del trainer, pl_module
         if self._session is not None and self._session.sampling:
-            self._session.finish(pl_module)
+            self._session.finish()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        del pl_module
+        del trainer, pl_module
         if self._session is not None and self._session.sampling:
-            self._session.stepping(trainer, optimizer)
+            self._session.stepping(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        del outputs, batch_idx
+        del pl_module, outputs, batch_idx
         self._reached = trainer.global_step
         if self._session is not None and batch is not None:
-            self._session.end_step(trainer, pl_module, batch)
+            self._session.end_step(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+        del trainer, pl_module
         if self._session is not None:
-            self._session.end_epoch(trainer)
+            self._session.end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+        del trainer, pl_module
         if self._session is None:
             return
-        self._session.end(trainer)
+        self._session.end()
         for work in self._session.never_done():
             rank_zero_info(
                 f"lightning_cx: {work} never measured: the run was too short for {self.overhead_budget:.0%} of its "
@@ -188,9 +214,9 @@ class ComplexityMonitor(Callback):
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        del pl_module
+        del trainer, pl_module
         if self._session is not None and isinstance(exception, KeyboardInterrupt | SystemExit):
-            self._session.end(trainer)  # a run that is ended from outside shows what it has; loggers are closed next
+            self._session.end()  # a run that is ended from outside shows what it has; loggers are closed next
         self._drop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -204,20 +230,21 @@ class ComplexityMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         full_batches = self._full_batches if self._session is None else self._session.full_batches.state_dict()
         own = {"probe": self.probe.state_dict(), "full_batches": full_batches, "reached": self._reached}
-        return {**own, **self._panel.state_dict()}
+        return {"key": self._key, **own, **self._dispatcher.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if is_of_another(state_dict, self._key):
+            return
         self.probe.load_state_dict(state_dict["probe"])
         self._full_batches = state_dict.get("full_batches", self._full_batches)
         self._reached = state_dict.get("reached", 0)
-        self._panel.load_state_dict(state_dict, self._resume)
+        self._dispatcher.load_state_dict(state_dict, self._resume)
 
-    def _resume(self, instrument: Instrument, state: dict[str, Any]) -> None:
+    def _resume(self, key: str, instrument: Instrument, state: dict[str, Any]) -> None:
         try:
             instrument.load_state_dict(state)
         except (KeyError, TypeError) as error:  # written by another version: no reason to lose the run
             if self.strict:
                 raise
             instrument.reset()
-            name = type(instrument).__name__
-            rank_zero_warn(f"lightning_cx: {name} starts afresh: the checkpoint's state of it does not fit ({error!r})")
+            rank_zero_warn(f"lightning_cx: {key} starts afresh: the checkpoint's state of it does not fit ({error!r})")

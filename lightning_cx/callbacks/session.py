@@ -1,249 +1,322 @@
-"""One fit, seen through the instruments: decides when to look, looks, and keeps the books."""
+"""What a monitor does at each hook of the trainer, in the order in which the hooks run.
+
+    on_train_start             start         start the clock, choose the probe
+    on_train_batch_start       begin_step    decide whether to sample this batch, and prepare
+    on_before_backward         attach        tap the backward of a sampled batch
+    on_after_backward          finish        take what the tap saw
+    on_before_optimizer_step   stepping      note whose step the gradients feed
+    on_train_batch_end         end_step      measure, log, draw; book what all of it took
+    on_train_epoch_end         end_epoch     a stream that is over has shown all its examples
+    on_train_end               end           the last pictures
+
+Most batches are not sampled: for them `begin_step` and `end_step` ask whether anything is due, and that is all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, batch_size_of, has_tensorboard, log_step
-from lightning_cx.callbacks.backwards import Backwards
+from lightning_cx.callbacks._trainer import Callback
 from lightning_cx.callbacks.batch_part import features_and_targets
-from lightning_cx.callbacks.cadence import GRADIENTS, PICTURES, PROBE, Cadence, cadence_for
+from lightning_cx.callbacks.budget import (
+    GRADIENTS,
+    PICTURES,
+    PROBE,
+    EveryNSteps,
+    FullBatches,
+    Ledger,
+    Schedule,
+    cadence_for,
+)
+from lightning_cx.callbacks.dispatch import FIRST, Dispatcher, OwnPasses, Show
+from lightning_cx.callbacks.distributed import Processes
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.full_batches import FullBatches
-from lightning_cx.callbacks.monitored_probe import MonitoredProbe
-from lightning_cx.callbacks.own_passes import OwnPasses
-from lightning_cx.callbacks.panel import FIRST, Concerned, Panel, Show
-from lightning_cx.callbacks.parameter_follower import ParameterFollower
-from lightning_cx.callbacks.processes import together
-from lightning_cx.callbacks.publisher import Publisher
-from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, Schedule
-from lightning_cx.callbacks.shared import Shared
+from lightning_cx.callbacks.fit import Fit
+from lightning_cx.callbacks.probing import MonitoredProbe
+from lightning_cx.callbacks.publishing import Publisher
+from lightning_cx.callbacks.sampling import Backwards, ParameterFollower
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import BatchView, Instrument, Method, Reading, Series, needs_of
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import BatchView, Method, Reading, Series, needs_of, quantities
 from lightning_cx.probe import ProbeSet
 
 TRAJECTORY = "the trajectory"
 
 
 class Session:
-    """The running state of one fit.
+    """The running state of a monitor in one fit.
 
     Where several processes share a fit, all of them sample at the same steps; the first one measures what they saw
-    together, and the others hear the numbers.
+    together, and the others are told the numbers.
 
     Args:
-        panel: The instruments.
+        fit: That is monitored.
+        dispatcher: Holds the instruments.
         probe: The fixed examples.
         schedule: When to measure.
         strict: Raise where sampling fails.
+        callback: The monitor.
+        name: The monitor's; its tags end in it.
+
+    Attributes:
+        sampling: Whether the batch that runs now is sampled.
     """
 
-    def __init__(self, panel: Panel, probe: ProbeSet, schedule: Schedule, strict: bool) -> None:
-        self.panel = panel
-        self.schedule = schedule
+    def __init__(
+        self,
+        fit: Fit,
+        dispatcher: Dispatcher,
+        probe: ProbeSet,
+        schedule: Schedule,
+        strict: bool,
+        callback: Callback,
+        name: str = "",
+    ) -> None:
+        self.fit, self.dispatcher, self.schedule = fit, dispatcher, schedule
         self.ledger, self.failures = Ledger(), Failures(strict)
-        given = panel.instruments.values()
+        given = dispatcher.instruments.values()
         of_gradients = needs_of(given, "on_gradients")
-        self.backwards = Backwards(self.failures, of_gradients)
-        self.features, self.targets = features_and_targets(probe, of_gradients, self.failures)
-        self.follower = ParameterFollower(any("on_step" in instrument.shown for instrument in given))
-        self.probe = MonitoredProbe(probe, needs_of(given, "on_probe"), self.failures)
-        self.own = OwnPasses(panel, self.probe, self.failures)
-        self.publisher = Publisher(self.failures)
-        self.shared: Shared | None = None
-        self.sampling = False
-        self._rhythm = schedule, self.ledger, self._wanted, self.probe.reader.estimate, self.own.works
-        self._cadence = Cadence(*self._rhythm)
-        self._readings: list[Reading] = []
-        self._examples = self._step = 0
-        self._board = False
         self.full_batches = FullBatches()
-        self._last_step: int | None = None
+        self.backwards = Backwards(fit, self.failures, of_gradients)
+        self.features, self.targets = features_and_targets(probe, of_gradients, self.failures)
+        self.follower = ParameterFollower(fit, self.failures, bool(dispatcher.asking("on_step")))
+        self.probe = MonitoredProbe(fit, probe, needs_of(given, "on_probe"), self.failures)
+        self.own = OwnPasses(fit, dispatcher, self.probe, self.failures)
+        self.publisher = Publisher(fit, self.failures, callback, name)
+        self.processes = Processes(fit, self.failures) if fit.world_size > 1 else None
+        reader = self.probe.reader
+        self._cadence = cadence_for(fit, schedule, self.ledger, self._wanted, reader.estimate, self.own.works)
+        self.sampling = False
+        self._readings: list[Reading] = []  # of this step, to be logged at its end
+        self._examples = self._step = 0
+        self._last_step: int | None = None  # the last one that was sampled
         self._step_started = 0.0
-        self._step_cost = 0.0  # seconds that this step has taken of ours
+        self._step_cost = 0.0  # seconds of this step that were ours
 
-    def start(self, trainer: Trainer) -> None:
-        """Begin the fit: start the clock and look at the training data.
+    def start(self) -> None:
+        """Start the clock and choose the probe.
 
         Raises:
             ValueError: Under `strict`, if the training data cannot make a probe.
         """
         self.ledger.start()
-        self._cadence = cadence_for(trainer, *self._rhythm)
-        self.shared = Shared(self.failures) if trainer.world_size > 1 else None
-        self._board = has_tensorboard(trainer)
-        self.backwards.start(trainer)
-        self.follower.start(trainer.lightning_module, self.failures)
-        self.own.start(trainer)
         with self.ledger.timed():
             if self._uses_probe:
-                self.probe.start(trainer)
+                self.probe.start()
 
-    def begin_step(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Before a batch: decide whether to sample it."""
+    # A batch, from its start to its end.
+
+    def begin_step(self, batch: Any, batch_idx: int) -> None:
+        """Decide before a batch whether to sample it, and prepare for that."""
         self._step_started = perf_counter()
         self.sampling = False
         self.backwards.drop()
         if self.probe.reader.streaming and self._uses_probe:
-            self.probe.keep(trainer, batch)
-        self._cadence.begin_batch(trainer)
-        due = self.full_batches.owed or self._cadence.due(GRADIENTS, trainer)
-        # At most one sample for each optimizer step, however many batches it accumulates.
+            self.probe.keep(batch)
+        # Three reasons to sample: it is time; it was time at the last batch, which was too short; or one of several
+        # optimizers did not step in the batch that was sampled (`owed`), and may step in this one. With accumulated
+        # gradients many batches feed one optimizer step, and one sample of them is enough.
+        self._cadence.begin_batch()
+        due = self.full_batches.owed or self._cadence.due(GRADIENTS)
         due_again = bool(self.backwards.owed) and not self.failures.off(GRADIENTS)
-        if (due or due_again) and log_step(trainer) != self._last_step:
+        if (due or due_again) and self.fit.log_step != self._last_step:
             with self.failures.guard(GRADIENTS, last=False):
-                self._begin_sample(trainer, module, batch, batch_idx, due)
+                self._begin_sample(batch, batch_idx, due)
         self._step_cost = perf_counter() - self._step_started
 
-    def _begin_sample(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, due: bool) -> None:
-        if self._is_full(trainer, batch):
-            self._last_step = log_step(trainer)
-            self._do(lambda: self.backwards.begin(trainer, module, batch, batch_idx, self._examples, due))
-            if not self.failures.off(TRAJECTORY):
-                with self.failures.guard(TRAJECTORY, last=False):
-                    self.follower.begin(trainer, module)
+    def _begin_sample(self, batch: Any, batch_idx: int, due: bool) -> None:
+        if not self._is_full(batch):
+            return
+        self._last_step = self.fit.log_step
+        self._do(lambda: self.backwards.begin(batch, batch_idx, self._examples, due))
+        if not self.failures.off(TRAJECTORY):
+            with self.failures.guard(TRAJECTORY, last=False):
+                self.follower.begin()
 
-    def _is_full(self, trainer: Trainer, batch: Any) -> bool:
-        """Whether the batch is as large as those before, in every process by what it is used to."""
-        self._examples = together(trainer, lambda: batch_size_of(trainer, batch))
+    def _is_full(self, batch: Any) -> bool:
+        """Return whether the batch is as large as those before, in every process by what it is used to."""
+        self._examples = self.fit.together(lambda: self.fit.batch_size_of(batch))
         full = self.full_batches.take(self._examples)
-        if self.shared is not None:
-            full = self.shared.all_full(trainer, full, self.backwards, self._examples)
+        if self.processes is not None:
+            full = self.processes.all_full(full, self.backwards, self._examples)
             self.full_batches.owed = not full
         return full
 
-    def attach(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
-        """Before a backward of a sampled step."""
+    def attach(self, loss: Tensor) -> None:
+        """Tap the backward of a sampled step, before it runs."""
         with self._timed():
-            self._do(lambda: self.backwards.attach(trainer, module, loss))
+            self._do(lambda: self.backwards.attach(loss))
 
-    def finish(self, module: LightningModule) -> None:
-        """After a backward of a sampled step."""
+    def finish(self) -> None:
+        """Take what the tap saw, after a backward of a sampled step."""
         with self._timed():
             self._step_cost += self.backwards.hook_seconds
-            self._do(lambda: self.backwards.finish(module), last=True)
+            self._do(self.backwards.finish, last=True)
 
-    def stepping(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        """Before an optimizer step of a sampled batch."""
+    def stepping(self, optimizer: Optimizer) -> None:
+        """Note before an optimizer step of a sampled batch which gradients feed it."""
         with self._timed():
-            self._do(lambda: self.backwards.stepping(trainer, optimizer))
+            self._do(lambda: self.backwards.stepping(optimizer))
 
-    def end_step(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
-        """After a batch: measure what was sampled, read the probe if it is due, and publish."""
+    def end_step(self, batch: Any) -> None:
+        """Measure after a batch what was sampled and what else is due, and log it."""
         ended = perf_counter()
         sampled = self.sampling
-        self._step = log_step(trainer)
+        self._step = self.fit.log_step
+        # What an unsampled step takes is the unit in which costs are guessed, so our own share of it is left out.
         self._cadence.end_batch(None if sampled else ended - self._step_started - self._step_cost)
         if self.follower.waiting:
             with self._alone():
-                self._follow(trainer, module)
+                self._follow()
         if sampled:
-            self._settle(trainer, module, batch, ended - self._step_started)
-        probe_is_due = self._cadence.due(PROBE, trainer)
-        works = self.own.due(trainer, lambda work: self._cadence.due(work, trainer))
+            self._settle(batch, ended - self._step_started)
+        probe_is_due = self._cadence.due(PROBE)
+        works = self.own.due(self._cadence.due)
         if self._readings or probe_is_due or works:
             with self.ledger.timed(), self._alone():
-                self._read_and_publish(trainer, module, probe_is_due, works)
+                self._read_and_publish(probe_is_due, works)
         else:
             self._step_cost += perf_counter() - ended
-        if self.shared is not None and (sampled or probe_is_due or works):
+        if self.processes is not None and (sampled or probe_is_due or works):
             with self._timed():
-                self.shared.tell_all(trainer, self.publisher)
+                self.processes.tell_all(self.publisher)
         self.ledger.other += self._step_cost
         self._step_cost = 0.0
 
-    def _follow(self, trainer: Trainer, module: LightningModule) -> None:
+    def _follow(self) -> None:
         with self._timed(), self.failures.guard(TRAJECTORY):
-            made = self.follower.end(trainer, module)
-            if made is not None:
-                self._measure(trainer, "on_step", lambda i: i.on_step(self._step, made))
+            change = self.follower.end()
+            if change is not None:
+                self._measure("on_step", lambda instrument: instrument.on_step(self._step, change))
 
-    def _settle(self, trainer: Trainer, module: LightningModule, batch: Any, seconds: float) -> None:
-        """Measure a sampled step that took so many seconds and book what it cost."""
+    def _settle(self, batch: Any, seconds: float) -> None:
+        """Measure a sampled step that took so many seconds, and book what it cost."""
         plain = self._cadence.step_seconds
         if self.backwards.eager and plain is not None:  # what compiled code would have saved is our cost too
             self._step_cost = max(self._step_cost, seconds - plain)
-        with self._timed(), self.failures.guard(GRADIENTS, last=self.shared is not None):
+        with self._timed(), self.failures.guard(GRADIENTS, last=self.processes is not None):
             found = self.backwards.samples()
-            if self.shared is not None:
-                found = self.shared.merge(trainer, module, self.backwards, found)
+            if self.processes is not None:
+                found = self.processes.merge(self.backwards, found)
             with self._alone():
                 for series, sample in found:
-                    self._measure_gradients(trainer, batch, series, sample)
+                    self._measure_gradients(batch, series, sample)
         self.ledger.book(GRADIENTS, self._step_cost, one_off=self.backwards.one_off_seconds)
         self._step_cost = 0.0
         self.backwards.drop()
         self.sampling = False
 
-    def _read_and_publish(
-        self, trainer: Trainer, module: LightningModule, probe_is_due: bool, works: Sequence[str]
-    ) -> None:
+    def _measure_gradients(self, batch: Any, series: Series, sample: GradientSample) -> None:
+        if self.fit.is_first:
+            view = BatchView(*(part.read(batch, self._examples) for part in (self.features, self.targets)))
+            self._measure("on_gradients", lambda instrument: instrument.on_gradients(self._step, sample, view), series)
+
+    def _read_and_publish(self, probe_is_due: bool, works: Sequence[str]) -> None:
         if probe_is_due:
-            self._read_probe(trainer, module)
+            self._read_probe()
         for work in works:
-            self._show(trainer, module, work)
+            self._make_passes(work)
         if self._readings:
-            self._publish(trainer)
-            if self._cadence.due(PICTURES, trainer):
-                self._draw(trainer)
+            self._publish()
+            if self._cadence.due(PICTURES):
+                self._draw()
 
-    def end_epoch(self, trainer: Trainer) -> None:
-        """After an epoch: a stream that is over has shown all its examples, and no step is open."""
+    def _read_probe(self) -> None:
+        start = perf_counter()
+        reading = self.probe.read()
+        one_off, measuring = self.probe.one_off_seconds, perf_counter()
+        if reading is not None:
+            self._measure("on_probe", lambda instrument: instrument.on_probe(self._step, reading))
+            if self.probe.reader.read_count == 1:
+                one_off += perf_counter() - measuring  # the first reading builds the basis
+        if not self.probe.reader.streaming:
+            self.ledger.book(PROBE, perf_counter() - start, one_off)
+
+    def _make_passes(self, work: str) -> None:
+        """Show the model or the parameters to the instruments that a kind of work belongs to."""
+        start = perf_counter()
+        self.probe.one_off_seconds = 0.0
+        how = self.own.show(work, self._step)
+        if how is not None:
+            method, show = how
+            self._measure(method, show, concerned=lambda key: method == "on_parameters" or key == work)
+            self.ledger.book(work, perf_counter() - start, self.probe.one_off_seconds)
+
+    def _measure(
+        self, method: Method, show: Show, series: Series = FIRST, concerned: Callable[[str], bool] = lambda key: True
+    ) -> None:
+        if self.fit.is_first:
+            self._readings += self.dispatcher.show(method, show, self.failures, series, concerned)
+        elif method != "on_step":
+            # The first process measures for all, with one exception. What an instrument with passes of its own saw
+            # before may decide which passes it makes next, and these wait for each other in all processes; so such an
+            # instrument has to see in all of them what it sees in the first. Its readings here are dropped.
+            passing = set(self.dispatcher.asking("on_model"))
+            self.dispatcher.show(method, show, self.failures, concerned=lambda key: key in passing and concerned(key))
+
+    # Between and after batches.
+
+    def end_epoch(self) -> None:
+        """Take what a stream has shown for all that it has, and forget an unfinished step."""
         self.backwards.drop()
-        self.probe.close(trainer, self._uses_probe)
+        self.probe.close(self._uses_probe)
 
-    def end(self, trainer: Trainer) -> None:
-        """At the end of the fit: draw the last pictures if they can be afforded, and say what all of it cost."""
+    def end(self) -> None:
+        """Draw the last pictures if the budget allows it, and log what all of it took."""
         self._cadence.end()
-        if self._cadence.due(PICTURES, trainer):
-            self._draw(trainer)
-        self._publish(trainer)
+        if self._cadence.due(PICTURES):
+            self._draw()
+        self._publish()
 
-    def _publish(self, trainer: Trainer) -> None:
+    def never_done(self) -> list[str]:
+        """Return the kinds of work that were wanted and never done, because the run was too short for the budget."""
+        if isinstance(self.schedule, EveryNSteps):
+            return []
+        works = [GRADIENTS] if self.probe.reader.streaming else [GRADIENTS, PROBE, *(w.key for w in self.own.works)]
+        return [work for work in works if self._wanted(work) and work not in self.ledger.accounts]
+
+    def _publish(self) -> None:
         readings, self._readings = self._readings, []
         with self.failures.guard("logging"):
-            self.publisher.publish(trainer, readings, self._step, {tags.OVERHEAD: self.ledger.share})
+            self.publisher.publish(readings, self._step, {quantities.OVERHEAD: self.ledger.share})
 
-    def _draw(self, trainer: Trainer) -> None:
+    def _draw(self) -> None:
         start = perf_counter()
         self._cadence.drawn()
         with self.failures.guard(PICTURES):
-            self.publisher.draw(trainer)
+            self.publisher.draw()
         self.ledger.book(PICTURES, perf_counter() - start)
 
-    def never_done(self) -> list[str]:
-        """Kinds of work that were wanted and never done, because the run was too short for the budget."""
-        if isinstance(self.schedule, EveryNSteps):
-            return []
-        works = [GRADIENTS] if self.probe.reader.streaming else [GRADIENTS, PROBE, *(w.name for w in self.own.works)]
-        return [work for work in works if self._wanted(work) and work not in self.ledger.accounts]
+    # What is still wanted, what it takes, and what happens when it fails.
 
     def _wanted(self, work: str) -> bool:
+        """Return whether an instrument that did not fail too often wants a kind of work that is possible."""
         if self.failures.off(work):
             return False
         if work == PICTURES:
-            return self._board and self.publisher.has_pictures
-        if work not in (GRADIENTS, PROBE):
-            return self.own.wanted(work)
-        live = [i.shown for key, i in self.panel.instruments.items() if not self.failures.off(key)]
+            return self.fit.has_tensorboard and self.publisher.has_pictures
         if work == GRADIENTS:
-            return any(("on_gradients" in of and not self.backwards.off) or "on_step" in of for of in live)
-        return not self.probe.refused and any("on_probe" in of for of in live)
+            gradients = not self.backwards.off and self._anyone("on_gradients")
+            return gradients or self._anyone("on_step")
+        if work == PROBE:
+            return not self.probe.refused and self._anyone("on_probe")
+        return self.own.wanted(work)
+
+    def _anyone(self, method: Method) -> bool:
+        return any(not self.failures.off(key) for key in self.dispatcher.asking(method))
 
     @property
     def _uses_probe(self) -> bool:
-        return any(map(self._wanted, (PROBE, *(work.name for work in self.own.works))))
+        return any(map(self._wanted, (PROBE, *(work.key for work in self.own.works))))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
+        """Count a block as our share of this step."""
         start = perf_counter()
         try:
             yield
@@ -251,58 +324,17 @@ class Session:
             self._step_cost += perf_counter() - start
 
     def _alone(self) -> AbstractContextManager[None]:
-        """Around what the first process does without the others, who would wait for it."""
-        return nullcontext() if self.shared is None else self.shared.holding_back()
+        """Keep an exception of what the first process does without the others, who would wait for it."""
+        return nullcontext() if self.processes is None else self.processes.holding_back()
 
     def _do(self, work: Callable[[], None], last: bool = False) -> None:
-        """Do a part of sampling a step; if it fails the step is not sampled, and what follows forgives nothing.
+        """Do a part of sampling a step; if it fails, the step is not sampled.
 
-        What fails in one of several processes waits until all can hear of it, and they all go on until then.
+        In one process a failure ends the sample at once: `sampling` is False until the part has succeeded, so the hooks
+        that follow pass by. Of several processes none may leave the step before the others know, since they meet in
+        `Processes.merge`: there `sampling` stays True, and the exception is kept until all can hear of it.
         """
-        self.sampling = self.shared is not None
-        with self.failures.guard(GRADIENTS, last) if self.shared is None else self.shared.holding_back():
+        self.sampling = self.processes is not None
+        with self.failures.guard(GRADIENTS, last) if self.processes is None else self.processes.holding_back():
             work()
             self.sampling = True
-
-    def _measure_gradients(self, trainer: Trainer, batch: Any, series: Series, sample: GradientSample) -> None:
-        if not trainer.is_global_zero:
-            return
-        features, targets = (part.read(batch, self._examples) for part in (self.features, self.targets))
-        view = BatchView(features, targets)
-        self._measure(trainer, "on_gradients", lambda i: i.on_gradients(self._step, sample, view), series)
-
-    def _read_probe(self, trainer: Trainer, module: LightningModule) -> None:
-        start = perf_counter()
-        reading = self.probe.read(trainer, module)
-        one_off, measuring = self.probe.one_off_seconds, perf_counter()
-        if reading is not None:
-            self._measure(trainer, "on_probe", lambda i: i.on_probe(self._step, reading))
-            if self.probe.reader.read_count == 1:
-                one_off += perf_counter() - measuring  # the first reading builds the basis
-        if not self.probe.reader.streaming:
-            self.ledger.book(PROBE, perf_counter() - start, one_off)
-
-    def _show(self, trainer: Trainer, module: LightningModule, work: str) -> None:
-        start = perf_counter()
-        self.probe.one_off_seconds = 0.0
-        show = self.own.show(trainer, module, work, self._step)
-        if show is not None:
-            self._measure(trainer, self.own.method(work), show, concerned=partial(self.own.concerns, work))
-            self.ledger.book(work, perf_counter() - start, self.probe.one_off_seconds)
-
-    def _measure(
-        self,
-        trainer: Trainer,
-        method: Method,
-        show: Show,
-        series: Series = FIRST,
-        concerned: Concerned = lambda key, instrument: True,
-    ) -> None:
-        if trainer.is_global_zero:
-            self._readings += self.panel.measure(method, show, self.failures, series, concerned)
-        elif method != "on_step":
-            # Instruments that make passes have to know in all processes what they know in the first.
-            def makes_passes(key: str, instrument: Instrument) -> bool:
-                return "on_model" in instrument.shown and concerned(key, instrument)
-
-            self.panel.measure(method, show, self.failures, concerned=makes_passes)

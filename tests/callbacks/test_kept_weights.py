@@ -9,7 +9,7 @@ import torch
 import torchmetrics
 from torch import nn
 
-from lightning_cx.callbacks.kept_weights import KeptWeights, tensors_of
+from lightning_cx.callbacks.best_weights import KeptWeights, tensors_of
 
 
 def net() -> nn.Module:

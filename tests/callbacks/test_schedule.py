@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_cx.callbacks.schedule import EveryNSteps, Ledger, OverheadBudget
+from lightning_cx.callbacks.budget import EveryNSteps, Ledger, OverheadBudget
 
 
 class Clock:

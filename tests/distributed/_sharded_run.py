@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet, SpectralRisk
-from lightning_cx.callbacks.sharded import is_sharded
+from lightning_cx.callbacks.distributed import is_sharded
 from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias, TailIndex
 
 

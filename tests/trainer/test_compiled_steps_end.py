@@ -87,7 +87,7 @@ def test_a_failing_sample_leaves_the_step_eager_and_the_next_one_compiled(
 
     monkeypatch.setattr(GradientTap, "attach", explode)
     monkeypatch.setattr("lightning_cx.callbacks.rerun.calibrate_in_training", lambda *_: pytest.fail("unexpected"))
-    monkeypatch.setattr("lightning_cx.callbacks.gradient_sampler.replayable", lambda _: "not in this test")
+    monkeypatch.setattr("lightning_cx.callbacks.sampling.replayable", lambda _: "not in this test")
     backend = Counting()
     with pytest.warns(UserWarning, match="gradients failed, training goes on: ZeroDivisionError: on purpose"):
         fit(loss(backend), [monitor(Watch(), strict=False)], tmp_path, max_epochs=1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor
-from lightning_cx.callbacks.gradient_sampler import GradientSampler
+from lightning_cx.callbacks.sampling import GradientSampler
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. gradient/noise_scale. nan, the signal")

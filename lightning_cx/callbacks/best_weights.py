@@ -1,4 +1,4 @@
-"""A copy of a module's weights to go back to."""
+"""Keep a copy of the best weights, and put it back in all processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_cx.callbacks._trainer import Callback, Trainer
+from lightning_cx.callbacks.fit import Fit
 
 IN_MEMORY = 1 << 30
 """Up to this many bytes a copy is held in host memory, whatever device the module is on. A larger one goes into a file
@@ -52,7 +55,7 @@ class KeptWeights:
         self.step = step
 
     def _fits(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether the last copy can be written over: a new one would cost the memory's pages again."""
+        """Return whether the last copy can be written over: a new one would cost the memory's pages again."""
         held = self._held
         return held.keys() == tensors.keys() and all(
             held[name].shape == t.shape and held[name].dtype == t.dtype for name, t in tensors.items()
@@ -70,7 +73,7 @@ class KeptWeights:
         self._held = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The copy, in host memory."""
+        """Return the copy, in host memory."""
         if self._file is not None:
             return torch.load(self._file, map_location="cpu", weights_only=True)
         return self._held
@@ -90,18 +93,18 @@ class KeptWeights:
         self._held, self._file, self.step = {}, None, None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint: the copy itself."""
+        """Return what has to survive a checkpoint: the copy itself."""
         # A copy of the copy: the next one that is kept is written over it.
         return {"step": self.step, "weights": {name: tensor.clone() for name, tensor in self.tensors().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave; the copy is in memory until the next one is made."""
+        """Restore what `state_dict` returned; the copy is in memory until the next one is made."""
         self.forget()
         self.step, self._held = state["step"], dict(state["weights"])
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; states of torchmetrics are neither, and stay out of it.
+    """Return parameters and buffers by name; states of torchmetrics are neither, and stay out of it.
 
     Of what is sharded, the piece that lies in this process.
     """
@@ -122,3 +125,56 @@ def put_back(module: nn.Module, kept: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(kept[name])
+
+
+WAY_OUT = "the last of the two in the list has the last word, and restore_best=False leaves it to the average"
+
+
+def restore_in_all_processes(fit: Fit, kept: KeptWeights, wanted: bool, claim: bool) -> int | None:
+    """Put kept weights back into the module if any process wants it; every process has to call.
+
+    Args:
+        fit: Whose module's weights are replaced.
+        kept: This process's copy.
+        wanted: Whether this process wants them back.
+        claim: Whether its copy is the one to take where copies are of different steps, as streams make them.
+
+    Returns:
+        The step of the weights; None if no process wanted any.
+
+    Raises:
+        RuntimeError: If the copy cannot be read in some process.
+    """
+    if not fit.any_process(wanted):
+        return None
+    tensors: dict[str, Any] = {}
+    error: Exception | None = None
+    try:
+        tensors = kept.tensors()
+    except Exception as problem:  # a file that is gone; the other processes have to hear of it
+        error = problem
+    if fit.any_process(error is not None):
+        raise RuntimeError("a process could not read its copy of the best weights") from error
+    step = kept.step
+    if not fit.agreed(-1 if step is None else step):
+        step, tensors = fit.from_process((step, tensors), fit.first_process(claim))
+    put_back(fit.module, tensors)
+    return step
+
+
+def averages_beside(trainer: Trainer, callback: Callback) -> str | None:
+    """Return whose weights the module ends with where another callback averages weights; None if none does.
+
+    At the end of a fit each puts weights of its own into the module, one after another.
+    """
+    callbacks, own = trainer.callbacks, type(callback).__name__  # type: ignore[attr-defined]
+    place = callbacks.index(callback)
+    behind = next((type(c).__name__ for c in callbacks[place + 1 :] if _averages(c)), None)
+    if behind:
+        return f"{behind} stands behind {own} and may replace the best weights by its average; {WAY_OUT}"
+    front = next((type(c).__name__ for c in callbacks[:place] if _averages(c)), None)
+    return front and f"{front} stands in front of {own}: best weights that go back will replace its average; {WAY_OUT}"
+
+
+def _averages(callback: Callback) -> bool:
+    return any(kind.__name__.endswith("WeightAveraging") for kind in type(callback).__mro__)
