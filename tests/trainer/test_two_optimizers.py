@@ -191,7 +191,7 @@ def test_an_optimizer_that_steps_rarely_is_sampled_when_it_does(every: int, tmp_
 
 
 def test_optimizers_that_step_behind_lightnings_back_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_cx.callbacks.sampling.PATIENCE", 3)
+    monkeypatch.setattr("lightning_cx.callbacks.backwards.PATIENCE", 3)
     steps = Steps()
     with pytest.warns(UserWarning, match=r"optimizer 0, 1 made no step in 3 batches.*self.optimizers\(\)"):
         fit(Outside(), [monitor(), steps], tmp_path)
@@ -215,12 +215,15 @@ def test_each_series_keeps_its_memory_through_a_checkpoint(tmp_path: Path) -> No
 
     first, _ = run(1)
     first.save_checkpoint(tmp_path / "half.ckpt")
-    held = first.callbacks[0]._dispatcher.state_dict()  # type: ignore[attr-defined]
+    held = first.callbacks[0]._panel.state_dict()  # type: ignore[attr-defined]
     assert [series[:2] for series in held["further"]] == [(1, 0)]
-    assert len(held["further"][0][2][0]["recent"]) == 6
+    assert len(held["further"][0][2]["GradientNoise"]["recent"]) == 6
     second, _ = run(2, str(tmp_path / "half.ckpt"))
-    after = second.callbacks[0]._dispatcher.state_dict()  # type: ignore[attr-defined]
-    noises = [[float(scale["noise"]) for scale in state["further"][0][2][0]["recent"]] for state in (held, after)]
+    after = second.callbacks[0]._panel.state_dict()  # type: ignore[attr-defined]
+    noises = [
+        [float(scale["noise"]) for scale in state["further"][0][2]["GradientNoise"]["recent"]]
+        for state in (held, after)
+    ]
     assert len(noises[1]) == 12
     assert noises[1][:6] == noises[0]
 
