@@ -215,11 +215,11 @@ def test_each_series_keeps_its_memory_through_a_checkpoint(tmp_path: Path) -> No
 
     first, _ = run(1)
     first.save_checkpoint(tmp_path / "half.ckpt")
-    held = first.callbacks[0]._panel.state_dict()  # type: ignore[attr-defined]
+    held = first.callbacks[0]._dispatcher.state_dict()  # type: ignore[attr-defined]
     assert [series[:2] for series in held["further"]] == [(1, 0)]
     assert len(held["further"][0][2]["GradientNoise"]["recent"]) == 6
     second, _ = run(2, str(tmp_path / "half.ckpt"))
-    after = second.callbacks[0]._panel.state_dict()  # type: ignore[attr-defined]
+    after = second.callbacks[0]._dispatcher.state_dict()  # type: ignore[attr-defined]
     noises = [
         [float(scale["noise"]) for scale in state["further"][0][2]["GradientNoise"]["recent"]]
         for state in (held, after)
