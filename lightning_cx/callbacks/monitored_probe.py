@@ -14,7 +14,7 @@ from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.probe_reader import ProbeReader
 from lightning_cx.callbacks.processes import together
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import ModelView, ProbeReading, ProbeSet
+from lightning_cx.probe import ProbePasses, ProbeReading, ProbeSet
 
 
 class MonitoredProbe:
@@ -73,7 +73,7 @@ class MonitoredProbe:
             return self.reader.read(trainer, module)
         return None
 
-    def view(self, trainer: Trainer, module: LightningModule) -> ModelView | None:
+    def view(self, trainer: Trainer, module: LightningModule) -> ProbePasses | None:
         """The model as it is now, for passes over the probe; None where examples are still missing, or it failed."""
         self.one_off_seconds = 0.0
         if any_process(trainer, self.reader.streaming):

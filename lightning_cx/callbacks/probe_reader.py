@@ -25,7 +25,7 @@ from lightning_cx.callbacks.processes import together
 from lightning_cx.callbacks.sharded import is_sharded
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import LossOf, ModelView, ProbeReading, ProbeSet
+from lightning_cx.probe import LossOf, ProbePasses, ProbeReading, ProbeSet
 
 BASIS_SECONDS = 5e-10  # times n^3: what a graph basis of 512 examples took on two cores (46 ms), and some
 GRADIENT_SHARE = 2.0  # the same for per-example gradients: a backward, and the Gram matrix on top
@@ -101,12 +101,12 @@ class ProbeReader:
         size = self._data[2] if self._data is not None else self.probe.chunk_size
         return passes * PASS_EXAMPLES / max(1, size) * step_seconds
 
-    def view(self, trainer: Trainer, module: LightningModule) -> ModelView:
+    def view(self, trainer: Trainer, module: LightningModule) -> ProbePasses:
         """The model as it is now, for passes over the probe."""
         examples = None if self._data is None else len(self._data[0])
         # Of several each moves a part of the model or has a loss of its own: what holds for one is wrong for all.
         optimizer = trainer.optimizers[0] if len(trainer.optimizers) == 1 else None
-        return self.probe.view(module, *self._ways(trainer, module), optimizer, examples)
+        return self.probe.passes(module, *self._ways(trainer, module), optimizer, examples)
 
     def _gradient_passes(self, examples: int, chunk_size: int) -> int:
         if not self._gradient_examples:
@@ -189,4 +189,4 @@ class ProbeReader:
     def _gradients(self, module: LightningModule, replay: LossOf | None, place: Callable[[Any], Any]) -> GradientSample:
         if is_sharded(module):  # before a pass is begun: an unfinished one would leave it half put together
             raise UnsupportedGradientError("the module is sharded, and is read in training batches alone")
-        return self.probe.gradients(module, replay, place, self._gradient_examples, self._per_layer)
+        return self.probe.passes(module, replay, place).gradients(self._gradient_examples, self._per_layer)

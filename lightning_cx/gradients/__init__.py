@@ -20,7 +20,14 @@ each time. `per_example_gram`, `per_example_norms` and `per_example_gradients` d
 `replay_gradients` is the slow way that needs no rule for the model's layers.
 """
 
-from lightning_cx.gradients.calibration import Calibration, calibrate, find_layout
+from lightning_cx.gradients.calibration import (
+    Calibration,
+    calibrate,
+    calibrate_in_training,
+    calibrate_rows,
+    find_layout,
+    unchanged,
+)
 from lightning_cx.gradients.errors import (
     AmbiguousLayoutError,
     InseparableError,
@@ -28,7 +35,6 @@ from lightning_cx.gradients.errors import (
     UnsupportedGradientError,
 )
 from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms, ride
-from lightning_cx.gradients.in_training import UNCHANGED, calibrate_in_training
 from lightning_cx.gradients.replay import add_up, affordable_examples, replay_gradients
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, Block, GradientSample, LayerGradients
 from lightning_cx.gradients.sketch import DIRECTIONS, ParameterSketch
@@ -38,7 +44,6 @@ __all__ = [
     "CONTRIBUTION",
     "DIRECTIONS",
     "EXACT",
-    "UNCHANGED",
     "AmbiguousLayoutError",
     "Block",
     "Calibration",
@@ -53,10 +58,12 @@ __all__ = [
     "affordable_examples",
     "calibrate",
     "calibrate_in_training",
+    "calibrate_rows",
     "find_layout",
     "per_example_gradients",
     "per_example_gram",
     "per_example_norms",
     "replay_gradients",
     "ride",
+    "unchanged",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
-from lightning_cx.probe import ModelView, batch_statistics
+from lightning_cx.probe import ProbePasses, batch_statistics
 from lightning_cx.tensorboard import tags
 
 MIN_WEIGHTS = 16
@@ -90,7 +90,7 @@ class Averaging(Instrument):
         refusals = {tag: why for tag in TAGS if scalars[tag] != scalars[tag]}
         return Reading(scalars, refusals=refusals, texts={tags.AVERAGING_GAIN: self._card(gain, notes)})
 
-    def _compare(self, model: ModelView) -> tuple[averaging.AveragingGain | None, str, list[str]]:
+    def _compare(self, model: ProbePasses) -> tuple[averaging.AveragingGain | None, str, list[str]]:
         """The gain, or why there is none; and what a reader should know."""
         if self._average.count < MIN_WEIGHTS:
             return None, f"an average takes {MIN_WEIGHTS} weights at least, so far there are {self._average.count}", []

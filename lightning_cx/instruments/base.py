@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.dwelling_picture import DwellTimeline
-from lightning_cx.probe import ModelView, ProbeReading
+from lightning_cx.probe import ProbePasses, ProbeReading
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Observation:
     probe: ProbeReading | None = None
     trajectory: ParameterStep | None = None
     targets: Tensor | None = None
-    model: ModelView | None = None
+    model: ProbePasses | None = None
     parameters: Mapping[str, Tensor] | None = None
 
 

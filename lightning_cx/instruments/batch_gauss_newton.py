@@ -8,7 +8,7 @@ import torch
 
 from lightning_cx.functional import curvature
 from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
-from lightning_cx.probe import ModelView
+from lightning_cx.probe import ProbePasses
 
 EXAMPLES = 31  # probe examples on which the output bias and the loss are recognised
 
@@ -48,7 +48,7 @@ class BatchReader:
         return found, "" if bool(found.value.isfinite()) else "the gradients of this batch are zero or not finite"
 
 
-def batch_reader(view: ModelView, outputs: int) -> BatchReader:
+def batch_reader(view: ProbePasses, outputs: int) -> BatchReader:
     """Find the output bias and the law of the loss on a few probe examples.
 
     Args:

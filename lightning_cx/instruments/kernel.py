@@ -20,7 +20,7 @@ from lightning_cx.instruments.kernel_reading import (
     unknown_blocks,
 )
 from lightning_cx.instruments.parameter_blocks import Blocks, checked_blocks, parameter_blocks
-from lightning_cx.probe import ModelView
+from lightning_cx.probe import ProbePasses
 from lightning_cx.tensorboard import tags
 
 POOLED_SAMPLES = 16
@@ -94,7 +94,7 @@ class Kernel(Instrument):
         reading = of_kernel(sample.gram.cpu(), observation.targets, "targets of this batch")
         return self._with_blocks(reading, sample)
 
-    def _on_probe(self, view: ModelView) -> Reading:
+    def _on_probe(self, view: ProbePasses) -> Reading:
         try:
             jacobian = view.jacobian(self.examples)
         except (UnsupportedGradientError, ValueError) as error:

@@ -15,7 +15,7 @@ from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.loss_history import LossHistory
 from lightning_cx.instruments.recovery_card import CODES, card
-from lightning_cx.probe import ModelView
+from lightning_cx.probe import ProbePasses
 from lightning_cx.tensorboard import tags
 
 ROWS = 512
@@ -98,7 +98,7 @@ class LocalRecovery(Instrument):
         values = (float(CODES[law.law]), law.rate_now, law.low * scale, law.high * scale)
         return Reading(dict(zip(LAW, values, strict=True)), texts=self._card())
 
-    def _measure_local(self, view: ModelView) -> Reading:
+    def _measure_local(self, view: ProbePasses) -> Reading:
         try:
             local = self._local_model(view)
         except (UnsupportedGradientError, ValueError) as refusal:  # the model, the loss or the size, in words
@@ -115,7 +115,7 @@ class LocalRecovery(Instrument):
         refusals = {tag: why for tag, why in zip(LOCAL, reasons, strict=True) if why}
         return Reading(dict(zip(LOCAL, values, strict=True)), refusals=refusals, texts=self._card())
 
-    def _local_model(self, view: ModelView) -> convergence.LocalModel:
+    def _local_model(self, view: ProbePasses) -> convergence.LocalModel:
         if self._outputs is None:  # no reading of the probe yet
             self._outputs = view.jacobian(1).outputs.shape[1]
         wanted = min(self.examples or max(1, ROWS // max(1, self._outputs)), view.examples)
@@ -157,7 +157,7 @@ def _not_all(rank: int, parameters: int, examples: int, training_examples: int |
     )
 
 
-def _prediction(local: convergence.LocalModel, view: ModelView) -> tuple[float, str]:
+def _prediction(local: convergence.LocalModel, view: ProbePasses) -> tuple[float, str]:
     """The rate, or nan with the reason."""
     descent = _descent(view.optimizer, view.module)
     if isinstance(descent, str) or view.sums:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import curvature, largest_eigenvalue, step_size
-from lightning_cx.probe import ModelView
+from lightning_cx.probe import ProbePasses
 
 PARTS = 8
 """Stretches of the probe whose curvatures along the leading direction are compared: 7 degrees of freedom for the price
@@ -38,7 +38,9 @@ class Sharpness:
         self.iterations, self.seed = iterations, seed
         self._directions: dict[str, Tensor] = {}
 
-    def __call__(self, view: ModelView, examples: int, gains: step_size.StepGains | None) -> tuple[Interval, Interval]:
+    def __call__(
+        self, view: ProbePasses, examples: int, gains: step_size.StepGains | None
+    ) -> tuple[Interval, Interval]:
         """Sharpness and ratio to the edge of stability; the ratio is nan where gains are unknown.
 
         Args:
@@ -92,7 +94,7 @@ class Sharpness:
         return found
 
 
-def _half_widths(view: ModelView, directions: Sequence[Tensor], tops: Sequence[float], examples: int) -> list[float]:
+def _half_widths(view: ProbePasses, directions: Sequence[Tensor], tops: Sequence[float], examples: int) -> list[float]:
     """Half of the 95% interval of each curvature as a mean over examples, the direction held fixed."""
     share = examples / view.training_examples if view.training_examples else 0.0
     if share >= 1:

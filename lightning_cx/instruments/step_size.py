@@ -11,7 +11,7 @@ from lightning_cx.instruments.base import Instrument, Needs, Observation, Readin
 from lightning_cx.instruments.batch_gauss_newton import BatchReader, batch_reader
 from lightning_cx.instruments.sharpness import PARTS, UNKNOWN, Interval, Sharpness
 from lightning_cx.instruments.step_size_card import card, warning
-from lightning_cx.probe import ModelView
+from lightning_cx.probe import ProbePasses
 from lightning_cx.tensorboard import tags
 
 PASSES_PER_PRODUCT = 2.0
@@ -102,7 +102,7 @@ class StepSize(Instrument):
             return self._measure_batch(observation.gradients)
         return Reading()
 
-    def _measure_model(self, step: int, view: ModelView) -> Reading:
+    def _measure_model(self, step: int, view: ProbePasses) -> Reading:
         scalars: dict[str, float] = dict.fromkeys((*SHARPNESS, *EDGE), math.nan)
         refusals: dict[str, str] = {}
         details: list[str] = []
@@ -132,7 +132,7 @@ class StepSize(Instrument):
         )
 
     def _measure_outputs(
-        self, view: ModelView, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
+        self, view: ProbePasses, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
     ) -> curvature.GaussNewton | None:
         """Fill in the Gauss-Newton curvature of the probe."""
         wanted = (*GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
@@ -158,7 +158,7 @@ class StepSize(Instrument):
             scalars[tags.GAUSS_NEWTON_EDGE] = gain * (interval[0] + decay)
         return found
 
-    def _gauss_newton(self, view: ModelView) -> curvature.GaussNewton:
+    def _gauss_newton(self, view: ProbePasses) -> curvature.GaussNewton:
         outputs = self._count_outputs(view)
         examples = min(self.rows // outputs, view.examples)
         if examples < 2:
@@ -169,12 +169,12 @@ class StepSize(Instrument):
         jacobian = view.jacobian(examples)
         return curvature.gauss_newton(jacobian.gram, jacobian.hessian)
 
-    def _count_outputs(self, view: ModelView) -> int:
+    def _count_outputs(self, view: ProbePasses) -> int:
         if self._outputs is None:
             self._outputs = view.jacobian(1).outputs.shape[1]
         return self._outputs
 
-    def _find_reader(self, view: ModelView) -> None:
+    def _find_reader(self, view: ProbePasses) -> None:
         if not self.batches:
             return
         try:
@@ -194,7 +194,7 @@ class StepSize(Instrument):
         return Reading(dict(zip(BATCH, _of_sample(found, None), strict=True)), refusals=alone)
 
 
-def _gains(view: ModelView) -> tuple[step_size.StepGains | None, str]:
+def _gains(view: ProbePasses) -> tuple[step_size.StepGains | None, str]:
     if view.optimizer is None:
         return None, "no single optimizer trains the model: none is known, or several share it"
     if view.sums:

@@ -12,7 +12,7 @@ from lightning_cx.functional import NoiseScale, batch_size_advice, pool_noise_sc
 from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
 from lightning_cx.instruments.base import Instrument, Needs, Observation, Reading
 from lightning_cx.instruments.gradient_noise import POOLED_SAMPLES, whole_batch
-from lightning_cx.probe import ModelView, running_norms
+from lightning_cx.probe import ProbePasses, running_norms
 from lightning_cx.tensorboard import tags
 
 PROJECTIONS = 64
@@ -94,7 +94,7 @@ class VarianceReduction(Instrument):
         scalars = dict(zip(SPEEDUP, values, strict=True))
         return Reading(scalars, refusals=refusals, texts={tags.BATCH_SPEEDUP: f"**{advice.sentence}**"})
 
-    def _compare(self, step: int, model: ModelView) -> Reading:
+    def _compare(self, step: int, model: ProbePasses) -> Reading:
         found = self._projections(model)
         before, self._snapshot = self._snapshot, None if isinstance(found, str) else (step, found)
         if isinstance(found, str):
@@ -111,7 +111,7 @@ class VarianceReduction(Instrument):
         age = {tags.SNAPSHOT_AGE: float(step - then)}
         return Reading(scalars | age, refusals=refusals, texts={tags.SVRG_RATIO: _card(gain, step - then)})
 
-    def _projections(self, model: ModelView) -> Tensor | str:
+    def _projections(self, model: ProbePasses) -> Tensor | str:
         """Projected gradients of the probe's examples, or why there are none."""
         if running_norms(model.module):
             return "BatchNorm makes the gradient of an example depend on the others, and SVRG is not defined there"

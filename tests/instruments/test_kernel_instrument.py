@@ -23,7 +23,7 @@ from lightning_cx.functional.kernels.blocks import pool_block_shares
 from lightning_cx.gradients import GradientSample, LayerGradients, UnsupportedGradientError
 from lightning_cx.instruments import Kernel, Observation, Reading
 from lightning_cx.instruments.kernel_reading import SPECTRUM, TARGET
-from lightning_cx.probe.jacobian import OutputJacobian
+from lightning_cx.probe.derivatives import OutputJacobian
 from lightning_cx.tensorboard import tags
 
 EVERY = (*SPECTRUM, *TARGET)
@@ -138,7 +138,7 @@ def test_what_is_asked_of_the_tap_is_what_is_used() -> None:
 
 
 class View:
-    """Stands in for a ModelView: shows a Jacobian and gradients that were made by hand."""
+    """Stands in for a ProbePasses: shows a Jacobian and gradients that were made by hand."""
 
     def __init__(self, jacobian: Tensor, residuals: Tensor, rows: dict[str, Tensor] | Exception) -> None:
         self.rows, self.asked = rows, []
