@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.data import Dataset, TensorDataset
 
-from lightning_cx.probe.batches import take
+from lightning_cx.batch import take
 
 COUNT, BATCH, CLASSES = 160, 20, 4
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from lightning_cx.probe.passes import Reduction
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ProbePasses
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 
@@ -40,14 +39,14 @@ def view_of(
     optimizer: Optimizer | None = None,
     training_examples: int | None = None,
     loss: LossOf = F.mse_loss,
-) -> ModelView:
+) -> ProbePasses:
     """The mean loss of a module over examples, seen in chunks of 16."""
     chunks = [((x[i : i + 16], y[i : i + 16]), len(x[i : i + 16])) for i in range(0, len(x), 16)]
 
     def loss_of(batch: Any) -> Tensor:
         return loss(net(batch[0]), batch[1])
 
-    return ModelView(net, chunks, lambda batch: batch, loss_of, Reduction(), optimizer, training_examples)
+    return ProbePasses(net, chunks, loss_of, optimizer=optimizer, training_examples=training_examples)
 
 
 def formed_hessian(net: nn.Module, x: Tensor, y: Tensor, loss: LossOf = F.mse_loss) -> Tensor:

@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  #
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, SubsetRandomSampler
 
+from lightning_cx.batch import leaves
 from lightning_cx.callbacks._flavour import (
     Callback,
     DummyLogger,
@@ -23,7 +24,6 @@ from lightning_cx.callbacks._flavour import (
     is_tensorboard,
     move_data_to_device,
 )
-from lightning_cx.probe import leaves
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_cx.batch import targets_of
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import ProbeSet, targets_of
+from lightning_cx.probe import ProbeSet
 
 
 class BatchPart:

@@ -17,7 +17,7 @@ from lightning_cx.callbacks.fit import Fit, TrainingData, attempt
 from lightning_cx.functional import stopping
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import LossOf, ModelView, ProbeReading, ProbeSet
+from lightning_cx.probe import LossOf, ProbePasses, ProbeReading, ProbeSet
 from lightning_cx.rules import ResidualWatch
 
 BASIS_SECONDS = 5e-10  # times n^3: what a graph basis of 512 examples took on two cores (46 ms), and some
@@ -95,12 +95,12 @@ class ProbeReader:
         size = self._data[2] if self._data is not None else self.probe.chunk_size
         return passes * PASS_EXAMPLES / max(1, size) * step_seconds
 
-    def view(self) -> ModelView:
+    def view(self) -> ProbePasses:
         """Return the model as it is now, for passes over the probe."""
         optimizers = self._fit.trainer.optimizers
         # Of several each moves a part of the model or has a loss of its own: what holds for one is wrong for all.
         optimizer = optimizers[0] if len(optimizers) == 1 else None
-        return self.probe.view(self._fit.module, *self._ways(), optimizer, self._fit.training_examples)
+        return self.probe.passes(self._fit.module, *self._ways(), optimizer, self._fit.training_examples)
 
     def _gradient_passes(self, examples: int, chunk_size: int) -> int:
         if not self._gradient_examples:
@@ -183,7 +183,8 @@ class ProbeReader:
     def _gradients(self) -> GradientSample:
         if self._fit.is_sharded:  # before a pass is begun: an unfinished one would leave the module half gathered
             raise UnsupportedGradientError("the module is sharded, and is read in training batches alone")
-        return self.probe.gradients(self._fit.module, *self._ways(), self._gradient_examples, self._per_layer)
+        passes = self.probe.passes(self._fit.module, *self._ways())
+        return passes.gradients(self._gradient_examples, self._per_layer)
 
 
 class MonitoredProbe:
@@ -243,7 +244,7 @@ class MonitoredProbe:
             return self.reader.read()
         return None
 
-    def view(self) -> ModelView | None:
+    def view(self) -> ProbePasses | None:
         """Return the model as it is now, for passes over the probe; None where examples are missing, or it failed."""
         self.one_off_seconds = 0.0
         if self._fit.any_process(self.reader.streaming):

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_cx.batch import join, spread_out, take
 from lightning_cx.callbacks._trainer import LightningModule, Trainer, replayed_loss
 from lightning_cx.functional import linalg
 from lightning_cx.gradients import (
@@ -23,7 +24,7 @@ from lightning_cx.gradients import (
     find_layout,
     replay_gradients,
 )
-from lightning_cx.probe import drawing, eagerly, isolated, join, spread_out, take, watched_pass
+from lightning_cx.probe import drawing, eagerly, isolated, watched_pass
 
 NOT_THEIR_MEAN = (
     "rows are of examples replayed alone, and the batch gradient is not their mean (weights, ignored labels, in-batch "

@@ -20,7 +20,14 @@ each time. `per_example_gram`, `per_example_norms` and `per_example_gradients` d
 `replay_gradients` is the slow way that needs no rule for the model's layers.
 """
 
-from lightning_cx.gradients.calibration import Calibration, calibrate, find_layout
+from lightning_cx.gradients.calibration import (
+    Calibration,
+    calibrate,
+    calibrate_in_training,
+    calibrate_rows,
+    find_layout,
+    unchanged,
+)
 from lightning_cx.gradients.errors import (
     AmbiguousLayoutError,
     InseparableError,
@@ -31,7 +38,6 @@ from lightning_cx.gradients.factors.products import Products, Rows
 from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms, ride
 from lightning_cx.gradients.graph.example_axis import first_input
 from lightning_cx.gradients.graph.nodes import NodeRecord, register_node
-from lightning_cx.gradients.in_training import UNCHANGED, calibrate_in_training
 from lightning_cx.gradients.projections import DIRECTIONS, ParameterSketch
 from lightning_cx.gradients.replay import add_up, affordable_examples, replay_gradients
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, Block, GradientSample, LayerGradients
@@ -41,7 +47,6 @@ __all__ = [
     "CONTRIBUTION",
     "DIRECTIONS",
     "EXACT",
-    "UNCHANGED",
     "AmbiguousLayoutError",
     "Block",
     "Calibration",
@@ -59,6 +64,7 @@ __all__ = [
     "affordable_examples",
     "calibrate",
     "calibrate_in_training",
+    "calibrate_rows",
     "find_layout",
     "first_input",
     "per_example_gradients",
@@ -67,4 +73,5 @@ __all__ = [
     "register_node",
     "replay_gradients",
     "ride",
+    "unchanged",
 ]

@@ -1,48 +1,172 @@
-"""Find out, once, what the rows of a tap mean on this model: compare a few examples in company with them alone."""
+"""Find out, once, what a loss is to the examples of a batch, by comparing a few of them in company and alone.
+
+A batch shows one loss and one gradient. Whether an example's share in it is the derivative of the example's own loss
+cannot be seen from that: a sum instead of a mean, class weights, in-batch negatives, mixup and a wrong reading of the
+axis of examples all pass the sum check. So a few examples are run alone and compared with their shares in company:
+`calibrate_rows` is that comparison, of any rows, and `Calibration` its verdict.
+
+- The tap compares rows of the parameter gradient (`calibrate`, `calibrate_in_training`), on the loss as training has
+  it: with dropout, random times, mixup, and whatever eval mode leaves out.
+- The probe compares residuals at the outputs, in eval mode (`lightning_cx.probe.passes`).
+
+Where the loss of training mode draws random numbers, one example alone draws others than it does in company. Then the
+loss of eval mode tells a sum from a mean, and training mode is asked something else: whether the rows of the first
+examples stay as they are when others take the places of the rest. In batches of one size everybody draws the same
+numbers as before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_cx.gradients.errors import AmbiguousLayoutError
+from lightning_cx.gradients.errors import AmbiguousLayoutError, InseparableError, UnsupportedGradientError
 from lightning_cx.gradients.functions import ride
 from lightning_cx.gradients.replay import replay_gradients
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample
 from lightning_cx.gradients.tap import GradientTap
 
+AGREEMENT = 0.02
+"""Relative error up to which rows agree: half precision agrees to .01, a class weight of 1.05 shows."""
+
+UNCHANGED = 5e-4
+"""The same for two batches of one shape, whose rows agree to rounding; mixup with a factor of .999 shows."""
+
 COMPANY = 4  # examples in the batch that is compared; enough to tell N from N^2
 ALONE = 2  # examples that are replayed alone
-AGREEMENT = 0.05  # relative; bfloat16 agrees to .02, a class weight of 1.05 shows
+PROJECTIONS = 16  # random directions on which each parameter's rows are compared: rows themselves may not fit
+STAY = 2  # examples that stay while the others are exchanged
+EXCHANGED = 6  # others; so many that a random permutation is unlikely to leave the two among themselves (1 in 28)
+SEEDS = 3  # draws that are tried: mixup with a factor close to 1 hardly shows
 
 LossOf = Callable[[int, int], Tensor]  # the training loss of examples [start, stop)
+
+# (training, seed) -> a pass inside leaves no trace; the list names, afterwards, the random streams that it drew from.
+Mode = Callable[[bool, int], AbstractContextManager[list[str]]]
+
+DIVIDED_OUT = "the loss is a sum over examples; it was divided out"
+COUPLED = "in training mode the other examples of a batch change an example's gradient (mixup, batch statistics)"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a tap's rows mean.
+    """What the loss of a batch is to its examples, and so what rows are that were read from it.
 
     Attributes:
-        status: `"exact"` where a row is the derivative of the example's own loss, else `"contribution"`.
+        status: `"exact"` where a row is the derivative of the example's own loss, else `"contribution"`: examples act
+            on each other, and the row is the example's share in the loss of the batch.
         sums: Whether the loss is a sum over examples instead of a mean; False where one example is its own batch.
         note: What was seen, in words; empty where nothing is remarkable.
         conclusive: Whether the examples showed anything at all; another batch may.
+        mixed: Whether other examples change the direction of a row, too, as mixup does and class weights do not.
+        drawn: Whether rows depend on random numbers that the loss draws even in eval mode.
+        each: Whether the loss came for each example, so that nothing is known of how training adds it up.
     """
 
     status: str = EXACT
     sums: bool = False
     note: str = ""
     conclusive: bool = True
+    mixed: bool = False
+    drawn: bool = False
+    each: bool = False
+
+    @property
+    def coupled(self) -> bool:
+        """Whether examples act on each other."""
+        return self.status == CONTRIBUTION
+
+    def scale(self, examples: int) -> int:
+        """Factor from an example's share in the loss of a batch to its own loss."""
+        return 1 if self.sums else examples
+
+    @staticmethod
+    def without_a_loss(error: Exception) -> Calibration:
+        """A loss that one example cannot have, as a contrastive one, couples the examples by definition."""
+        return Calibration(
+            CONTRIBUTION, note=f"one example alone has no loss ({error}): rows are contributions", mixed=True
+        )
+
+
+def calibrate_rows(company: Tensor, alone: Tensor, examples: int, widths: Sequence[int] = ()) -> Calibration:
+    """Say what the loss of a batch is to its examples, from the rows of a few of them in company and alone.
+
+    With r_i the derivative of example i's own loss, a mean over n examples shows r_i / n in company, a sum r_i, and a
+    loss in which examples act on each other something else.
+
+    Args:
+        company: Derivatives of the batch's loss that belong to the first examples, [m, C] float64.
+        alone: Derivatives of the losses of these examples, each run alone, [m, C] float64.
+        examples: Number of examples n in the batch; 1 if the loss came for each example.
+        widths: Widths of the parts of a row, as parameters are, each of which has to agree; without them each of the
+            m rows has to.
+    """
+    if not company.isfinite().all():
+        note = "gradients of the first examples are not finite: nothing to compare"
+        return Calibration(CONTRIBUTION, note=note, conclusive=False)
+    if not alone.isfinite().all():  # in company they were: a variance over the batch, for one
+        return Calibration(CONTRIBUTION, note="one example alone has no finite gradient: rows are contributions")
+    if examples > 1 and not (company.any() or alone.any()):
+        note = "the first examples have no gradient: a sum over examples cannot be told from a mean"
+        return Calibration(note=note, conclusive=False)
+    tiny = torch.finfo(torch.float64).tiny
+    # Midway, in logarithms, between the two sizes that rows would have.
+    sums = examples > 1 and float((company.norm() + tiny) / (alone.norm() + tiny)) >= examples**-0.5
+    rows = company * (1 if sums else examples)
+    if agree(rows, alone, AGREEMENT, widths):
+        return Calibration(EXACT, sums, DIVIDED_OUT if sums else "")
+    note = "an example's share of the batch loss is not its own loss (weights, in-batch terms)"
+    return Calibration(CONTRIBUTION, sums, note, mixed=_turned(rows, alone))
+
+
+def agree(rows: Tensor, truth: Tensor, tolerance: float, widths: Sequence[int] = ()) -> bool:
+    """Whether rows are what they should be, all in all and in every part that counts.
+
+    Errors are weighed by what they do to inner products: an error d in rows of norm r changes them by d (2 r + d).
+    The rows of one part, a parameter or an example, may be nothing but rounding (the bias of the keys in attention has
+    a gradient of zero), so a part may err by some of the whole as well.
+
+    Args:
+        rows: What was found, [m, C].
+        truth: What it should be, [m, C].
+        tolerance: Relative.
+        widths: As in `calibrate_rows`.
+    """
+    whole = float(truth.square().sum())
+    if not _error(rows, truth) <= 2 * tolerance * whole:
+        return False
+    found, wanted = (t.split(list(widths), 1) if widths else t.split(1) for t in (rows, truth))
+    return all(
+        _error(one, other) <= 2 * tolerance * (float(other.square().sum()) + 2 * tolerance * whole)
+        for one, other in zip(found, wanted, strict=True)
+    )
+
+
+def unchanged(rows: Tensor, before: Tensor, widths: Sequence[int] = ()) -> bool:
+    """Whether rows are as they were in a batch of the same shape with other examples; arguments as in `agree`."""
+    return agree(rows, before, UNCHANGED, widths)
+
+
+def _error(rows: Tensor, truth: Tensor) -> float:
+    error = float((rows - truth).norm())
+    return error * (2 * float(truth.norm()) + error)
+
+
+def _turned(rows: Tensor, truth: Tensor) -> bool:
+    """Whether a row that disagrees has another direction; a single number has none, and counts as turned."""
+    if rows.shape[1] == 1:
+        return True
+    sizes = rows.norm(dim=1) * truth.norm(dim=1)
+    off = (rows - truth).norm(dim=1) > AGREEMENT * truth.norm(dim=1)
+    return bool((off & ((rows * truth).sum(1) <= (1 - AGREEMENT) * sizes)).any())
 
 
 def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> Calibration:
     """Compare a tap on a few examples with the same examples replayed one at a time.
-
-    The ratio of the tap's Gram matrix to the replayed one is 1 for a mean over examples, N^2 for a sum, and anything
-    else where examples act on each other's loss: class weights, contrastive losses.
 
     Args:
         named_parameters: Trainable and frozen parameters by name.
@@ -53,102 +177,55 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
         UnsupportedGradientError: If the tap cannot read this model.
     """
     company = min(COMPANY, examples)
-    tapped, _ = tapped_company(named_parameters, loss_of, company)
-    return compare(tapped, lambda: alone(named_parameters, loss_of, company), company)
+    seen, _ = _tapped_company(named_parameters, loss_of, company)
+    return _compare(seen, lambda: _alone(named_parameters, loss_of, company), company)
 
 
-def alone(named_parameters: Mapping[str, Tensor], loss_of: LossOf, company: int) -> GradientSample:
-    """The first examples, replayed one at a time."""
-    return replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, company))
+def calibrate_in_training(
+    named_parameters: Mapping[str, Tensor],
+    loss_of: LossOf,
+    exchanged: Callable[[int, int], Tensor],
+    examples: int,
+    mode: Mode,
+) -> Calibration:
+    """Find out what the rows of a tap mean on the loss of training mode.
 
-
-def tapped_company(
-    named_parameters: Mapping[str, Tensor], loss_of: LossOf, company: int
-) -> tuple[GradientSample, bool | None]:
-    """A tap on the first examples, with its readings parameter by parameter, after its sum check.
-
-    A hook that changes the gradient of a parameter would look like examples that act on each other.
-
-    Returns:
-        The sample, and whether the examples lead in what the loss averages over, where that had to be found out.
+    Args:
+        named_parameters: Trainable and frozen parameters by name.
+        loss_of: The training loss of examples [start, stop), in whatever mode.
+        exchanged: The training loss of as many examples, of which only the first stay: (stay, total) -> loss.
+        examples: Number of examples at hand.
+        mode: Isolates a pass, in training mode or not, from a seed, and says whether it drew random numbers.
 
     Raises:
         UnsupportedGradientError: If the tap cannot read this model.
+        InseparableError: If a few examples of the batch have no loss without the rest.
     """
+    company = min(COMPANY, examples)
     try:
-        return tapped(named_parameters, loss_of(0, company), company), None
-    except AmbiguousLayoutError:
-        first = _layout(named_parameters, loss_of, company)
-        return tapped(named_parameters, loss_of(0, company), company, first), first
-
-
-def compare(tapped: GradientSample, replay: Callable[[], GradientSample], company: int) -> Calibration:
-    """Say what the rows of a tap mean, from the same examples `replay`ed alone."""
+        seen, drawn = _in_company(named_parameters, loss_of, company, mode)
+    except InseparableError:
+        raise
+    except UnsupportedGradientError:  # perhaps only since as many classes or channels lie beside the examples
+        company = min(COMPANY + 1, examples)
+        seen, drawn = _in_company(named_parameters, loss_of, company, mode)
+    if seen.status == EXACT and not drawn:
+        return _compare(seen, lambda: _each_alone(named_parameters, loss_of, company, mode), company)
+    drawn_in_eval: list[str] = []
     try:
-        truth = replay()
-    except Exception as error:  # a loss that one example cannot have couples the examples by definition
-        return Calibration(CONTRIBUTION, note=f"one example alone has no loss ({error}): rows are contributions")
-    assert tapped.gram is not None
-    assert truth.gram is not None
-    seen = tapped.gram[: len(truth.gram), : len(truth.gram)]
-    if not seen.isfinite().all():
-        note = "gradients of the first examples are not finite: nothing to compare"
-        return Calibration(CONTRIBUTION, note=note, conclusive=False)
-    if not truth.gram.isfinite().all():  # in company they were: a variance over the batch, for one
-        return Calibration(CONTRIBUTION, note="one example alone has no finite gradient: rows are contributions")
-    if company > 1 and not (truth.gram.any() or seen.any()):
-        return Calibration(
-            note="the first examples have no gradient: a sum over examples cannot be told from a mean", conclusive=False
-        )
-    for sums, scale in ((False, 1), (True, company**2)):
-        if agree(tapped, truth, AGREEMENT, scale):
-            note = "the loss is a sum over examples; it was divided out" if sums and company > 1 else ""
-            return Calibration(EXACT, sums=sums and company > 1, note=note)
-    return Calibration(
-        CONTRIBUTION, note="an example's share of the batch loss is not its own loss (weights, in-batch terms)"
-    )
-
-
-def agree(seen: GradientSample, truth: GradientSample, tolerance: float, scale: float = 1) -> bool:
-    """Whether the first rows of one sample are those of the other, all in all and in every parameter that counts.
-
-    Args:
-        seen: As many examples or more.
-        truth: What they should be.
-        tolerance: Relative; a parameter whose own share of the gradient is below it is held to it in all.
-        scale: What the Gram matrix of the first is divided by.
-    """
-    assert seen.gram is not None
-    assert truth.gram is not None
-    n, size = len(truth.gram), truth.gram.norm()
-    if not (seen.gram[:n, :n] / scale - truth.gram).norm() <= tolerance * size:
-        return False
-    for name in seen.layers.keys() | truth.layers.keys():
-        found, wanted = (_block(sample, name, n) for sample in (seen, truth))
-        if not (found / scale - wanted).norm() <= tolerance * (wanted.norm() + tolerance * size):
-            return False
-    return True
-
-
-def first_rows(sample: GradientSample, count: int) -> GradientSample:
-    """The Gram matrices of the first examples of a sample."""
-    assert sample.gram is not None
-    layers = {name: replace(layer, gram=_block(sample, name, count)) for name, layer in sample.layers.items()}
-    return replace(sample, gram=sample.gram[:count, :count], layers=layers)
-
-
-def _block(sample: GradientSample, name: str, examples: int) -> Tensor:
-    assert sample.gram is not None
-    layer = sample.layers.get(name)
-    block = torch.zeros_like(sample.gram) if layer is None or layer.gram is None else layer.gram
-    return block[:examples, :examples]
-
-
-def _layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> bool:
-    try:
-        return find_layout(named_parameters, loss_of, examples)
-    except AmbiguousLayoutError:  # examples act on each other; which is what the comparison is about to say
-        return True
+        with mode(False, 0) as drawn_in_eval:
+            found = calibrate(named_parameters, loss_of, company)
+    except UnsupportedGradientError:
+        raise
+    except Exception as error:  # torchvision's detectors have no loss in eval mode
+        found = Calibration(note=f"not calibrated (in eval mode, {error}): the loss is taken for a mean")
+    if seen.status == CONTRIBUTION or not found.conclusive or (found.coupled and not drawn_in_eval):
+        return found
+    if not _stays(named_parameters, loss_of, exchanged, examples, mode):
+        return Calibration(CONTRIBUTION, found.sums, f"{COUPLED}: rows are contributions", mixed=True)
+    if not found.coupled:
+        return replace(found, drawn=bool(drawn_in_eval))
+    return replace(_mean_or_sum(named_parameters, loss_of, company, mode), drawn=True)
 
 
 def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> bool:
@@ -163,21 +240,133 @@ def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, example
     truth = replay_gradients(lambda i: loss_of(i, i + 1), named_parameters.items(), min(ALONE, examples)).squared_norms
     errors: dict[bool, float] = {}
     for first in (True, False):
-        norms = tapped(named_parameters, loss_of(0, examples), examples, batch_first=first).squared_norms
+        norms = _tapped(named_parameters, loss_of(0, examples), examples, batch_first=first).squared_norms
         if truth is not None and norms is not None:
             errors[first] = min(float((norms[: len(truth)] / scale - truth).norm()) for scale in (1, examples**2))
     first = errors[True] <= errors[False]
-    if truth is not None and errors[first] > AGREEMENT * float(truth.norm()):
+    if truth is not None and errors[first] > 2 * AGREEMENT * float(truth.norm()):  # of squares: twice that of rows
         raise AmbiguousLayoutError("both readings", "neither agrees with examples that are replayed alone")
     return first
 
 
-def tapped(
-    parameters: Mapping[str, Tensor],
-    loss: Tensor,
-    examples: int,
-    batch_first: bool | None = None,
+def _compare(seen: GradientSample, replay: Callable[[], GradientSample], company: int) -> Calibration:
+    """Say what the rows of a tap mean, from the same examples `replay`ed alone."""
+    try:
+        truth = replay()
+    except Exception as error:
+        return Calibration.without_a_loss(error)
+    rows, wanted, widths = _rows(seen, truth, truth.batch_size)
+    found = calibrate_rows(rows / company, wanted, company, widths)
+    # Contributions stay as large as the tap reads them: of what they would be the sum is not known.
+    return replace(found, sums=found.sums and not found.coupled)
+
+
+def _rows(one: GradientSample, other: GradientSample, count: int) -> tuple[Tensor, Tensor, list[int]]:
+    """The first rows of two samples on the same directions, parameter by parameter, and how wide each of these is."""
+    names = sorted(one.layers.keys() | other.layers.keys())
+
+    def rows_of(sample: GradientSample) -> Tensor:
+        assert sample.gram is not None
+        parts = [sample.layers[name].projections if name in sample.layers else None for name in names]
+        zeros = sample.gram.new_zeros(count, PROJECTIONS)
+        return torch.cat([zeros if part is None else part[:count].to(zeros) for part in parts] or [zeros], 1)
+
+    return rows_of(one), rows_of(other), [PROJECTIONS] * max(1, len(names))
+
+
+def _alone(parameters: Mapping[str, Tensor], loss_of: LossOf, company: int) -> GradientSample:
+    """The first examples, replayed one at a time."""
+    count = min(ALONE, company)
+    return replay_gradients(lambda i: loss_of(i, i + 1), parameters.items(), count, PROJECTIONS)
+
+
+def _each_alone(parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode) -> GradientSample:
+    """The same, each from the same state: a queue of negatives is as long for the second as for the first."""
+
+    def from_the_start(start: int, stop: int) -> Tensor:
+        with mode(True, 0):
+            return loss_of(start, stop)
+
+    with mode(True, 0):
+        return _alone(parameters, from_the_start, company)
+
+
+def _in_company(
+    parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode
+) -> tuple[GradientSample, list[str]]:
+    def some(start: int, stop: int) -> Tensor:
+        try:
+            return loss_of(start, stop)
+        except Exception as error:
+            words = f"{stop - start} of its examples have no loss without the rest, {type(error).__name__}: {error}"
+            raise InseparableError("the batch cannot be taken apart", words) from error
+
+    with mode(True, 0) as drawn:
+        sample, _ = _tapped_company(parameters, some, company)
+    return sample, drawn
+
+
+def _tapped_company(
+    parameters: Mapping[str, Tensor], loss_of: LossOf, company: int
+) -> tuple[GradientSample, bool | None]:
+    """A tap on the first examples, with its readings parameter by parameter, after its sum check.
+
+    A hook that changes the gradient of a parameter would look like examples that act on each other.
+
+    Returns:
+        The sample, and whether the examples lead in what the loss averages over, where that had to be found out.
+
+    Raises:
+        UnsupportedGradientError: If the tap cannot read this model.
+    """
+    try:
+        return _tapped(parameters, loss_of(0, company), company), None
+    except AmbiguousLayoutError:
+        try:
+            first = find_layout(parameters, loss_of, company)
+        except AmbiguousLayoutError:  # examples act on each other; which is what the comparison is about to say
+            first = True
+        return _tapped(parameters, loss_of(0, company), company, first), first
+
+
+def _tapped(
+    parameters: Mapping[str, Tensor], loss: Tensor, examples: int, batch_first: bool | None = None
 ) -> GradientSample:
-    """A tap on a few examples, with its readings parameter by parameter, after its sum check."""
-    tap = GradientTap(parameters.items(), examples, per_layer=True, batch_first=batch_first)
+    # With a Gram matrix, since the sum check is made of it.
+    tap = GradientTap(parameters.items(), examples, per_layer=True, projections=PROJECTIONS, batch_first=batch_first)
     return ride(tap, loss, parameters)
+
+
+def _stays(
+    parameters: Mapping[str, Tensor],
+    loss_of: LossOf,
+    exchanged: Callable[[int, int], Tensor],
+    examples: int,
+    mode: Mode,
+) -> bool:
+    """Whether the rows of the first examples are the same whoever the others are; True where there are no others."""
+    stay = min(STAY, examples // 2)
+    total = min(STAY + EXCHANGED, (examples + stay) // 2)
+    if total <= stay:
+        return True
+    for seed in range(SEEDS):
+        with mode(True, seed):
+            before, first = _tapped_company(parameters, loss_of, total)
+        with mode(True, seed):
+            after = _tapped(parameters, exchanged(stay, total), total, first)
+        rows, truth, widths = _rows(after, before, stay)
+        if not unchanged(rows, truth, widths):
+            return False
+    return True
+
+
+def _mean_or_sum(parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode) -> Calibration:
+    """Other draws make other gradients, but not four times as large ones."""
+    with mode(True, 0):
+        together, _ = _tapped_company(parameters, loss_of, company)
+        single = replay_gradients(lambda i: loss_of(i, i + 1), parameters.items(), company)
+    assert together.squared_norms is not None
+    assert single.squared_norms is not None
+    ratio = float(together.squared_norms.sum() / single.squared_norms.sum())
+    sums = company > 1 and ratio > company  # 1 for a mean, N^2 for a sum
+    return Calibration(sums=sums, note=DIVIDED_OUT if sums else "")

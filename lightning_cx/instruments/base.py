@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments.reading import Reading
-from lightning_cx.probe import ModelView as ProbePasses
-from lightning_cx.probe import ProbeReading
+from lightning_cx.probe import ProbePasses, ProbeReading
 
 Method: TypeAlias = Literal["on_gradients", "on_probe", "on_step", "on_parameters", "on_model"]
 METHODS: tuple[Method, ...] = get_args(Method)

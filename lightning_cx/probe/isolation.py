@@ -1,10 +1,26 @@
-"""Run a module again and leave no trace."""
+"""Run a module again and leave no trace.
+
+A training step run once more changes running statistics, metric states, a queue of negatives, counters in plain
+attributes, what was logged, the random streams, `.grad`. A user's training has to come out bit for bit as without us,
+so all of that is put back, and what cannot be put back is detected and refused.
+
+What decides how:
+- A copy of the module would be simpler and wrong: hooks, closures, tied parameters and a module's references to itself
+  or to its trainer point to the original. So the module itself runs, and its state is remembered (`Snapshot`).
+- Tensors are not saved and written back: a write raises their version, and the backward of a graph that the user still
+  holds would refuse them. Clones stand in their place instead, and the originals return untouched.
+- Parameters are the exception. An optimizer and the graph know them by identity, so they stay; their versions tell
+  whether something wrote to them, and `guard` keeps values to put back.
+"""
 
 from __future__ import annotations
 
+import enum
 import random
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +28,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cx._torch import backward_hooks, drop_backward_hooks, preserve_version_counter, version
-from lightning_cx.probe.snapshot import Snapshot
+
+LOG_LENGTH = 10_000  # a longer list is a log: only its last elements are looked into, the others are shared
+
+FEW_OBJECTS, FEW_ITEMS = 10_000, 100  # how far a data set is searched for generators; long lists are its data
+
+_ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, slice})
+_OPAQUE = (type, ModuleType, FunctionType, MethodType, MappingProxyType, enum.Enum, BaseException)
+# Objects of these packages run threads, hold files, data sets or whole trainers: none of our business.
+_FOREIGN = frozenset(
+    {"aim", "asyncio", "clearml", "comet_ml", "concurrent", "lightning", "lightning_fabric", "logging", "mlflow"}
+    | {"multiprocessing", "neptune", "pytorch_lightning", "queue", "socket", "tensorboard", "tensorboardX"}
+    | {"tensorflow", "threading", "torch", "wandb", "weakref", "datasets", "h5py", "pandas", "polars", "pyarrow"}
+)
 
 
 @contextmanager
@@ -135,18 +163,19 @@ class _Kept:
         self._trainable, self._gradient = parameter.requires_grad, parameter.grad
         self._hooks: dict[int, Any] | None = backward_hooks(parameter)
         self._hooks_inside = dict(self._hooks or {})
-        # Exists to hide a change from autograd; here there is nothing to hide once the values are back.
+        # Exists to hide a change from autograd; here there is nothing to hide once the values are back, and without it
+        # the version that putting them back leaves would make the backward of the user's own graph fail.
         self._version = preserve_version_counter(parameter)
-        self._seen, self._place = version(parameter), parameter.data
+        self._seen, self._storage = version(parameter), parameter.data
         self._values = parameter.detach().clone() if guard else None
         parameter.grad = None
 
     def put_back(self) -> bool:
         """Put everything back; returns whether the values had changed."""
         parameter, values = self.parameter, self._values
-        moved = parameter.shape != self._place.shape or parameter.data_ptr() != self._place.data_ptr()
+        moved = parameter.shape != self._storage.shape or parameter.data_ptr() != self._storage.data_ptr()
         if moved:
-            parameter.data = self._place
+            parameter.data = self._storage
         changed = version(parameter) != self._seen or (values is not None and not _same_bits(parameter, values))
         if changed and values is not None:
             parameter.data.copy_(values)
@@ -172,3 +201,232 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
         return True
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(one.element_size())
     return integers is not None and torch.equal(one.contiguous().view(integers), other.contiguous().view(integers))
+
+
+@contextmanager
+def watched_pass(module: nn.Module, training: bool, seed: int) -> Iterator[list[str]]:
+    """Run a module again and leave no trace, parameters included, but the names of the streams that it drew from.
+
+    Args:
+        module: The module.
+        training: Whether in training mode, if it is in it.
+        seed: Of the random streams inside.
+    """
+    with isolated(module, training=training and module.training, seed=seed, guard=True), drawing() as drawn:
+        yield drawn
+
+
+@contextmanager
+def drawing() -> Iterator[list[str]]:
+    """Collect the names of the random streams that are drawn from inside the block."""
+    drawn: list[str] = []
+    before = _streams()
+    yield drawn
+    after = _streams()
+    drawn += [name for name, state in before.items() if state != after.get(name)]
+
+
+def _streams() -> dict[str, Any]:
+    of_numpy: Any = np.random.get_state()  # noqa: NPY002 - the legacy stream is the one that user code draws from
+    streams: dict[str, Any] = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": (of_numpy[1].tobytes(), *of_numpy[2:]),
+        "python": random.getstate(),
+    }
+    for name, device in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        if device.is_available() and device.is_initialized():
+            streams[name] = device.get_rng_state().numpy().tobytes()
+    return streams
+
+
+class Snapshot:
+    """The state of all that can be reached from a module through attributes and containers.
+
+    Containers and objects stay the same objects and get their contents back, so it does not matter from where they
+    are reached. Tensors are never written to, since a graph of the user may hold them: until `restore`, clones
+    stand in their place, one for each tensor however often it is reached.
+
+    Attributes:
+        parameters: Every Parameter that was met; these stay in place.
+    """
+
+    def __init__(self) -> None:
+        self.parameters: list[nn.Parameter] = []
+        self._undo: list[Callable[[], object]] = []
+        self._stand_ins: dict[int, tuple[Any, Any]] = {}  # by id; holds the originals so that ids stay theirs
+        self._waiting: list[Any] = []
+
+    def take(self, value: Any) -> None:
+        """Remember the state of `value` and of all that it holds, and put clones in the place of tensors."""
+        self._stand_in(value)
+        while self._waiting:
+            self._remember(self._waiting.pop())
+
+    def take_streams(self, value: Any) -> None:
+        """Remember only where the random generators that `value` holds stand, as those of a data set's transforms."""
+        waiting, seen = [value], {id(value): value}
+        while waiting and len(seen) < FEW_OBJECTS:
+            one = waiting.pop()
+            self._stream(one)
+            held = one if isinstance(one, list | tuple | dict) else getattr(one, "__dict__", ())
+            held = held.values() if isinstance(held, dict) else held
+            for item in held if len(held) <= FEW_ITEMS else ():
+                if id(item) not in seen and type(item) not in _ATOMS and not isinstance(item, (*_OPAQUE, Tensor)):
+                    seen[id(item)] = item
+                    waiting.append(item)
+
+    def restore(self) -> None:
+        """Put everything back as it was when it was taken."""
+        for undo in self._undo:
+            undo()
+
+    def _stand_in(self, value: Any) -> Any:
+        if type(value) in _ATOMS:
+            return value
+        known = self._stand_ins.get(id(value))
+        if known is not None:
+            return known[1]
+        result = value
+        if isinstance(value, nn.Parameter):
+            self.parameters.append(value)
+        elif isinstance(value, Tensor):
+            result = _clone(value)
+        elif isinstance(value, tuple):
+            result = self._tuple(value)
+        elif not isinstance(value, _OPAQUE):
+            self._waiting.append(value)
+        self._stand_ins[id(value)] = (value, result)
+        return result
+
+    def _tuple(self, value: tuple[Any, ...]) -> Any:
+        items = [self._stand_in(item) for item in value]
+        if all(map(_is, items, value)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+    def _remember(self, value: Any) -> None:
+        if isinstance(value, dict):
+            self._dictionary(value)
+        elif isinstance(value, list | deque):
+            self._sequence(value)
+        elif isinstance(value, set):
+            saved = value.copy()
+            self._undo.append(lambda: value == saved or (value.clear(), value.update(saved)))
+        elif isinstance(value, np.ndarray):
+            self._array(value)
+        elif isinstance(value, nn.Module) or not _is_foreign(type(value)):
+            self._object(value)
+        else:
+            self._stream(value)
+
+    def _dictionary(self, value: dict[Any, Any]) -> None:
+        saved = dict(value)
+        # The base class writes: a user's own __setitem__ may do more than set.
+        base: Any = OrderedDict if isinstance(value, OrderedDict) else dict
+
+        def undo() -> None:
+            if (
+                len(value) == len(saved)
+                and all(map(_is, value, saved))
+                and all(map(_is, value.values(), saved.values()))
+            ):
+                return
+            base.clear(value)
+            for key, item in saved.items():
+                base.__setitem__(value, key, item)
+
+        self._undo.append(undo)
+        if not _ATOMS.issuperset(map(type, saved.values())):
+            for key, item in saved.items():
+                stand_in = self._stand_in(item)
+                if stand_in is not item:
+                    base.__setitem__(value, key, stand_in)
+
+    def _sequence(self, value: list[Any] | deque[Any], inside: bool = True) -> None:
+        saved = list(value)
+
+        def undo() -> None:
+            if len(value) != len(saved) or not all(map(_is, value, saved)):
+                value.clear()
+                value.extend(saved)
+
+        self._undo.append(undo)
+        if inside and not _ATOMS.issuperset(map(type, saved)):
+            for index in range(max(0, len(saved) - LOG_LENGTH), len(saved)):
+                item = saved[index]
+                stand_in = self._stand_in(item)
+                if stand_in is not item:
+                    value[index] = stand_in
+
+    def _array(self, value: np.ndarray) -> None:
+        if not value.flags.writeable or isinstance(value, np.memmap):
+            return
+        saved = value.copy()
+        self._undo.append(lambda: np.copyto(value, saved))
+
+    def _object(self, value: Any) -> None:
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict):
+            appended = getattr(value, "_defaults", None)
+            if isinstance(value, nn.Module) and isinstance(appended, dict):
+                # The list states of a torchmetrics.Metric can hold an epoch; update only ever appends to them.
+                for state in map(attributes.get, appended):
+                    if isinstance(state, list) and id(state) not in self._stand_ins:
+                        self._stand_ins[id(state)] = (state, state)
+                        self._sequence(state, inside=False)
+            self._stand_in(attributes)
+        for name in (n for kind in type(value).__mro__ for n in _slots(kind)):
+            self._slot(value, name)
+        self._stream(value)
+
+    def _slot(self, value: Any, name: str) -> None:
+        if not hasattr(value, name):
+            self._undo.append(lambda: hasattr(value, name) and object.__delattr__(value, name))
+            return
+        saved = getattr(value, name)
+        self._undo.append(lambda: object.__setattr__(value, name, saved))
+        stand_in = self._stand_in(saved)
+        if stand_in is not saved:
+            object.__setattr__(value, name, stand_in)
+
+    def _stream(self, value: Any) -> None:
+        """Remember where a random stream of the user's own stands."""
+        if isinstance(value, torch.Generator):
+            self._rewind(value.set_state, value.get_state())
+        elif isinstance(value, np.random.Generator):
+            bits = value.bit_generator
+            self._rewind(lambda state: setattr(bits, "state", state), bits.state)
+        elif isinstance(value, np.random.RandomState):
+            self._rewind(value.set_state, value.get_state())
+        elif isinstance(value, random.Random):
+            self._rewind(value.setstate, value.getstate())
+
+    def _rewind(self, set_state: Callable[[Any], object], state: Any) -> None:
+        self._undo.append(lambda: set_state(state))
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _clone(value: Tensor) -> Tensor:
+    if not value.is_leaf:
+        with torch.enable_grad():  # what hangs on the user's graph still does
+            return value.clone()
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _slots(kind: type) -> list[str]:
+    names = kind.__dict__.get("__slots__", ())
+    names = (names,) if isinstance(names, str) else names
+    return [name for name in names if name not in ("__dict__", "__weakref__") and not name.startswith("__")]
+
+
+_foreign: dict[type, bool] = {}
+
+
+def _is_foreign(kind: type) -> bool:
+    if kind not in _foreign:
+        roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
+        _foreign[kind] = not roots.isdisjoint(_FOREIGN)
+    return _foreign[kind]

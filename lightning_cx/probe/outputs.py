@@ -1,17 +1,71 @@
-"""Find, without asking, which tensors of a training step are the model's output."""
+"""Find the output of a model in the graph of its loss, and the slope of the loss there.
+
+Which of all tensors of a training step is the model's output nobody says. It is found by what an output is: a tensor
+that some module with parameters returned, with the examples along its first axis, through which alone the parameters
+act on the loss. Of several such cuts through the graph the one nearest to the loss is taken, and minus the slope of the
+loss there is the residual.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_cx._torch import is_compiled_wrapper, output_shape
-from lightning_cx.probe.slopes import partial_slopes, reachable
+
+LossOf = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some examples of the probe as one batch, on the model's device."""
+
+    batch: Any
+    examples: int
+
+
+@dataclass(frozen=True)
+class ChunkReading:
+    """What one chunk showed: tensors [n, ...] of the model output and minus the slope of the chunk's loss there."""
+
+    source: str
+    outputs: tuple[Tensor, ...]
+    residuals: tuple[Tensor, ...]
+    per_example: bool
+    loss: float
+
+
+def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReading:
+    """Run one chunk, inside `ProbePasses.isolated`, and return the model output and minus the slope of the loss there.
+
+    Raises:
+        ValueError: If the loss has no graph, no module output carries all of it, or the module is one in a wrapper.
+    """
+    if isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_forward_module"):
+        raise ValueError(
+            f"the probe got a {type(module).__name__}, which waits for other processes or wants a backward of its own: "
+            "pass the model inside (`model.module`); under a precision of Fabric's, with `fabric.autocast()` in loss_fn"
+        )
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    with recorded_outputs(module) as records:
+        loss = loss_of(chunk.batch)
+    if not isinstance(loss, Tensor) or loss.grad_fn is None:
+        raise ValueError("the loss of the probe has no autograd graph, so it has no residual")
+    if loss.numel() != 1 and loss.shape != (chunk.examples,):
+        raise ValueError(
+            f"the loss has shape {tuple(loss.shape)}; a scalar or one loss for each of {chunk.examples} examples is "
+            "needed: return one from loss_fn(module, batch)"
+        )
+    output, slopes = find_output(records, loss.sum(), parameters, chunk.examples)
+    residuals = tuple(-slope for slope in slopes)
+    outputs = tuple(t.detach() for t in output.tensors)
+    return ChunkReading(output.name, outputs, residuals, loss.numel() > 1, float(loss.detach().double().sum()))
 
 
 @dataclass(frozen=True)
@@ -145,3 +199,52 @@ def _tensors(value: object) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _tensors(getattr(value, field.name))
+
+
+def reachable(start: Any, cut: set[Any]) -> dict[Any, list[Any]]:
+    """Nodes on the way from `start` down to the nodes of `cut`, where the way ends, each with its children."""
+    children: dict[Any, list[Any]] = {}
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in children:
+            continue
+        children[node] = [] if node in cut else [child for child, _ in node.next_functions if child is not None]
+        waiting += children[node]
+    return children
+
+
+def partial_slopes(loss: Tensor, outputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """D loss / d output for each output with the others held fixed, and the outputs whose slope is a constant.
+
+    An autoencoder returns its code and the reconstruction made from it: the slope of the code is that of the
+    penalty on the code alone, without what flows back through the decoder.
+
+    Args:
+        loss: A scalar.
+        outputs: Tensors that it depends on.
+    """
+    nodes = {t.grad_fn for t in outputs}
+    nested = any(nodes & reachable(t.grad_fn, nodes - {t.grad_fn}).keys() - {t.grad_fn} for t in outputs)
+    if nested:
+        slopes = [_one_slope(loss, t, [o for o in outputs if o is not t]) for t in outputs]
+    else:
+        slopes = _slopes(loss, outputs)
+    found = [(t, s) for t, s in zip(outputs, slopes, strict=True) if s is not None]
+    flat = [t for t, s in found if s.grad_fn is None or nodes.isdisjoint(reachable(s.grad_fn, nodes))]
+    plain = (torch.zeros_like(t) if s is None else s.detach() for t, s in zip(outputs, slopes, strict=True))
+    return tuple(plain), flat
+
+
+def _one_slope(loss: Tensor, output: Tensor, fixed: Sequence[Tensor]) -> Tensor | None:
+    handles = [t.register_hook(torch.zeros_like) for t in fixed]
+    try:
+        return _slopes(loss, [output])[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _slopes(loss: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    # The graph of the slope tells whether it depends on the output at all: sgn in |f - y| does, a mean does not.
+    return torch.autograd.grad(loss, list(outputs), create_graph=True, allow_unused=True)

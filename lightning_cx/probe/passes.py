@@ -1,203 +1,287 @@
-"""One pass over the fixed probe: outputs and residuals, without a trace."""
+"""Passes over the fixed probe, in isolation: the one object through which a model is asked about these examples."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lightning_cx.gradients import UNCHANGED
-from lightning_cx.probe.batches import join, take
-from lightning_cx.probe.columns import Columns
-from lightning_cx.probe.draws import drawing
-from lightning_cx.probe.eager import eagerly
-from lightning_cx.probe.isolation import isolated
-from lightning_cx.probe.outputs import find_output, recorded_outputs
+from lightning_cx.batch import join, padded_cat, take
+from lightning_cx.gradients import CONTRIBUTION, EXACT, Calibration, GradientSample, calibrate_rows, unchanged
+from lightning_cx.probe.conditions import eagerly, other_weights
+from lightning_cx.probe.derivatives import (
+    HessianProducts,
+    OutputJacobian,
+    first_examples,
+    hessian_products,
+    output_jacobian,
+    probe_gradients,
+    some_chunks,
+)
+from lightning_cx.probe.isolation import drawing, isolated
+from lightning_cx.probe.outputs import Chunk, LossOf, residuals_of
+from lightning_cx.probe.reading import Columns
 
-LossOf = Callable[[Any], Tensor]
+SUMS = (
+    "the training loss is the sum over the examples of a batch, so that the learning rate acts on as many times the "
+    "gradient of the mean loss: let the loss be a mean, and the learning rate larger by the batch size"
+)
 
-AGREEMENT = 0.02  # relative; half precision agrees to .01, class weights and in-batch losses differ by far more
+
+def _as_is(batch: Any) -> Any:
+    return batch
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Some examples of the probe as one batch, on the model's device."""
-
-    batch: Any
-    examples: int
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """How the training loss adds up its examples, found by comparing examples in company with them alone.
+class ProbeOutputs:
+    """What one pass over the probe shows.
 
     Attributes:
-        mean: Whether the loss is a mean (else a sum) over examples.
-        coupled: Whether neither explains what was seen: examples act on each other's residual.
-        mixed: Whether they change its direction, too, as mixup does and class weights do not.
-        drawn: Whether a residual depends on random numbers that the loss draws, even in eval mode.
-        each: Whether the loss was given for each example, so that nothing is known of how training adds it up.
+        outputs: Model outputs, [n, C] float64 on the host.
+        residuals: Minus the derivative of each example's own loss with respect to them, [n, C] float64 on the host.
+        source: In words, which tensor was taken for the model's output.
+        loss: Mean loss of an example.
     """
 
-    mean: bool = True
-    coupled: bool = False
-    mixed: bool = False
-    drawn: bool = False
-    each: bool = False
-
-
-@dataclass(frozen=True)
-class ChunkReading:
-    """What one chunk showed: tensors [n, ...] of the model output and minus the slope of the chunk's loss there."""
-
+    outputs: Tensor
+    residuals: Tensor
     source: str
-    outputs: tuple[Tensor, ...]
-    residuals: tuple[Tensor, ...]
-    per_example: bool
     loss: float
 
 
-def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReading:
-    """Run one chunk and return the model output and minus the slope of the loss there.
+@dataclass(eq=False)
+class ProbePasses:
+    """Pass the probe through a model and leave no trace: outputs, losses, gradients, Jacobian, curvature, activations.
 
-    Raises:
-        ValueError: If the loss has no graph, no module output carries all of it, or the module is one in a wrapper.
+    All passes run in eval mode and in isolation: weights, buffers, random streams and logs stay as they are. The object
+    holds the live model, so it is good for the step at which it was made.
+
+    Attributes:
+        module: The live model; read only.
+        chunks: The probe as batches in host memory, and how many examples each holds.
+        loss_of: Loss of a batch: a scalar, or one loss for each example.
+        place: Puts a batch on the model's device.
+        calibration: What the loss of a batch is to its examples: how it adds them up, whether they act on each other.
+        optimizer: The live optimizer; read only. None where there is none, or several share the model.
+        training_examples: Size of the training set, where it is known.
     """
-    if isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_forward_module"):
-        raise ValueError(
-            f"the probe got a {type(module).__name__}, which waits for other processes or wants a backward of its own: "
-            "pass the model inside (`model.module`); under a precision of Fabric's, with `fabric.autocast()` in loss_fn"
-        )
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    with torch.enable_grad(), eagerly(), recorded_outputs(module) as records:
-        loss = loss_of(chunk.batch)
-    if not isinstance(loss, Tensor) or loss.grad_fn is None:
-        raise ValueError("the loss of the probe has no autograd graph, so it has no residual")
-    if loss.numel() != 1 and loss.shape != (chunk.examples,):
-        raise ValueError(
-            f"the loss has shape {tuple(loss.shape)}; a scalar or one loss for each of {chunk.examples} examples is "
-            "needed: return one from loss_fn(module, batch)"
-        )
-    with torch.enable_grad():
-        output, slopes = find_output(records, loss.sum(), parameters, chunk.examples)
-    residuals = tuple(-slope for slope in slopes)
-    outputs = tuple(t.detach() for t in output.tensors)
-    return ChunkReading(output.name, outputs, residuals, loss.numel() > 1, float(loss.detach().double().sum()))
+
+    module: nn.Module
+    chunks: Sequence[tuple[Any, int]]
+    loss_of: LossOf
+    place: Callable[[Any], Any] = _as_is
+    calibration: Calibration = field(default_factory=Calibration)
+    optimizer: Optimizer | None = None
+    training_examples: int | None = None
+
+    @property
+    def examples(self) -> int:
+        """Number of examples in the probe."""
+        return sum(count for _, count in self.chunks)
+
+    @property
+    def sums(self) -> str:
+        """Why a step is larger than the mean loss tells, in words, where the training loss is a sum; else empty."""
+        return SUMS if self.calibration.sums else ""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Trainable parameters by name, live and detached: clone what is to be kept."""
+        return {name: p.detach() for name, p in self.trainable().items()}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name, as the graph holds them."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def at(self, parameters: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Let passes inside the block see other weights; the live ones come back bit for bit.
+
+        Args:
+            parameters: Values by name; those that are missing stay.
+
+        Raises:
+            ValueError: If a name is unknown or a shape does not fit.
+        """
+        return other_weights(self.module, parameters)
+
+    def outputs(self) -> ProbeOutputs:
+        """Outputs and residuals of all examples.
+
+        Raises:
+            ValueError: If the loss has no graph, or no output of a module carries all of it.
+        """
+        outputs, residuals = Columns(), Columns()
+        source, total = "", 0.0
+        with self.isolated():
+            for chunk in self.placed():
+                found = residuals_of(self.module, chunk, self.loss_of)
+                source = source or found.source
+                outputs.add(found.outputs)
+                scale = 1 if found.per_example else self.calibration.scale(chunk.examples)
+                residuals.add(found.residuals, scale=scale)
+                total += found.loss * scale
+        return ProbeOutputs(outputs.rows(), residuals.rows(), source, total / self.examples)
+
+    def loss(self, examples: int | None = None) -> float:
+        """Mean loss of an example, over the first of the probe (None: all)."""
+        losses, counts = self.losses(examples).unbind(1)
+        return float((losses * counts).sum() / counts.sum())
+
+    def losses(self, examples: int | None = None) -> Tensor:
+        """Mean loss of an example in each chunk and the number of examples in it, [chunks, 2] float64."""
+        with self.isolated():
+            found = []
+            for chunk in self.placed(examples):
+                loss = self.loss_of(chunk.batch).detach().double()
+                shares = 1 if loss.numel() == 1 and not self.calibration.sums else chunk.examples
+                found.append([float(loss.sum()) / shares, chunk.examples])
+        return torch.tensor(found, dtype=torch.float64)
+
+    def gradients(self, examples: int = 256, per_layer: bool = False, projections: int = 0) -> GradientSample:
+        """Per-example gradients of the loss on the first examples (at most 8 chunks of them).
+
+        Args:
+            examples: How many.
+            per_layer: Keep the Gram matrices of the single parameters as well.
+            projections: Number of fixed random directions to project on.
+
+        Raises:
+            UnsupportedGradientError: If the tap cannot read the model, by name.
+            ValueError: If chunks cannot be joined into one batch.
+        """
+        return probe_gradients(self, some_chunks(self.chunks, examples), per_layer, projections)
+
+    def jacobian(self, examples: int) -> OutputJacobian:
+        """Gram matrix of the outputs' derivatives on the first examples, and the loss's second derivative there.
+
+        Raises:
+            UnsupportedGradientError: If the tap cannot read the model, by name.
+            ValueError: If examples act on each other, outputs cannot be found, or there are over 2048 rows.
+        """
+        return output_jacobian(self, examples)
+
+    def hessian(self, examples: int = 256) -> AbstractContextManager[HessianProducts]:
+        """Products with the Hessian of the mean loss over the first examples, while the block runs.
+
+        Raises:
+            UnsupportedGradientError: If something in the model has no second derivative.
+        """
+        return hessian_products(self, examples)
+
+    def activations(self, examples: int = 256, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+        """Outputs of the submodules that have no submodules, [n, ...] float32 on the host, by name, in order of use.
+
+        A part that runs several times in one pass gives its first output; one whose output is no floating-point tensor
+        with the examples along its first axis is left out.
+
+        Args:
+            examples: How many of the first examples.
+            wanted: Which parts, by name.
+        """
+        names = {part: name for name, part in self.module.named_modules() if not any(part.children()) and wanted(name)}
+        found: dict[str, list[Tensor]] = {}
+        seen: dict[str, Tensor] = {}
+
+        def record(part: nn.Module, _: object, output: Any) -> None:
+            name = names.get(part)
+            if name is not None and name not in seen and isinstance(output, Tensor) and output.is_floating_point():
+                seen[name] = output.detach().to("cpu", torch.float32, copy=True)  # before x.relu_() or x += y
+
+        passed = 0
+        with self.isolated():
+            handle = nn.modules.module.register_module_forward_hook(record)
+            try:
+                for chunk in self.placed(examples):
+                    seen.clear()
+                    self.loss_of(chunk.batch)
+                    passed += 1
+                    for name, values in seen.items():
+                        if values.dim() > 0 and values.shape[0] == chunk.examples:
+                            found.setdefault(name, []).append(values)
+            finally:
+                handle.remove()
+        return {name: padded_cat(parts) for name, parts in found.items() if len(parts) == passed}
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Let the model run as if it had never run: in eval mode, uncompiled, and with a graph.
+
+        The graph is there even where nothing is differentiated: a loss may take derivatives itself.
+        """
+        with isolated(self.module, guard=True), eagerly(), torch.enable_grad():
+            yield
+
+    def placed(self, examples: int | None = None) -> Iterator[Chunk]:
+        """Put the chunks of the first examples (None: all) on the model's device, one after another."""
+        for batch, count in self.chunks if examples is None else first_examples(self.chunks, examples):
+            yield Chunk(self.place(batch), count)
+
+    def summed(self, loss: Tensor, examples: int) -> Tensor:
+        """Turn the loss of a batch into the sum of its examples' own losses."""
+        return loss.sum() * (self.calibration.scale(examples) if loss.numel() == 1 else 1)
 
 
-def find_reduction(module: nn.Module, chunk: Chunk, alone: Sequence[Chunk], loss_of: LossOf) -> Reduction:
-    """Compare the residuals of the first examples in their chunk with their residuals alone.
+def calibrate_probe(passes: ProbePasses, company: tuple[Any, int], alone: Sequence[Any]) -> Calibration:
+    """Find out how the loss adds up its examples, by the residuals of a few of them in company and alone.
+
+    The tap compares gradients of the loss as training has it; here it is the loss of eval mode, on the probe's own
+    batches, at the outputs. Where training batches hold one example, a few are put together: one example is its own
+    mean and its own sum, and passes over several go by what is found here.
 
     Args:
-        module: The model.
-        chunk: Several examples.
-        alone: The first of them, each in a chunk of its own. More than one, since one may have an average class
-            weight or a residual of zero.
-        loss_of: Loss of a batch.
+        passes: The model and its loss.
+        company: A batch, and how many examples it holds.
+        alone: Batches of one example each: the first of the company, or some others where that holds one alone. More
+            than one, since one may have an average class weight or a residual of zero.
     """
+    singles = [Chunk(passes.place(batch), 1) for batch in alone]
+    batch, count = company
+    if count == 1 and len(alone) > 1:
+        with suppress(Exception):  # no batch of several can be made, or the loss takes none: no pass of several, either
+            several = reduce(lambda one, k: join(one, alone[k], (k, 1)), range(1, len(alone)), alone[0])
+            return _calibrate(passes, Chunk(passes.place(several), len(alone)), singles)
+    return _calibrate(passes, Chunk(passes.place(batch), count), singles[:count])
+
+
+def _calibrate(passes: ProbePasses, chunk: Chunk, alone: Sequence[Chunk]) -> Calibration:
     seen, truth = Columns(), Columns()
-    with isolated(module, guard=True):
+    with passes.isolated():
         with drawing() as drawn:
-            together = residuals_of(module, chunk, loss_of)
+            together = residuals_of(passes.module, chunk, passes.loss_of)
         try:
-            singles = [residuals_of(module, one, loss_of).residuals for one in alone]
-        except Exception:  # a loss that one example cannot have, as contrastive ones, is coupled by definition
-            return Reduction(mean=not together.per_example, coupled=True, mixed=True, each=together.per_example)
+            singles = [residuals_of(passes.module, one, passes.loss_of).residuals for one in alone]
+        except Exception as error:  # a loss that one example cannot have, as contrastive ones
+            return replace(Calibration.without_a_loss(error), each=together.per_example)
     for i, single in enumerate(singles):
         # Alone, a padded sequence is shorter; what it has is compared.
         same_rank = all(t.dim() == s.dim() for t, s in zip(together.residuals, single, strict=True))
         cuts = [tuple(map(slice, s.shape[1:])) if same_rank else () for s in single]
         seen.add([t[i : i + 1][(slice(None), *cut)] for t, cut in zip(together.residuals, cuts, strict=True)])
         truth.add(list(single))
-    found = _compare(seen.rows(), truth.rows(), chunk.examples, together.per_example)
+    # Each example is a part of its own: its residual has to agree, whatever that of the others.
+    found = calibrate_rows(seen.rows(), truth.rows(), 1 if together.per_example else chunk.examples)
+    found = replace(found, each=together.per_example)
     if not (drawn and found.coupled):
         return found
     # One example alone draws others than it does in company, so that comparison tells a mean from a sum at most.
-    others = _others_count(module, chunk, loss_of)
-    return Reduction(found.mean, coupled=others, mixed=others, drawn=True, each=found.each)
+    others = _others_count(passes, chunk)
+    return replace(found, status=CONTRIBUTION if others else EXACT, mixed=others, drawn=True)
 
 
-def find_reduction_of(
-    module: nn.Module,
-    company: tuple[Any, int],
-    alone: Sequence[Any],
-    place: Callable[[Any], Any],
-    loss_of: LossOf,
-) -> Reduction:
-    """The same of batches in host memory; where training batches hold one example, a few of them are put together.
-
-    One example is its own mean and its own sum, and passes of several go by what is found here.
-
-    Args:
-        module: The model.
-        company: A batch, and how many examples it holds.
-        alone: Batches of one example each: the first of the company, or some others where that holds one alone.
-        place: Puts a batch on the model's device.
-        loss_of: Loss of a batch.
-    """
-    ones = [Chunk(place(batch), 1) for batch in alone]
-    batch, count = company
-    if count == 1 and len(alone) > 1:
-        with suppress(Exception):  # no batch of several can be made, or the loss takes none: no pass of several, either
-            several = reduce(lambda one, k: join(one, alone[k], (k, 1)), range(1, len(alone)), alone[0])
-            return find_reduction(module, Chunk(place(several), len(alone)), ones, loss_of)
-    return find_reduction(module, Chunk(place(batch), count), ones[:count], loss_of)
-
-
-def _others_count(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> bool:
+def _others_count(passes: ProbePasses, chunk: Chunk) -> bool:
     """Whether other examples in place of the rest of a batch, and the same draws, change the first residuals."""
     total = (chunk.examples + 1) // 2
     stay, first = max(1, total // 2), partial(take, chunk.batch, examples=chunk.examples)
     companies = first(0, total), join(first(0, stay), first(total, 2 * total - stay), (stay, total - stay))
-    readings = []
+    shown = []
     for company in companies:
-        with isolated(module, guard=True):
-            readings.append(residuals_of(module, Chunk(company, total), loss_of).residuals)
-    pairs = [(one[:stay], other[:stay]) for one, other in zip(*readings, strict=True)]
-    return any(bool((one - other).norm() > UNCHANGED * one.norm()) for one, other in pairs)
-
-
-def _compare(seen: Tensor, truth: Tensor, examples: int, per_example: bool) -> Reduction:
-    sizes = seen.norm() + torch.finfo(torch.float64).tiny, truth.norm() + torch.finfo(torch.float64).tiny
-    ratio = math.log(float(sizes[0] / sizes[1])) if truth.isfinite().all() and seen.isfinite().all() else -math.inf
-    # A mean over n examples shows each of them with 1/n of its residual, a sum with all of it.
-    mean = not per_example and ratio < -0.5 * math.log(max(examples, 2))
-    agree = (seen * (examples if mean else 1) - truth).norm(dim=1) <= AGREEMENT * truth.norm(dim=1)
-    products = seen.norm(dim=1) * truth.norm(dim=1)
-    coupled, finite = not bool(agree.all()), bool(seen.isfinite().all() and truth.isfinite().all())
-    # A single output has no direction; what weights a batch by its sum, as class weights do, has several.
-    mixed = (
-        coupled if seen.shape[1] == 1 else bool((((seen * truth).sum(1) <= (1 - AGREEMENT) * products) & ~agree).any())
-    )
-    return Reduction(mean=mean, coupled=coupled, mixed=mixed and finite, each=per_example)
-
-
-def read_chunks(
-    module: nn.Module, chunks: Sequence[Callable[[], Chunk]], loss_of: LossOf, reduction: Reduction
-) -> tuple[Tensor, Tensor, str, float]:
-    """Outputs and residuals of all chunks, [n, C] float64 on the host, the name of the output, and the mean loss.
-
-    Args:
-        module: The model; run in eval mode and in isolation.
-        chunks: Functions that put a chunk on the device, called one after another.
-        loss_of: Loss of a batch: a scalar, or one loss for each example.
-        reduction: How the loss adds up.
-    """
-    outputs, residuals = Columns(), Columns()
-    source, losses, examples = "", 0.0, 0
-    with isolated(module, guard=True):
-        for make in chunks:
-            chunk = make()
-            reading = residuals_of(module, chunk, loss_of)
-            source = source or reading.source
-            outputs.add(reading.outputs)
-            scale = chunk.examples if reduction.mean else 1
-            residuals.add(reading.residuals, scale=scale)
-            losses, examples = losses + reading.loss * scale, examples + chunk.examples
-    return outputs.rows(), residuals.rows(), source, losses / examples
+        rows = Columns()
+        with passes.isolated():
+            rows.add([t[:stay] for t in residuals_of(passes.module, Chunk(company, total), passes.loss_of).residuals])
+        shown.append(rows.rows())
+    return not unchanged(*shown)

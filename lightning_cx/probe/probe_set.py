@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import default_collate
 
-from lightning_cx.gradients import GradientSample
-from lightning_cx.probe.batches import alike, padded_cat, take, to_cpu
-from lightning_cx.probe.feature_rule import measurable, raw_features
-from lightning_cx.probe.gradients import passes_of, probe_gradients, some_chunks
+from lightning_cx.batch import alike, inputs_of, padded_cat, take, to_cpu
+from lightning_cx.functional import complexity, default_features
+from lightning_cx.gradients import Calibration
+from lightning_cx.probe.derivatives import passes_of, some_chunks
 from lightning_cx.probe.isolation import isolated_rng, isolated_streams
-from lightning_cx.probe.passes import Chunk, LossOf, Reduction, find_reduction_of, read_chunks
+from lightning_cx.probe.outputs import LossOf
+from lightning_cx.probe.passes import ProbePasses, calibrate_probe
 from lightning_cx.probe.reading import ProbeReading
-from lightning_cx.probe.view import ModelView
 
 ALONE = 3  # examples that are also run alone, to learn how the loss adds up
 MIN_EXAMPLES = 128  # fewer leave the upper octaves too short to tell noise from target (THEORY section 5)
@@ -80,7 +82,7 @@ class ProbeSet:
         self._company = 0  # the number of that chunk
         self._wanted = self.size
         self._feature_matrix: Tensor | None = None
-        self._reduction: Reduction | None = None
+        self._calibration: Calibration | None = None
         self.latest: tuple[Any, ProbeReading] | None = None
         self.augmented = False
 
@@ -172,15 +174,30 @@ class ProbeSet:
         Raises:
             ValueError: If the batch shows no inputs, only one id each, or `features` returned another shape.
         """
-        return measurable(self.features, raw_features(self.features, batch, examples, self.seed))
+        return self._comparable(self._raw_features(batch, examples))
 
     def feature_matrix(self) -> Tensor:
         """Features of the probe, [n, d] float64, computed once."""
         if self._feature_matrix is None:
-            parts = [raw_features(self.features, batch, count, self.seed) for batch, count in self._chunks]
+            parts = [self._raw_features(batch, count) for batch, count in self._chunks]
             integers = not parts[0].is_floating_point()
-            self._feature_matrix = measurable(self.features, padded_cat(parts, -1 if integers else 0))
+            self._feature_matrix = self._comparable(padded_cat(parts, -1 if integers else 0))
         return self._feature_matrix
+
+    def _raw_features(self, batch: Any, examples: int) -> Tensor:
+        """Features as they come: what the user's function returns, or the inputs of the batch."""
+        if self.features is None:
+            return inputs_of(batch, examples)
+        with isolated_rng(self.seed), torch.no_grad():
+            values = self.features(batch)
+        if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != examples:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"features must return a tensor [{examples}, d], got {shape}")
+        return values.detach()
+
+    def _comparable(self, values: Tensor) -> Tensor:
+        """What the user chose is taken as it is; raw inputs are made comparable, [n, d] float64."""
+        return default_features(values) if self.features is None else complexity.as_matrix(values)
 
     def read(
         self,
@@ -201,41 +218,57 @@ class ProbeSet:
         Raises:
             ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found.
         """
-        loss_of = self._loss_of(module, replay)
-
-        def chunk(held: tuple[Any, int]) -> Callable[[], Chunk]:
-            return lambda: Chunk(place(held[0]), held[1])
-
-        features = self.feature_matrix()
-        kind, own = self._adds_up(module, loss_of, place), self._chunks[share[0] :: share[1]]
+        passes, features = self.passes(module, replay, place), self.feature_matrix()
+        own = self._chunks[share[0] :: share[1]]
         # A forward pass may wait for other processes, so each makes as many: one that has run out passes the first.
         spare = [self._chunks[0]] * (-(-len(self._chunks) // share[1]) - len(own))
-        passed = [read_chunks(module, list(map(chunk, some)), loss_of, kind) for some in (own, spare) if some]
-        outputs, residuals, source, loss = passed[0]
-        rows = sum(count for _, count in own)
-        where = f"output of {source}" + ", at one draw of its random numbers" * kind.drawn
-        shown = outputs[:rows], residuals[:rows], features
-        return ProbeReading(*shown, kind.coupled, where, mixed=kind.mixed, loss=loss, drawn=kind.drawn)
+        shown, *_ = [replace(passes, chunks=some).outputs() for some in (own, spare) if some]
+        rows, found = sum(count for _, count in own), passes.calibration
+        source = f"output of {shown.source}" + ", at one draw of its random numbers" * found.drawn
+        return ProbeReading(
+            shown.outputs[:rows],
+            shown.residuals[:rows],
+            features,
+            coupled=found.coupled,
+            source=source,
+            mixed=found.mixed,
+            loss=shown.loss,
+            drawn=found.drawn,
+        )
 
-    def _adds_up(self, module: nn.Module, loss_of: LossOf, place: Callable[[Any], Any]) -> Reduction:
-        if self._reduction is None:
-            company, count = self._chunks[self._company]
-            alone = self._alone if count > 1 else [batch for batch, _ in self._chunks[:ALONE]]
-            self._reduction = find_reduction_of(module, (company, count), alone, place, loss_of)
-        return self._reduction
-
-    def view(
+    def passes(
         self,
         module: nn.Module,
         replay: LossOf | None = None,
         place: Callable[[Any], Any] = lambda b: b,
         optimizer: Optimizer | None = None,
         training_examples: int | None = None,
-    ) -> ModelView:
-        """The model as it is now, for passes over these examples other than `read`; other arguments as there."""
-        loss_of = self._loss_of(module, replay)
-        how = place, loss_of, self._adds_up(module, loss_of, place)
-        return ModelView(module, self._chunks, *how, optimizer, training_examples)
+    ) -> ProbePasses:
+        """Return passes over these examples through the model as it is now.
+
+        Args:
+            module: The model.
+            replay: As in `read`.
+            place: As in `read`.
+            optimizer: What trains the model, if it is one alone.
+            training_examples: Size of the training set, where it is known.
+
+        Raises:
+            ValueError: As `read`.
+        """
+        passes = ProbePasses(
+            module,
+            self._chunks,
+            self._loss_of(module, replay),
+            place,
+            optimizer=optimizer,
+            training_examples=training_examples,
+        )
+        if self._calibration is None:
+            company, count = self._chunks[self._company]
+            alone = self._alone if count > 1 else [batch for batch, _ in self._chunks[:ALONE]]
+            self._calibration = calibrate_probe(passes, (company, count), alone)
+        return replace(passes, calibration=self._calibration)
 
     def positions(self, share: tuple[int, int]) -> Tensor:
         """Rows of the whole probe that one process of several passes, [rows]."""
@@ -244,34 +277,8 @@ class ProbeSet:
         own = list(zip(starts, counts, strict=True))[share[0] :: share[1]]
         return torch.cat([torch.arange(start, start + count) for start, count in own] or [torch.arange(0)])
 
-    def gradients(
-        self,
-        module: nn.Module,
-        replay: LossOf | None = None,
-        place: Callable[[Any], Any] = lambda b: b,
-        examples: int = 256,
-        per_layer: bool = False,
-    ) -> GradientSample:
-        """Per-example gradients of the first examples, in eval mode and in isolation; `read` comes first.
-
-        Args:
-            module: The model.
-            replay: As in `read`.
-            place: As in `read`.
-            examples: How many, at most; fewer where 8 chunks hold fewer.
-            per_layer: Keep the Gram matrices of the single parameters as well.
-
-        Raises:
-            UnsupportedGradientError: If the tap cannot read the model, by name.
-            ValueError: If chunks cannot be joined into one batch, or `read` was not called.
-        """
-        if self._reduction is None:
-            raise ValueError("how the loss adds up is not known yet: call read() first")
-        chunks = some_chunks(self._chunks, examples)
-        return probe_gradients(module, chunks, place, self._loss_of(module, replay), self._reduction, per_layer)
-
     def passes_for_gradients(self, examples: int) -> int:
-        """How many examples pass through the module for `gradients`: every two chunks meet once."""
+        """How many examples pass through the module for `ProbePasses.gradients`: every two chunks meet once."""
         return passes_of([count for _, count in some_chunks(self._chunks, examples)])
 
     def _loss_of(self, module: nn.Module, replay: LossOf | None) -> LossOf:
@@ -295,3 +302,38 @@ class ProbeSet:
         indices: Sequence[int] | None = state.get("indices")
         self.indices, self._out_of = None if indices is None else list(indices), state.get("out_of")
         self.lost = bool(state.get("streamed")) and not self._chunks
+
+
+def fill(
+    probe: ProbeSet, dataset: Any, batch_size: int = 64, collate: Callable[[list[Any]], Any] = default_collate
+) -> ProbeSet:
+    """Choose the examples of a probe from the training data and fetch them, for a custom loop.
+
+    The callbacks do it bit by bit, to keep to their budget.
+
+    Args:
+        probe: To be filled; what it held before is let go, indices of a checkpoint stay.
+        dataset: With `__len__` and `__getitem__`; from a stream let `ProbeSet.keep` see its batches instead.
+        batch_size: Examples that are passed through the model at a time.
+        collate: Makes a batch of a list of examples, as that of the `DataLoader`.
+
+    Returns:
+        The same probe.
+
+    Raises:
+        ValueError: If `batch_size` is not positive, or the data set has fewer than 128 examples.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cx.probe import ProbeSet, fill
+        >>> data = torch.utils.data.TensorDataset(torch.randn(1000, 3), torch.randn(1000, 1))
+        >>> fill(ProbeSet(size=200), data).examples
+        200
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}.")
+    probe.forget()
+    probe.choose(len(dataset))
+    while not probe.complete:
+        probe.draw(dataset, collate, batch_size)
+    return probe

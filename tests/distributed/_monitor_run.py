@@ -24,8 +24,7 @@ from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.callbacks import rerun
 from lightning_cx.gradients import GradientTap
 from lightning_cx.instruments import GradientNoise, SpectralBias, TailIndex
-from lightning_cx.probe import ProbeReading
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ProbePasses, ProbeReading
 
 EXAMPLES = 384
 
@@ -130,7 +129,7 @@ PARTS = {
     "calibrate": (rerun, "calibrate_in_training"),
     "probe": (ProbeSet, "read"),
     "instrument": (GradientNoise, "on_gradients"),
-    "passes": (ModelView, "losses"),
+    "passes": (ProbePasses, "losses"),
 }
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_cx.probe.passes import Reduction
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ProbePasses
 
 
 def view_of(
@@ -19,15 +18,16 @@ def view_of(
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.mse_loss,
     optimizer: Optimizer | None = None,
     training_examples: int | None = None,
-) -> ModelView:
+) -> ProbePasses:
     """A view of a model on one chunk of examples, with a mean loss."""
 
     def loss_of(batch: Any) -> Tensor:
         return loss(module(batch[0]), batch[1])
 
-    return ModelView(module, [((x, y), len(x))], lambda b: b, loss_of, Reduction(), optimizer, training_examples)
+    chunks = [((x, y), len(x))]
+    return ProbePasses(module, chunks, loss_of, optimizer=optimizer, training_examples=training_examples)
 
 
-def seen(*args: Any, **options: Any) -> tuple[int, ModelView]:
+def seen(*args: Any, **options: Any) -> tuple[int, ProbePasses]:
     """A step and such a view."""
     return 7, view_of(*args, **options)

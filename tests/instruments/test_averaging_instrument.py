@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.functional import averaging_gain, noise_scale, pool_noise_scales, svrg_gain
-from lightning_cx.gradients import GradientSample, UnsupportedGradientError
+from lightning_cx.gradients import CONTRIBUTION, Calibration, GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Averaging, Reading, VarianceReduction
 from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.averaging import GAIN, MIN_WEIGHTS
 from lightning_cx.instruments.averaging import TAGS as AVERAGING
 from lightning_cx.instruments.variance_reduction import SPEEDUP, SVRG
-from lightning_cx.probe.passes import Reduction
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ProbePasses
 
 CHUNK = 32
 
@@ -41,10 +41,11 @@ def net_for(batch_norm: bool = False) -> nn.Module:
     )
 
 
-def view_of(net: nn.Module, chunk: int = CHUNK, reduction: Reduction | None = None) -> ModelView:
+def view_of(net: nn.Module, chunk: int = CHUNK, calibration: Calibration | None = None) -> ProbePasses:
     x, y = problem()
     chunks = [((x[i : i + chunk], y[i : i + chunk]), len(x[i : i + chunk])) for i in range(0, len(x), chunk)]
-    return ModelView(net, chunks, lambda b: b, lambda b: F.mse_loss(net(b[0]), b[1]), reduction or Reduction())
+    found = calibration or Calibration()
+    return ProbePasses(net, chunks, lambda b: F.mse_loss(net(b[0]), b[1]), calibration=found)
 
 
 def parameters_of(net: nn.Module) -> dict[str, Tensor]:
@@ -183,7 +184,7 @@ def test_a_loss_that_is_not_finite_is_refused():
     net, instrument = net_for(), Averaging()
     follow(net, instrument)
     view = view_of(net)
-    view._loss_of = lambda batch: net(batch[0]).sum() * torch.nan
+    view.loss_of = lambda batch: net(batch[0]).sum() * torch.nan
     refused(instrument.on_model(60, view), AVERAGING, "a loss is not finite")
 
 
@@ -315,20 +316,20 @@ def test_advice_to_take_or_leave_svrg_follows_the_interval():
 
 
 @pytest.mark.parametrize(
-    ("batch_norm", "reduction", "words"),
-    [(True, None, "BatchNorm makes"), (False, Reduction(coupled=True), "lets examples act on each other")],
+    ("batch_norm", "calibration", "words"),
+    [(True, None, "BatchNorm makes"), (False, Calibration(CONTRIBUTION), "lets examples act on each other")],
 )
-def test_losses_that_are_not_of_single_examples_are_refused(batch_norm, reduction, words):
+def test_losses_that_are_not_of_single_examples_are_refused(batch_norm, calibration, words):
     net, instrument = net_for(batch_norm), VarianceReduction(examples=64)
     for step in range(2):
-        refused(instrument.on_model(step, view_of(net, reduction=reduction)), SVRG, words)
+        refused(instrument.on_model(step, view_of(net, calibration=calibration)), SVRG, words)
 
 
 def test_a_snapshot_of_other_examples_is_refused_and_replaced():
     net, instrument = net_for(), VarianceReduction(examples=128)
     view = view_of(net)
     instrument.on_model(0, view)
-    fewer = ModelView(net, view._chunks[:2], view._place, view._loss_of, view._reduction)
+    fewer = replace(view, chunks=view.chunks[:2])
     refused(instrument.on_model(1, fewer), SVRG, "of other examples")
     assert instrument.on_model(2, fewer).scalars[tags.SVRG_RATIO] == 0
 

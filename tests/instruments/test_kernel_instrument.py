@@ -24,7 +24,7 @@ from lightning_cx.gradients import GradientSample, LayerGradients, UnsupportedGr
 from lightning_cx.instruments import BatchView, Kernel, Reading, needs_of
 from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.kernel import SPECTRUM, TARGET
-from lightning_cx.probe.jacobian import OutputJacobian
+from lightning_cx.probe.derivatives import OutputJacobian
 
 EVERY = (*SPECTRUM, *TARGET)
 MEANS = {"stem.weight": 0.1, "blocks.0.a.weight": 0.4, "blocks.1.a.weight": 0.2, "blocks.2.a.weight": 0.0}
@@ -138,7 +138,7 @@ def test_what_is_asked_of_the_tap_is_what_is_used() -> None:
 
 
 class View:
-    """Stands in for a ModelView: shows a Jacobian and gradients that were made by hand."""
+    """Stands in for a ProbePasses: shows a Jacobian and gradients that were made by hand."""
 
     def __init__(self, jacobian: Tensor, residuals: Tensor, rows: dict[str, Tensor] | Exception) -> None:
         self.rows, self.asked = rows, []

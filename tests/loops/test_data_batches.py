@@ -238,7 +238,7 @@ def test_packed_sequences_are_taken_apart_into_examples(tmp_path: Path) -> None:
 
 
 def test_a_walk_is_left_as_it_was_packed(tmp_path: Path) -> None:
-    from lightning_cx.probe.batches import join, leaves, take, to_cpu
+    from lightning_cx.batch.take import join, leaves, take, to_cpu
 
     batch = packed([Sequences()[i] for i in range(8)])
     some, rest = take(batch, 0, 3, 8), take(batch, 3, 8, 8)

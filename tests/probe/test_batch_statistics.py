@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_cx.probe.batch_statistics import batch_statistics, running_norms
+from lightning_cx.probe.conditions import batch_statistics, running_norms
 from lightning_cx.probe.isolation import isolated
 
 

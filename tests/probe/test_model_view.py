@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset, default_collate
 
 from lightning_cx.gradients import UnsupportedGradientError, per_example_gram
-from lightning_cx.probe import ProbeSet
-from lightning_cx.probe.view import ModelView
+from lightning_cx.probe import ProbePasses, ProbeSet
 
 X = torch.randn(150, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(150) % 3
@@ -32,7 +31,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(*parts).double()
 
 
-def view_of(module: nn.Module, loss: Any = LOSSES["mean"], size: int = 40) -> ModelView:
+def view_of(module: nn.Module, loss: Any = LOSSES["mean"], size: int = 40) -> ProbePasses:
     def loss_of(batch: Any) -> Tensor:
         return loss(module(batch[0]), batch[1])
 
@@ -42,12 +41,12 @@ def view_of(module: nn.Module, loss: Any = LOSSES["mean"], size: int = 40) -> Mo
     probe.choose(len(dataset))
     while not probe.complete:
         probe.draw(dataset, default_collate, size)
-    view = probe.view(module, loss_of)
+    view = probe.passes(module, loss_of)
     view.indices = probe.indices  # type: ignore[attr-defined]
     return view
 
 
-def first(view: ModelView, n: int) -> tuple[Tensor, Tensor]:
+def first(view: ProbePasses, n: int) -> tuple[Tensor, Tensor]:
     indices = view.indices[:n]  # type: ignore[attr-defined]
     return X[indices].double(), Y[indices]
 
@@ -154,7 +153,7 @@ def test_gradients_come_with_projections_whatever_the_chunks():
     torch.testing.assert_close(one.gram, gram)
 
 
-def everything(view: ModelView) -> None:
+def everything(view: ProbePasses) -> None:
     view.loss()
     view.gradients(50)
     view.jacobian(20)
@@ -187,7 +186,7 @@ def test_too_many_rows_are_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"3000 outputs has over 2048 rows"):
         view_of(wide.double()).jacobian(10)
     view = view_of(module.double())
-    view._chunks = [*view._chunks] * 8
+    view.chunks = [*view.chunks] * 8
     with pytest.raises(ValueError, match=r"3000 rows, over 2048: take 682 examples or fewer"):
         view.jacobian(1000)
 
@@ -233,7 +232,7 @@ def test_what_has_no_second_derivative_is_refused_with_the_reason():
 def test_parameters_that_the_loss_does_not_reach_have_no_curvature():
     module = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 3)).double()
     view = view_of(module)
-    view._loss_of = lambda batch: F.cross_entropy(module[0](batch[0]), batch[1])
+    view.loss_of = lambda batch: F.cross_entropy(module[0](batch[0]), batch[1])
     with view.hessian(10) as products:
         product = products(torch.ones(products.size))
     assert bool((product[18:] == 0).all())

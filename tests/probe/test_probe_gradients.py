@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset, default_collate
 
+from lightning_cx.batch.take import join
 from lightning_cx.gradients import UnsupportedGradientError, per_example_gram
 from lightning_cx.probe import ProbeSet
-from lightning_cx.probe.batches import join
-from lightning_cx.probe.gradients import MAX_CHUNKS, passes_of, some_chunks
+from lightning_cx.probe.derivatives import MAX_CHUNKS, passes_of, some_chunks
 
 X = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(200) % 4
@@ -52,8 +52,7 @@ def test_the_gram_of_all_examples_comes_out_whatever_the_batches(size, reduction
         return F.cross_entropy(module(batch[0]), batch[1], reduction=reduction)
 
     probe = drawn(size, loss_fn=(lambda m, b: loss_of(b)) if reduction == "none" else None)
-    probe.read(module, loss_of)
-    sample = probe.gradients(module, loss_of, examples=100, per_layer=True)
+    sample = probe.passes(module, loss_of).gradients(100, per_layer=True)
     torch.testing.assert_close(sample.gram, expected_gram(module, probe, 100), rtol=1e-4, atol=1e-6)
     layers = sum(layer.gram for layer in sample.layers.values())
     torch.testing.assert_close(layers, sample.gram, rtol=1e-5, atol=1e-7)
@@ -70,8 +69,7 @@ def test_reading_gradients_leaves_no_trace():
     def loss_of(batch: Any) -> Tensor:
         return F.cross_entropy(module(batch[0]), batch[1])
 
-    probe.read(module, loss_of)
-    probe.gradients(module, loss_of)
+    probe.passes(module, loss_of).gradients()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), random)
     assert module.training
@@ -93,15 +91,9 @@ def test_a_layer_that_the_tap_cannot_read_is_refused_by_name():
     def loss_of(batch: Any) -> Tensor:
         return F.cross_entropy(module(batch[0]), batch[1])
 
-    probe = drawn(50)
-    probe.read(module, loss_of)
+    passes = drawn(50).passes(module, loss_of)
     with pytest.raises(UnsupportedGradientError, match="UnreadFunctionBackward"):
-        probe.gradients(module, loss_of)
-
-
-def test_residuals_come_first():
-    with pytest.raises(ValueError, match="call read"):
-        drawn(50).gradients(network(), lambda batch: batch[0].sum())
+        passes.gradients()
 
 
 def test_batches_of_any_make_are_joined():

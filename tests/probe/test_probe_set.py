@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
+from lightning_cx.batch.take import map_batch, take
 from lightning_cx.probe import ProbeReading, ProbeSet
-from lightning_cx.probe.batches import map_batch, take
 
 X = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(300) % 4

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.probe import ProbeReading, ProbeSet
-from lightning_cx.probe.columns import MAX_OUTPUTS, Columns, fold
+from lightning_cx.probe.reading import MAX_OUTPUTS, Columns, fold
 
 torch.manual_seed(0)
 X, Y = torch.randn(150, 6).double(), torch.arange(150) % 4

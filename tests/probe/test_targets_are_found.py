@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cx.probe.targets import targets_of
+from lightning_cx.batch.anatomy import targets_of
 
 X = torch.zeros(4, 3)
 CLASSES = torch.tensor([2, 0, 2, 5])

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from lightning_cx import ProbeSet
 from lightning_cx.gradients import GradientTap, UnsupportedGradientError
-from lightning_cx.probe.eager import compiled_parts
+from lightning_cx.probe.conditions import compiled_parts
 
 __all__ = ["fresh_compiler"]
 

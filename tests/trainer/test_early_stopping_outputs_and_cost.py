@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_cx import ComplexityEarlyStopping, ProbeSet
 from lightning_cx.functional.sketching import sketch_outputs
-from lightning_cx.probe import columns
+from lightning_cx.probe import reading as columns
 
 TOKENS, WORDS = 6, 500
 

@@ -18,7 +18,7 @@ from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import BatchView, GradientSpectrum, Instrument, Needs, Reading, StepSize
 from lightning_cx.instruments.step_size import EDGE
-from lightning_cx.probe import ModelView
+from lightning_cx.probe import ProbePasses
 
 
 class Everything(Instrument):
@@ -35,7 +35,7 @@ class Everything(Instrument):
     def needs(self) -> Needs:
         return Needs(passes=3, every_n_steps=self.every_n_steps)
 
-    def on_model(self, step: int, passes: ModelView) -> Reading:
+    def on_model(self, step: int, passes: ProbePasses) -> Reading:
         view = passes
         self.steps.append(step)
         if self.fails:

@@ -1,4 +1,4 @@
-"""Find the targets of a batch without asking what it is."""
+"""Find the inputs and the targets of a batch without asking what it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cx.probe.batches import NOT_INPUTS, leaves
+from lightning_cx.batch.take import leaves
+
+# Names under which batches carry what is not an input, lower case.
+NOT_INPUTS = frozenset(
+    {"label", "labels", "target", "targets", "y", "mask", "attention_mask", "token_type_ids", "position_ids"}
+    | {"idx", "index", "indices", "id", "weight", "weights", "sample_weight", "length", "lengths"}
+)
 
 TARGET_NAMES = ("label", "labels", "target", "targets", "y")
 """Keys and fields under which batches carry their targets, lower case, the surest first."""
@@ -25,6 +31,25 @@ MAX_OUTPUTS = 1024
 _WHAT_TO_DO = (
     'let batches be pairs (inputs, targets), or carry the targets, one row for each example, under the key "target"'
 )
+
+
+def inputs_of(batch: Any, examples: int) -> Tensor:
+    """Return the tensor of a batch that most likely holds the inputs: the first per-example one that is no target.
+
+    Raises:
+        ValueError: If there is none; says to pass `features=`.
+    """
+    tensors = [
+        leaf
+        for name, leaf in leaves(batch)
+        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples and name.lower() not in NOT_INPUTS
+    ]
+    if not tensors:
+        raise ValueError(
+            f"the batch ({type(batch).__name__}) holds no tensor of inputs with {examples} examples along its first "
+            "axis: pass ProbeSet(features=...), a function from a batch to a tensor [n, d]"
+        )
+    return tensors[0]
 
 
 def targets_of(batch: Any, examples: int) -> Tensor:

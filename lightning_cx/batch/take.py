@@ -1,24 +1,22 @@
-"""Take batches apart without knowing what they are."""
+"""Cut examples out of a batch and join batches, without knowing what they are.
+
+A batch is any nesting of lists, tuples, mappings and dataclasses. The one thing known of it is its number of examples
+N: a part is cut if it has one entry for each example (`per_example`), and everything else, a scalar, a shared table, a
+name, stays whole. Cutting by the number of entries alone would take the pair `(inputs, targets)` of a batch of two for
+two examples, so a list counts as per example only if it holds no tensor that is.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
-
-from lightning_cx.probe.packed import copied_sequences, cut_sequences, join_sequences, padded_sequences, sequences_in
-
-# Names under which batches carry what is not an input, lower case.
-NOT_INPUTS = frozenset(
-    {"label", "labels", "target", "targets", "y", "mask", "attention_mask", "token_type_ids", "position_ids"}
-    | {"idx", "index", "indices", "id", "weight", "weights", "sample_weight", "length", "lengths"}
-)
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
 GOLDEN = 0.6180339887  # multiples of it, modulo 1, are as evenly spread as can be
 
@@ -62,7 +60,7 @@ def per_example(part: Any, examples: int) -> bool:
     if isinstance(part, Tensor | np.ndarray):
         return part.ndim > 0 and part.shape[0] == examples
     if isinstance(part, PackedSequence):
-        return sequences_in(part) == examples
+        return _count_sequences(part) == examples
     if not isinstance(part, list | tuple) or hasattr(part, "_fields") or len(part) != examples:
         return False
     return not any(isinstance(leaf, Tensor | np.ndarray) and per_example(leaf, examples) for _, leaf in leaves(part))
@@ -83,7 +81,7 @@ def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
         if not per_example(part, sizes[0]):
             return part
         if isinstance(part, PackedSequence) and isinstance(theirs_part, PackedSequence):
-            return join_sequences(part, theirs_part)
+            return _join_sequences(part, theirs_part)
         if type(part) is type(theirs_part) and isinstance(part, Tensor | np.ndarray):
             if part.shape[1:] == theirs_part.shape[1:]:
                 return (
@@ -105,7 +103,7 @@ def take(batch: Any, start: int, stop: int, examples: int) -> Any:
     """
 
     def some(part: Any) -> Any:
-        return cut_sequences(part, range(start, stop)) if isinstance(part, PackedSequence) else part[start:stop]
+        return _cut_sequences(part, range(start, stop)) if isinstance(part, PackedSequence) else part[start:stop]
 
     return _cut(batch, some, examples)
 
@@ -120,7 +118,7 @@ def spread_out(batch: Any, examples: int) -> Any:
 
     def reorder(part: Any) -> Any:
         if isinstance(part, PackedSequence):
-            return cut_sequences(part, order)
+            return _cut_sequences(part, order)
         return part[order] if isinstance(part, Tensor | np.ndarray) else type(part)(part[i] for i in order)
 
     return _cut(batch, reorder, examples)
@@ -144,7 +142,7 @@ def _cut(batch: Any, cut: Callable[[Any], Any], examples: int) -> Any:
 def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of a batch, packed sequences padded, with the name of the innermost key or field that holds it."""
     if isinstance(batch, PackedSequence):
-        yield name, padded_sequences(batch)
+        yield name, _pad_sequences(batch)
     elif isinstance(batch, Mapping):
         for key, value in batch.items():
             yield from leaves(value, str(key))
@@ -168,31 +166,12 @@ def alike(one: Any, other: Any) -> bool:
     return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in tensors)
 
 
-def inputs_of(batch: Any, examples: int) -> Tensor:
-    """Return the tensor of a batch that most likely holds the inputs: the first per-example one that is no target.
-
-    Raises:
-        ValueError: If there is none; says to pass `features=`.
-    """
-    tensors = [
-        leaf
-        for name, leaf in leaves(batch)
-        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples and name.lower() not in NOT_INPUTS
-    ]
-    if not tensors:
-        raise ValueError(
-            f"the batch ({type(batch).__name__}) holds no tensor of inputs with {examples} examples along its first "
-            "axis: pass ProbeSet(features=...), a function from a batch to a tensor [n, d]"
-        )
-    return tensors[0]
-
-
 def to_cpu(batch: Any) -> Any:
     """A copy of a batch in host memory, cut loose from any graph."""
 
     def copied(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
-            return copied_sequences(leaf)
+            return _copy_sequences(leaf)
         return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf
 
     return map_batch(batch, copied)
@@ -209,3 +188,29 @@ def padded_cat(parts: list[Tensor], value: float = 0) -> Tensor:
         whole[(slice(start, start + len(part)), *(slice(0, size) for size in part.shape[1:]))] = part
         start += len(part)
     return whole
+
+
+# Sequences of different lengths that torch has packed into one tensor: time leads there and sequences are sorted by
+# length, so an index into it means nothing. They are unpacked, chosen and packed again.
+
+
+def _count_sequences(packed: PackedSequence) -> int:
+    return int(packed.batch_sizes[0])  # every one of them has a first element
+
+
+def _cut_sequences(packed: PackedSequence, numbers: Iterable[int]) -> PackedSequence:
+    sequences = unpack_sequence(packed)
+    return pack_sequence([sequences[number] for number in numbers], enforce_sorted=False)
+
+
+def _copy_sequences(packed: PackedSequence) -> PackedSequence:
+    with torch.no_grad():
+        return _cut_sequences(packed.cpu(), range(_count_sequences(packed)))
+
+
+def _join_sequences(one: PackedSequence, other: PackedSequence) -> PackedSequence:
+    return pack_sequence([*unpack_sequence(one), *unpack_sequence(other)], enforce_sorted=False)
+
+
+def _pad_sequences(packed: PackedSequence) -> Tensor:
+    return pad_packed_sequence(packed, batch_first=True)[0]
