@@ -1,4 +1,4 @@
-"""Gradient noise from one Gram matrix: how much of a batch gradient is signal, and how sure we are."""
+"""Gradient noise from Gram matrices: how much of a batch gradient is signal, and how sure that is."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def noise_scale_of_blocks(
 
 
 def with_interval(signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_freedom: int) -> NoiseScale:
-    """Put signal and noise, each with its error, into one scale; `noise_scale` says how the interval is found."""
+    """Combine signal and noise and their covariance into one scale with an interval; see `noise_scale`."""
     value = torch.where(signal > 0, noise / signal, torch.nan)
     low, high = _fieller(noise, signal, covariance, degrees_of_freedom)
     return NoiseScale(value, low, high, signal, noise, covariance, degrees_of_freedom)

@@ -1,4 +1,4 @@
-"""Bases ordered by complexity: the axis along which everything else is measured."""
+"""Bases of functions on the examples, ordered by complexity, and the levels and octaves of that order."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class Basis:
         return mean_by_level(self.complexity, self.level_of, self.n_levels)
 
     def captured_share(self, values: Tensor) -> Tensor:
-        """Say how much of a function the basis expresses, ``sum_k <phi_k, f>^2 / sum f^2``; medians see no more.
+        """Return the share of a function that the basis expresses, ``sum_k <phi_k, f>^2 / sum f^2``.
 
-        Subtract the mean of the values first where the constant should not count.
+        Medians on the basis see no more than that. Subtract the mean of the values first where the constant should not count.
 
         Args:
             values: ``[n]`` or ``[n, C]``, one row per example; energies of several outputs add up.
@@ -264,7 +264,7 @@ def _checked_size(n: int) -> int:
 
 
 def _is_regular(ascending: Tensor) -> bool:
-    """Tell equally spaced points, allowing each the rounding of single precision, in which grids are often made."""
+    """Test whether points are equally spaced, up to the rounding of single precision, in which grids are often made."""
     n = ascending.numel()
     if n == 1:
         return True
@@ -374,7 +374,7 @@ def band_energies(energy: Tensor, bands: list[tuple[int, int]]) -> Tensor:
 
 
 def level_index(complexity: Tensor, tol: float = EXACT_TOLERANCE) -> Tensor:
-    """Say which level each basis function belongs to.
+    """Return the level that each basis function belongs to.
 
     Args:
         complexity: ``[L0]``, ascending.

@@ -1,4 +1,4 @@
-"""Kernels: how many directions the eigenvalues of a Gram matrix really use, and how fast they fall."""
+"""The spectrum of a Gram matrix: how fast it falls, how many directions it has, and how it fits a target."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MIN_RANKS = 5
 
 
 def eigenvalue_decay(gram: Tensor) -> EigenvalueDecay:
-    """Say how fast a kernel's eigenvalues fall, ``lambda_k ~ k^-beta``: the faster, the later come its fine details.
+    """Fit how fast a kernel's eigenvalues fall, ``lambda_k ~ k^-beta``: the faster, the later come its fine details.
 
     beta is minus the Theil-Sen slope of ``log lambda_k`` against ``log k`` over the ranks k from 3 to n / 8. Its
     spread is the standard deviation of the same fit, over the same ranks, to 10 random halves of the examples: the
@@ -161,6 +161,53 @@ def kernel_dimension(gram: Tensor, center: bool = True) -> KernelDimension:
     return KernelDimension(whole[0], error[0], whole[1], error[1], gram.shape[0])
 
 
+def _principal_eigenvalues(gram: Tensor) -> Tensor:
+    return principal_eigenvalues(gram, gram.shape[0], center=False)
+
+
+def _rank_exponent(eigenvalues: Tensor) -> Tensor:
+    ranks = torch.arange(1, eigenvalues.numel() + 1, device=eigenvalues.device)
+    return theil_sen(ranks[FIRST_RANK - 1 :].double().log(), -eigenvalues[FIRST_RANK - 1 :].log())
+
+
+SPLITS = 5
+"""Random splits of the examples into halves, two refits each: their standard deviation is known within a quarter."""
+
+
+def _random_halves(n: int) -> Iterator[Tensor]:
+    """Draw the same halves every time, so that two readings differ by their Gram matrices only."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(SPLITS):
+        order = torch.randperm(n, generator=generator)
+        yield from order[: n // 2 * 2].chunk(2)
+
+
+def _counts(gram: Tensor, center: bool) -> Tensor:
+    eigenvalues = principal_eigenvalues(gram, gram.shape[0], center)
+    return torch.stack([participation_ratio(eigenvalues), effective_rank(eigenvalues)])
+
+
+GROUPS = 10
+"""Tenths of the examples that are left out in turn. Over 40 draws each, counts from 5 of 127 to 29 of 31, the
+errors claimed were .82 to 1.27 times the true ones; those of random halves, as the decay has them, fell to .35 where
+the counts still grow with n. Leaving out single examples would take n eigendecompositions."""
+
+
+def _errors(gram: Tensor, center: bool) -> Tensor:
+    n, left_out = gram.shape[0], gram.shape[0] // GROUPS
+    if not left_out:
+        return torch.full((2,), torch.nan, dtype=torch.float64, device=gram.device)
+    counts = torch.stack([_counts(gram[kept][:, kept], center) for kept in _without_groups(n, left_out, gram.device)])
+    return ((n - left_out) / left_out * counts.var(0, unbiased=False)).sqrt()
+
+
+def _without_groups(n: int, left_out: int, device: torch.device) -> Iterator[Tensor]:
+    """Leave out the same groups every time, so that two readings differ by their Gram matrices only."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(device)
+    for start in range(0, GROUPS * left_out, left_out):
+        yield torch.cat([order[:start], order[start + left_out :]])
+
+
 CHANCE_DEVIATIONS = 1.96
 """Standard deviations above the mean that 2 to 5% of random pairings exceed (1000 or more of each, 30 to 100
 examples, numbers and classes): the law leans to the right where a target has one output."""
@@ -201,99 +248,8 @@ class CumulativePower:
         return f"half of the target's energy lies in the leading {int(reached.int().argmax()) + 1} of {r} modes; {area}"
 
 
-@dataclass(frozen=True, eq=False)
-class ChanceAlignment:
-    """What alignment a kernel has with targets that know nothing of it; tensors are float64.
-
-    Attributes:
-        mean: ``[]`` in ``[0, 1]``, the expected alignment.
-        sd: ``[]`` its standard deviation; nan with fewer than 2 free directions.
-    """
-
-    mean: Tensor
-    sd: Tensor
-
-    @property
-    def high(self) -> Tensor:
-        """``[]`` what about 95% of such targets stay below; never above 1."""
-        return (self.mean + CHANCE_DEVIATIONS * self.sd).clamp_max(1.0)
-
-    def __str__(self) -> str:
-        if not bool(self.mean.isfinite()):
-            return "chance alignment unknown: the target is constant, the kernel zero, or a number is not finite"
-        return f"alignment by chance {self.mean:.3f} +- {self.sd:.3f}"
-
-
-def kernel_target_alignment(gram: Tensor, targets: Tensor, center: bool = True) -> Tensor:
-    """Say how much the kernel's idea of similarity is the target's: ``<K, y y^T> / (|K| |y y^T|)``.
-
-    The cosine between two matrices in the Frobenius inner product, both centred, ``H K H`` with ``H = I - 11^T / n``.
-    A target that knows nothing of the kernel has, for one output, ``sqrt(participation ratio) / (n - 1)`` on average.
-
-    Args:
-        gram: ``[n, n]`` positive semi-definite, any float dtype.
-        targets: ``[n]`` or ``[n, C]``, any dtype; ``y y^T`` adds up over the outputs. Classes go in as one-hot rows:
-            labels 0, 1, 2 would be numbers.
-        center: Whether to take off the means. Without it the constant parts of kernel and target align, and hide
-            the rest.
-
-    Returns:
-        ``[]`` float64 in ``[0, 1]``, 1 where the kernel is ``y y^T``. nan for a constant target or kernel (zero ones
-        without centring), for no examples, or if anything is not finite.
-
-    Raises:
-        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
-
-    References:
-        Cortes, Mohri & Rostamizadeh 2012, "Algorithms for learning kernels based on centered alignment",
-        section 2; Cristianini et al. 2001, "On kernel-target alignment", without centring.
-
-    Example:
-        >>> labels = torch.tensor([1., 1., -1., -1.])
-        >>> float(kernel_target_alignment(labels[:, None] * labels, labels))
-        1.0
-    """
-    gram, unit = _checked(gram, targets, center)
-    return (unit * (_direction(gram, center) @ unit)).sum() / (unit.T @ unit).norm()
-
-
-def chance_alignment(gram: Tensor, targets: Tensor, center: bool = True) -> ChanceAlignment:
-    """Say which `kernel_target_alignment` a kernel has by chance; an alignment within two deviations says nothing.
-
-    Turned at random against each other, centred matrices A and B of norm 1 in m = n - 1 dimensions (n without
-    centring) have the inner product ``tr A tr B / m`` on average, with the variance
-    ``2 (1 - (tr A)^2 / m) (1 - (tr B)^2 / m) / ((m - 1)(m + 2))``. ``(tr A)^2`` is the participation ratio. The mean is
-    that over all pairings of the targets with the examples as well; the deviation is close to theirs.
-
-    Args:
-        gram: ``[n, n]`` positive semi-definite, any float dtype.
-        targets: ``[n]`` or ``[n, C]``, any dtype, classes as one-hot rows.
-        center: As for `kernel_target_alignment`.
-
-    Returns:
-        ChanceAlignment; all nan where the alignment is nan.
-
-    Raises:
-        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
-
-    References:
-        Cortes, Mohri & Rostamizadeh 2012, section 2, for the alignment; the moments are those of a matrix turned by
-        Haar's measure (Collins & Sniady 2006, "Integration with respect to the Haar measure").
-
-    Example:
-        >>> print(chance_alignment(torch.eye(9) + 1, torch.arange(9.0)))  # centred, a multiple of y y^T in no direction
-        alignment by chance 0.354 +- 0.000
-    """
-    gram, unit = _checked(gram, targets, center)
-    n = gram.shape[0]
-    matrix, m = _direction(gram, center), n - 1 if center else n
-    trace = matrix.diagonal().sum()  # of a matrix of norm 1: its square is the participation ratio
-    size = (unit.T @ unit).norm()
-    return ChanceAlignment(trace / m / size, _null_sd(1 - trace.square() / m, unit, m) / size)
-
-
 def cumulative_power(gram: Tensor, targets: Tensor, center: bool = True) -> CumulativePower:
-    """Say how few of the kernel's modes hold the target; those few are learned first and from few examples.
+    """Compute the share of a target in the leading modes of a kernel, which are learned first and from few examples.
 
     With ``u_k`` the eigenvectors of the centred Gram matrix, strongest first, and y the centred target,
     ``C(rho) = sum_{k <= rho} |u_k^T y|^2 / |y|^2``. Modes of one eigenvalue have no order: they share what they hold
@@ -342,51 +298,95 @@ def cumulative_power(gram: Tensor, targets: Tensor, center: bool = True) -> Cumu
     return CumulativePower(held.cumsum(0).clamp_max(1.0), area, _null_sd(spread, unit, m))
 
 
-def _principal_eigenvalues(gram: Tensor) -> Tensor:
-    return principal_eigenvalues(gram, gram.shape[0], center=False)
+@dataclass(frozen=True, eq=False)
+class ChanceAlignment:
+    """What alignment a kernel has with targets that know nothing of it; tensors are float64.
+
+    Attributes:
+        mean: ``[]`` in ``[0, 1]``, the expected alignment.
+        sd: ``[]`` its standard deviation; nan with fewer than 2 free directions.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    @property
+    def high(self) -> Tensor:
+        """``[]`` what about 95% of such targets stay below; never above 1."""
+        return (self.mean + CHANCE_DEVIATIONS * self.sd).clamp_max(1.0)
+
+    def __str__(self) -> str:
+        if not bool(self.mean.isfinite()):
+            return "chance alignment unknown: the target is constant, the kernel zero, or a number is not finite"
+        return f"alignment by chance {self.mean:.3f} +- {self.sd:.3f}"
 
 
-def _rank_exponent(eigenvalues: Tensor) -> Tensor:
-    ranks = torch.arange(1, eigenvalues.numel() + 1, device=eigenvalues.device)
-    return theil_sen(ranks[FIRST_RANK - 1 :].double().log(), -eigenvalues[FIRST_RANK - 1 :].log())
+def chance_alignment(gram: Tensor, targets: Tensor, center: bool = True) -> ChanceAlignment:
+    """Compute the `kernel_target_alignment` that a kernel has by chance; within two deviations it means nothing.
+
+    Turned at random against each other, centred matrices A and B of norm 1 in m = n - 1 dimensions (n without
+    centring) have the inner product ``tr A tr B / m`` on average, with the variance
+    ``2 (1 - (tr A)^2 / m) (1 - (tr B)^2 / m) / ((m - 1)(m + 2))``. ``(tr A)^2`` is the participation ratio. The mean is
+    that over all pairings of the targets with the examples as well; the deviation is close to theirs.
+
+    Args:
+        gram: ``[n, n]`` positive semi-definite, any float dtype.
+        targets: ``[n]`` or ``[n, C]``, any dtype, classes as one-hot rows.
+        center: As for `kernel_target_alignment`.
+
+    Returns:
+        ChanceAlignment; all nan where the alignment is nan.
+
+    Raises:
+        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
+
+    References:
+        Cortes, Mohri & Rostamizadeh 2012, section 2, for the alignment; the moments are those of a matrix turned by
+        Haar's measure (Collins & Sniady 2006, "Integration with respect to the Haar measure").
+
+    Example:
+        >>> print(chance_alignment(torch.eye(9) + 1, torch.arange(9.0)))  # centred, a multiple of y y^T in no direction
+        alignment by chance 0.354 +- 0.000
+    """
+    gram, unit = _checked(gram, targets, center)
+    n = gram.shape[0]
+    matrix, m = _direction(gram, center), n - 1 if center else n
+    trace = matrix.diagonal().sum()  # of a matrix of norm 1: its square is the participation ratio
+    size = (unit.T @ unit).norm()
+    return ChanceAlignment(trace / m / size, _null_sd(1 - trace.square() / m, unit, m) / size)
 
 
-SPLITS = 5
-"""Random splits of the examples into halves, two refits each: their standard deviation is known within a quarter."""
+def kernel_target_alignment(gram: Tensor, targets: Tensor, center: bool = True) -> Tensor:
+    """Measure how well a kernel's similarities match the target's: ``<K, y y^T> / (|K| |y y^T|)``.
 
+    The cosine between two matrices in the Frobenius inner product, both centred, ``H K H`` with ``H = I - 11^T / n``.
+    A target that knows nothing of the kernel has, for one output, ``sqrt(participation ratio) / (n - 1)`` on average.
 
-def _random_halves(n: int) -> Iterator[Tensor]:
-    """Draw the same halves every time, so that two readings differ by their Gram matrices only."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(SPLITS):
-        order = torch.randperm(n, generator=generator)
-        yield from order[: n // 2 * 2].chunk(2)
+    Args:
+        gram: ``[n, n]`` positive semi-definite, any float dtype.
+        targets: ``[n]`` or ``[n, C]``, any dtype; ``y y^T`` adds up over the outputs. Classes go in as one-hot rows:
+            labels 0, 1, 2 would be numbers.
+        center: Whether to take off the means. Without it the constant parts of kernel and target align, and hide
+            the rest.
 
+    Returns:
+        ``[]`` float64 in ``[0, 1]``, 1 where the kernel is ``y y^T``. nan for a constant target or kernel (zero ones
+        without centring), for no examples, or if anything is not finite.
 
-def _counts(gram: Tensor, center: bool) -> Tensor:
-    eigenvalues = principal_eigenvalues(gram, gram.shape[0], center)
-    return torch.stack([participation_ratio(eigenvalues), effective_rank(eigenvalues)])
+    Raises:
+        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
 
+    References:
+        Cortes, Mohri & Rostamizadeh 2012, "Algorithms for learning kernels based on centered alignment",
+        section 2; Cristianini et al. 2001, "On kernel-target alignment", without centring.
 
-GROUPS = 10
-"""Tenths of the examples that are left out in turn. Over 40 draws each, counts from 5 of 127 to 29 of 31, the
-errors claimed were .82 to 1.27 times the true ones; those of random halves, as the decay has them, fell to .35 where
-the counts still grow with n. Leaving out single examples would take n eigendecompositions."""
-
-
-def _errors(gram: Tensor, center: bool) -> Tensor:
-    n, left_out = gram.shape[0], gram.shape[0] // GROUPS
-    if not left_out:
-        return torch.full((2,), torch.nan, dtype=torch.float64, device=gram.device)
-    counts = torch.stack([_counts(gram[kept][:, kept], center) for kept in _without_groups(n, left_out, gram.device)])
-    return ((n - left_out) / left_out * counts.var(0, unbiased=False)).sqrt()
-
-
-def _without_groups(n: int, left_out: int, device: torch.device) -> Iterator[Tensor]:
-    """Leave out the same groups every time, so that two readings differ by their Gram matrices only."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(device)
-    for start in range(0, GROUPS * left_out, left_out):
-        yield torch.cat([order[:start], order[start + left_out :]])
+    Example:
+        >>> labels = torch.tensor([1., 1., -1., -1.])
+        >>> float(kernel_target_alignment(labels[:, None] * labels, labels))
+        1.0
+    """
+    gram, unit = _checked(gram, targets, center)
+    return (unit * (_direction(gram, center) @ unit)).sum() / (unit.T @ unit).norm()
 
 
 def _checked(gram: Tensor, targets: Tensor, center: bool) -> tuple[Tensor, Tensor]:
@@ -411,8 +411,24 @@ def _largest(values: Tensor) -> Tensor:
 
 
 def _resolution(values: Tensor) -> float:
-    """Share of the largest entry that the mean of n rows may be wrong by, in the dtype that the values came in."""
+    """Return the share of the largest entry by which the mean of n rows may be wrong, in the dtype of the values."""
     return values.shape[0] * torch.finfo(values.dtype if values.is_floating_point() else torch.float64).eps
+
+
+def _evenly(values: Tensor, tied: Tensor) -> Tensor:
+    """Replace the values of modes of one eigenvalue by their mean."""
+    return mean_by_level(values, tied, int(tied[-1]) + 1)[tied]
+
+
+def _null_sd(spread: Tensor, unit: Tensor, m: int) -> Tensor:
+    """Return the standard deviation of ``tr(A U B U^T)`` over rotations U of m dimensions; ``spread = tr A^2``.
+
+    A has what the modes count in the area, B the energies of the target along its own axes, which sum to 1.
+    """
+    if m < 2:
+        return torch.full_like(spread, torch.nan)
+    unevenness = (unit.T @ unit).square().sum() - 1 / m
+    return (2 * spread * unevenness / ((m - 1) * (m + 2))).clamp_min(0.0).sqrt()
 
 
 def _direction(gram: Tensor, center: bool) -> Tensor:
@@ -423,19 +439,3 @@ def _direction(gram: Tensor, center: bool) -> Tensor:
     size, allowed = _largest(matrix), resolution * _largest(gram)
     matrix = matrix / torch.where(size > allowed, size, torch.nan)  # before squaring, and not rounding
     return matrix / matrix.norm()
-
-
-def _null_sd(spread: Tensor, unit: Tensor, m: int) -> Tensor:
-    """Standard deviation of ``tr(A U B U^T)`` over rotations U of m dimensions, for centred A: ``spread = tr A^2``.
-
-    A has what the modes count in the area, B the energies of the target along its own axes, which sum to 1.
-    """
-    if m < 2:
-        return torch.full_like(spread, torch.nan)
-    unevenness = (unit.T @ unit).square().sum() - 1 / m
-    return (2 * spread * unevenness / ((m - 1) * (m + 2))).clamp_min(0.0).sqrt()
-
-
-def _evenly(values: Tensor, tied: Tensor) -> Tensor:
-    """Replace the values of modes of one eigenvalue by their mean."""
-    return mean_by_level(values, tied, int(tied[-1]) + 1)[tied]

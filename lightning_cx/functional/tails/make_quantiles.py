@@ -58,7 +58,7 @@ def simulated_indices(projections: int, alpha: float, n: int, count: int, genera
 
 
 def cell(projections: int, alpha: float, n: int) -> tuple[float, float]:
-    """The 2.5% and 97.5% quantile of the fitted index in one cell of the table."""
+    """Return the 2.5% and 97.5% quantile of the fitted index in one cell of the table."""
     generator = Generator().manual_seed(crc32(f"{projections} {alpha} {n}".encode()))
     fits = simulated_indices(projections, alpha, n, SAMPLES[projections], generator)
     low, high = torch.quantile(fits, fits.new_tensor(LEVELS)).tolist()
@@ -66,7 +66,7 @@ def cell(projections: int, alpha: float, n: int) -> tuple[float, float]:
 
 
 def rows() -> Iterator[tuple[int, float, int, str, str]]:
-    """All rows of the table."""
+    """Yield all rows of the table."""
     for projections in SAMPLES:
         for alpha in ALPHAS:
             for n in SIZES:
