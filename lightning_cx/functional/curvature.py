@@ -98,6 +98,9 @@ def largest_eigenvalue(
     if size == 0:
         return LeadingEigenvalue(nothing, nothing, direction, 0, False)
 
+    # Full reorthogonalisation rather than the three-term recurrence: in finite precision the recurrence loses
+    # orthogonality as soon as an eigenvalue has converged, and then finds copies of it (Parlett 1998, chapter 13). With
+    # 20 directions at most, it costs nothing beside a pass over the network.
     basis: list[Tensor] = []
     projected = torch.zeros(min(iterations, size), min(iterations, size), dtype=torch.float64)  # V^T A V
     values = weights = projected

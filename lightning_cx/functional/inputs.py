@@ -45,6 +45,18 @@ def as_matrix(values: Tensor) -> Tensor:
     return matrix
 
 
+def as_gram(values: Tensor) -> Tensor:
+    """Return a Gram matrix ``[n, n]`` detached, in the dtype that it came in.
+
+    Raises:
+        ValueError: If it is not square.
+    """
+    gram = as_tensor(values).detach()
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
+    return gram
+
+
 def default_features(values: Tensor) -> Tensor:
     """Turn a batch of raw inputs into features whose distances mean something.
 

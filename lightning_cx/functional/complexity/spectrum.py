@@ -38,12 +38,7 @@ def energy_spectrum(basis: Basis, values: Tensor) -> Tensor:
         >>> energy_spectrum(cosine_basis(3), torch.ones(3)).round(decimals=9).tolist()
         [3.0, 0.0, 0.0]
     """
-    values = as_tensor(values)
-    n = basis.vectors.shape[0]
-    if values.ndim == 0 or values.shape[0] != n:
-        raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
-    values = values.detach().double().reshape(n, -1)
-    return (basis.vectors.T @ values).square().sum(1)
+    return (basis.vectors.T @ basis.rows(values)).square().sum(1)
 
 
 def median_complexity(energy: Tensor, complexity: Tensor, tol: float = EXACT_TOLERANCE) -> Tensor:
@@ -143,12 +138,8 @@ def median_position(basis: Basis, values: Tensor) -> Tensor:
         >>> round(float(median_position(basis, 5 + waves)), 6)
         0.333333
     """
-    values = as_tensor(values)
-    n = basis.vectors.shape[0]
-    if values.ndim == 0 or values.shape[0] != n:
-        raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
     axis = Axis.without_constant(basis)
-    return axis.position(median_index(axis.energies(_deviations(values.detach()))[0]))
+    return axis.position(median_index(axis.energies(_deviations(basis.rows(values)))[0]))
 
 
 def octave_energies(basis: Basis, values: Tensor) -> Tensor:
@@ -294,9 +285,8 @@ def _median_cell(share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return cell, crossed.clamp(0, 1), is_border
 
 
-def _deviations(values: Tensor) -> Tensor:
-    """Centre ``[n, ...]`` values of any size to ``[n * C, 1]``, outputs that vary by rounding only to exact zeros."""
-    rows = values.double().reshape(values.shape[0], -1)
+def _deviations(rows: Tensor) -> Tensor:
+    """Centre ``[n, C]`` values of any size to ``[n * C, 1]``, outputs that vary by rounding only to exact zeros."""
     rows = rows / rows.abs().max()  # squares of 1e200 would overflow, those of 1e-200 vanish; 0 / 0 is nan as it must
     centred = rows - rows.mean(0)
     is_constant = centred.square().mean(0).sqrt() <= CONSTANT_FEATURE * rows.abs().amax(0)

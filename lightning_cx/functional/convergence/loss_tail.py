@@ -169,6 +169,9 @@ MIN_WORTH = 4.0
 
 
 def _fitted(t: Array, y: Array) -> LossTail:
+    # BIC rather than AIC or tests of nested laws: a power law and an exponential are not nested, and a wrong extra
+    # parameter must become rarer with more readings. Its n is the worth of correlated readings; with their number,
+    # smooth wiggles of the optimizer buy a floor or an offset that is not there.
     n, span = len(t), t[-1] - t[0]
     u = (t - t[0]) / span
     fits = {law: fit(u, y) for law, fit in FITS.items()}

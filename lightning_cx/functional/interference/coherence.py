@@ -240,7 +240,9 @@ def _incoherent(eigenvalues: Tensor, modes: Tensor, gradients: Tensor, axis: Axi
     """Sum the ``[q, L]`` energies of the single parameters' waves."""
     n, K = axis.vectors.shape
     (rows, r), outputs = modes.shape, modes.shape[0] // n
-    # Phi^T u_j, one column for each mode: [K * C, r].
+    # The waves of a mode are Phi^T G restricted to the modes from it on, an [K C, P] matrix for each of q modes. One
+    # sweep makes them all: begin with the sum over every mode, u_j (u_j^T G), and take off mode j by a rank-one update
+    # before the next. Blocks of parameters keep the matrix in cache. Phi^T u_j, one column for each mode: [K * C, r].
     coefficients = (axis.vectors.T @ modes.reshape(n, rows // n * r)).reshape(K * outputs, r)
     result = modes.new_zeros(len(chosen), K * outputs)
     for block in gradients.split(_block_width(axis, gradients), dim=1):

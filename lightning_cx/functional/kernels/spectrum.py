@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional.complexity.basis import level_index, mean_by_level
 from lightning_cx.functional.complexity.decay import theil_sen
-from lightning_cx.functional.inputs import as_tensor
+from lightning_cx.functional.inputs import as_gram, as_tensor
 from lightning_cx.functional.linalg import (
     MIN_EIGENVALUE,
     centred,
@@ -84,10 +84,7 @@ def eigenvalue_decay(gram: Tensor) -> EigenvalueDecay:
         >>> print(eigenvalue_decay(torch.minimum(x[:, None], x)))  # Brownian motion: (k - 1/2)^-2
         eigenvalues fall as k^-2.12 +- 0.05 over ranks 3 to 16
     """
-    gram = as_tensor(gram)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
-    gram = gram.detach()
+    gram = as_gram(gram)
     n = gram.shape[0]
     eigenvalues = _principal_eigenvalues(gram)[: n // EXAMPLES_PER_RANK]
     last = eigenvalues.numel()
@@ -153,10 +150,7 @@ def kernel_dimension(gram: Tensor, center: bool = True) -> KernelDimension:
         >>> print(kernel_dimension(torch.eye(20)))
         19.0 +- 0.0 strong directions among 20 examples (19.0 +- 0.0 by entropy)
     """
-    gram = as_tensor(gram)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
-    gram = gram.detach()
+    gram = as_gram(gram)
     whole, error = _counts(gram, center), _errors(gram, center)
     return KernelDimension(whole[0], error[0], whole[1], error[1], gram.shape[0])
 
@@ -391,9 +385,7 @@ def kernel_target_alignment(gram: Tensor, targets: Tensor, center: bool = True) 
 
 def _checked(gram: Tensor, targets: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     """Return the Gram matrix as it came and the targets ``[n, C]`` of energy 1, nan where they have none."""
-    gram, targets = as_tensor(gram), as_tensor(targets)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
+    gram, targets = as_gram(gram), as_tensor(targets)
     n = gram.shape[0]
     if targets.ndim == 0 or targets.shape[0] != n or 0 in targets.shape[1:]:
         raise ValueError(f"the Gram matrix is about {n} examples, but the targets have shape {list(targets.shape)}.")
@@ -402,7 +394,7 @@ def _checked(gram: Tensor, targets: Tensor, center: bool) -> tuple[Tensor, Tenso
     deviation = targets - targets.mean(0) if center else targets
     size, allowed = _largest(deviation), _resolution(targets) * _largest(targets)
     unit = deviation / torch.where(size > allowed, size, torch.nan)
-    return gram.detach(), unit / unit.norm()
+    return gram, unit / unit.norm()
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from lightning_cx.functional.tails.fit import TailFit, refused, samples_of, tail_fit, why_degenerate, why_not
 
 PROJECTIONS = 16
-"""Directions on which vectors are projected; the table of `quantiles.py` is made for them."""
+"""Directions on which vectors are projected; the second half of the table `quantiles.csv` is made for their median."""
 
 
 def alpha_ecf(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0) -> TailFit:
@@ -213,10 +213,6 @@ def indices(samples: Tensor) -> Tensor:
     return decay_of(squared_modulus(standardised(samples), FIT_POINTS))[0]
 
 
-MANY = 16
-"""Projections whose median the second half of the table is for."""
-
-
 def interval(index: float, n: int, projections: int, correlation: float) -> tuple[float, float]:
     """Invert the table: the lowest and the highest true index under which `index` lies within 95% of all fits.
 
@@ -234,7 +230,7 @@ def interval(index: float, n: int, projections: int, correlation: float) -> tupl
         Lower and upper end, between 0 and 2. Below the lowest index of the table, .4, the lower end is 0.
     """
     apart = (1 - correlation) * (1 - 1 / projections)
-    share = max(0.0, 1 - apart / (1 - 1 / MANY))  # how far the scatter is that of a single projection
+    share = max(0.0, 1 - apart / (1 - 1 / PROJECTIONS))  # how far the scatter is that of a single projection
     alphas, one, many = _deviations(n)
     lows, highs = [], []
     for alpha, (below, above), (below_many, above_many) in zip(alphas, one, many, strict=True):
@@ -270,7 +266,7 @@ TABLE = Path(__file__).with_name("quantiles.csv")
 @cache
 def _read_table() -> tuple[dict[int, dict[float, list[tuple[float, float]]]], list[int]]:
     """Read deviations of the quantiles times sqrt(n), by kind and index, in the order of sizes; and the sizes."""
-    cells: dict[int, dict[float, list[tuple[float, float]]]] = {1: {}, MANY: {}}
+    cells: dict[int, dict[float, list[tuple[float, float]]]] = {1: {}, PROJECTIONS: {}}
     sizes: list[int] = []
     with TABLE.open(newline="") as file:
         for row in csv.DictReader(file):
