@@ -1,9 +1,25 @@
-"""Complexity, interference and noise as pure maths on tensors, usable without a Trainer.
+"""Complexity, interference, tails, noise and curvature as pure maths on tensors, usable without a Trainer.
 
-The story of this folder: choose an axis of complexity for your examples (`basis`), expand a function of the
-examples on it and find the middle of its energy (`spectrum`), do the same for the functions that a gradient
-step can move (`modes`), and ask how much of the gradient is signal at all (`noise`). Everything is computed in
-float64 on the device of its input and draws no random numbers.
+Choose an axis of complexity for your examples (`laplacian_basis`), expand a function of the examples on it and find the
+middle of its energy (`median_complexity`), ask which functions a gradient step can move (`interference_profile`), how
+much of the gradient is signal at all (`noise_scale`), and how heavy the tail of the rest is (`tail_report`).
+
+The 45 names here are the ones to start with. The rest is reached by theme, as ``functional.tails.without_drift``:
+
+| theme | what it is about |
+|---|---|
+| `complexity` | bases, spectra on them, spectral bias, whiteness of a residual |
+| `interference`, `kernels` | modes of the gradients and of a Gram matrix, alignment, shares of blocks |
+| `noise`, `variance_reduction`, `averaging` | noise scale, larger batches, SVRG, averaged weights |
+| `tails` | tail indices, tests of normal and stable laws, scale drift |
+| `stopping` | when to stop without a validation set |
+| `curvature`, `step_size`, `convergence` | sharpness, edge of stability, how training ends |
+| `trajectories`, `neurons` | the path of the parameters; copies, dead neurons, a teacher |
+| `linalg`, `sketching`, `inputs` | what the others are made of |
+
+Functions take tensors, arrays and lists, compute in float64, and leave the global random states alone. Those that need
+chance (random projections, permutations, parametric bootstraps, halves of the examples) draw from a generator of their
+own, with a fixed seed or the argument `seed`, so that the same input always gives the same numbers.
 
 >>> import torch
 >>> x = (torch.arange(64) + 0.5) / 64                       # 64 examples on a line

@@ -1,4 +1,4 @@
-"""Averages of the weights along a run: what they would gain over the last weights, and what theory expects."""
+"""Averages of the weights along a run: what they gain over the last weights, measured and in theory."""
 
 from __future__ import annotations
 
@@ -130,13 +130,13 @@ class TailAverage:
         return average
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint; three times the size of the weights."""
+        """Return what has to survive a checkpoint."""
         tensors = {"sum": dict(self._sum), "mean": dict(self._mean)}
         numbers = (self._origin, self._block, self._count, self._first, self._last, self._mean_count, self._mean_first)
         return {**tensors, "numbers": list(numbers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._sum = {name: held.clone() for name, held in state["sum"].items()}  # which is changed in place
         self._mean = dict(state["mean"])
         self._origin, self._block, self._count, self._first, self._last, self._mean_count, self._mean_first = state[
@@ -145,7 +145,7 @@ class TailAverage:
 
 
 def _exact(values: Tensor) -> torch.dtype:
-    """The dtype of a running sum; Apple's GPUs have no doubles."""
+    """Return the dtype of a running sum; Apple's GPUs have no doubles."""
     return torch.promote_types(values.dtype, torch.float32 if values.device.type == "mps" else torch.float64)
 
 
@@ -178,7 +178,7 @@ class AveragingGain:
 
 
 def averaging_gain(last: Tensor, average: Tensor) -> AveragingGain:
-    """Say whether averaged weights are better than the last ones, and how surely: both seen on the same examples.
+    """Estimate how much better averaged weights are than the last ones, from losses on the same examples.
 
     With d_c the difference of the mean losses in chunk c of n_c examples and N = sum n_c, the gain is
     ``sum n_c d_c / N`` and its squared standard error ``C / (C - 1) sum (n_c / N)^2 (d_c - gain)^2`` over the C chunks.
@@ -245,7 +245,7 @@ class QuadraticLosses:
 
 
 def quadratic_losses(curvatures: Tensor, noise: Tensor | float, step_size: float, window: int) -> QuadraticLosses:
-    """Say what averaging gains at best: the losses of SGD with a constant step around the minimum of a quadratic.
+    """Compute what averaging gains at best: the losses of SGD with a constant step on a quadratic.
 
     Along an axis of curvature h the weights follow ``w <- (1 - eta h) w - eta xi``, xi of variance s^2. They settle at
     variance ``v = eta s^2 / (h (2 - eta h))``, and with a = 1 - eta h the mean of n of them has variance

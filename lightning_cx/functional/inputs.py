@@ -1,4 +1,4 @@
-"""The door through which arrays and lists come in."""
+"""What comes in from users: arrays and lists as tensors, raw inputs as features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def as_tensor(values: Any) -> Tensor:
-    """Take tensors as they are, numpy arrays with their dtype, and lists of numbers in float64.
+    """Return tensors as they are, numpy arrays with their dtype, and lists of numbers in float64.
 
     Example:
         >>> as_tensor([0.1, 0.2]).dtype
@@ -24,7 +24,7 @@ def as_tensor(values: Any) -> Tensor:
 
 
 def as_matrix(values: Tensor) -> Tensor:
-    """Flatten ``[n, ...]`` to a finite ``[n, d]`` float64 matrix, or say why that cannot be.
+    """Flatten ``[n, ...]`` to a finite ``[n, d]`` float64 matrix.
 
     Raises:
         ValueError: If there is no example, or a value is complex, NaN or infinite.
@@ -43,6 +43,18 @@ def as_matrix(values: Tensor) -> Tensor:
             f"{float(matrix[row, column])} in example {row}: impute or drop them first."
         )
     return matrix
+
+
+def as_gram(values: Tensor) -> Tensor:
+    """Return a Gram matrix ``[n, n]`` detached, in the dtype that it came in.
+
+    Raises:
+        ValueError: If it is not square.
+    """
+    gram = as_tensor(values).detach()
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
+    return gram
 
 
 def default_features(values: Tensor) -> Tensor:
@@ -85,7 +97,7 @@ def default_features(values: Tensor) -> Tensor:
 
 
 def holds_ids(values: Tensor) -> bool:
-    """Tell token ids and labels from measurements by dtype and shape: integers, but neither bytes nor images."""
+    """Test whether integers are ids (tokens, labels) rather than measurements (bytes, images), by dtype and shape."""
     is_integer = not values.is_floating_point() and not values.is_complex() and values.dtype != torch.bool
     is_image = values.ndim > 1 and (values.dtype == torch.uint8 or values.ndim > 2)
     return is_integer and not is_image

@@ -1,4 +1,4 @@
-"""Eigendecompositions of the size that a sampled step needs."""
+"""Eigendecompositions of the size that a sampled step needs, and how many directions they use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ two took 5 to 10 seconds.
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix, by the LAPACK that is fastest at its size.
+    """Return ascending eigenvalues and eigenvectors of a symmetric matrix, by the LAPACK that is fastest at its size.
 
     On a host, small ones keep to one thread, so that other processes do not change what they cost. Larger ones go to
     scipy's OpenBLAS, which took two thirds of the time of torch's MKL on an AMD processor (4096 rows, two cores: 7.8
@@ -53,7 +53,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eigvalsh(matrix: Tensor) -> Tensor:
-    """Eigenvalues alone, ascending, in under half the time (512 rows, one core: 17 against 41 ms).
+    """Return ascending eigenvalues alone, in under half the time (512 rows, one core: 17 against 41 ms).
 
     Args:
         matrix: ``[n, n]`` symmetric, floating point.
@@ -72,7 +72,7 @@ def eigvalsh(matrix: Tensor) -> Tensor:
 
 
 def principal_modes(gram: Tensor, n_examples: int, center: bool = True) -> tuple[Tensor, Tensor]:
-    """Diagonalise a Gram matrix and keep what is more than rounding.
+    """Diagonalise a Gram matrix and keep the modes that are more than rounding.
 
     Args:
         gram: ``[n * C, n * C]``, rows of one example together.
@@ -92,7 +92,7 @@ def principal_modes(gram: Tensor, n_examples: int, center: bool = True) -> tuple
 
 
 def principal_eigenvalues(gram: Tensor, n_examples: int, center: bool = True) -> Tensor:
-    """Descending eigenvalues of `principal_modes` ``[r]``, float64, where nobody asks for the modes."""
+    """Return the descending eigenvalues of `principal_modes` ``[r]``, float64, without the modes."""
     matrix, rounding = _prepared(gram, n_examples, center)
     if matrix is None:
         return gram.new_zeros(0, dtype=torch.float64)
@@ -180,7 +180,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _prepared(gram: Tensor, n_examples: int, center: bool) -> tuple[Tensor | None, Tensor]:
-    """The symmetric float64 matrix, centred if wished, and what counts as rounding in it; None if it has no modes."""
+    """Return the symmetric float64 matrix and its rounding; None in place of a matrix without modes."""
     size = gram.shape[0]
     resolution = torch.finfo(gram.dtype).eps if gram.is_floating_point() else torch.finfo(torch.float64).eps
     gram = gram.double()
@@ -191,7 +191,7 @@ def _prepared(gram: Tensor, n_examples: int, center: bool) -> tuple[Tensor | Non
 
 
 def centred(rows: Tensor, n_examples: int) -> Tensor:
-    """Take the mean over the examples off a matrix ``[n * C, m]``, for each of C outputs by itself."""
+    """Subtract the mean over the examples from a matrix ``[n * C, m]``, for each of C outputs by itself."""
     by_example = rows.reshape(n_examples, len(rows) // n_examples, rows.shape[1])
     return (by_example - by_example.mean(0)).reshape(rows.shape)
 
@@ -201,7 +201,7 @@ MIN_EIGENVALUE = 1e-8
 
 
 def _are_more_than_rounding(eigenvalues: Tensor, rounding: Tensor) -> Tensor:
-    """Eigenvalues of rounding, in the dtype the Gram matrix came in, are no modes.
+    """Select eigenvalues above rounding, in the dtype in which the Gram matrix came.
 
     Where all gradients are alike nothing else is left, and only the size of what was centred tells.
     """

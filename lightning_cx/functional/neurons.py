@@ -1,4 +1,4 @@
-"""Which neurons of a layer do work of their own, and which are copies, dead, or not listened to."""
+"""The neurons of a layer: copies, dead and silent ones, and which of them is which of another network's."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def neuron_report(
     sign: bool = True,
     threshold: float = DUPLICATE_COSINE,
 ) -> NeuronReport:
-    """Say which neurons of a layer do work of their own.
+    """Find which neurons of a layer do work of their own.
 
     Copies: neurons whose incoming weights have a cosine of at least `threshold`, up to sign, linked into groups; one
     of each group would do. Dead: the same output for every example. Silent: outgoing weights of about 0. Rank: how many
@@ -136,6 +136,113 @@ def neuron_report(
     )
 
 
+def chance_of_duplicates(neurons: int, inputs: int, sign: bool = True, threshold: float = DUPLICATE_COSINE) -> float:
+    """Compute the share of random neurons that have another closer than `threshold`; nan for none.
+
+    The squared cosine of random directions in d dimensions follows a Beta(1/2, (d - 1)/2) law.
+
+    Example:
+        >>> round(chance_of_duplicates(64, 2), 3), round(chance_of_duplicates(64, 20), 3)
+        (0.997, 0.0)
+    """
+    if neurons < 1 or inputs < 1:
+        return math.nan
+    beyond = 1.0 if inputs == 1 else 1 - float(betainc(0.5, (inputs - 1) / 2, threshold**2))
+    return 1 - (1 - (beyond if sign else beyond / 2)) ** (neurons - 1)
+
+
+def _incoming(weights: Any, bias: Any) -> Tensor:
+    weights = as_tensor(weights).detach().cpu().double()
+    if weights.ndim < 2:
+        raise ValueError(f"incoming weights of m neurons have shape [m, d], got {list(weights.shape)}.")
+    weights = weights.flatten(1) if weights.numel() else weights.reshape(len(weights), -1 if len(weights) else 0)
+    if bias is None:
+        return weights
+    bias = as_tensor(bias).detach().cpu().double()
+    if bias.shape != (len(weights),):
+        raise ValueError(f"{len(weights)} neurons have one bias each, got shape {list(bias.shape)}.")
+    return torch.cat([weights, bias[:, None]], 1)
+
+
+def cosine_similarity(one: Tensor, other: Tensor) -> Tensor:
+    """Compute cosines ``[m, k]`` between the rows of ``[m, d]`` and ``[k, d]`` float64; 0 for a zero row."""
+    return (_directions(one) @ _directions(other).T).clamp(-1.0, 1.0)
+
+
+def _directions(rows: Tensor) -> Tensor:
+    # The largest entry first: squares of 1e200 would overflow.
+    scaled = rows / rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) if rows.numel() else rows
+    return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def _groups(linked: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Find connected components of two neurons or more."""
+    seen: set[int] = set()
+    groups = []
+    neighbours = [row.nonzero().flatten().tolist() for row in linked]
+    for start in range(len(neighbours)):
+        group, waiting = set(), [start]
+        while waiting:
+            neuron = waiting.pop()
+            if neuron not in seen:
+                seen.add(neuron)
+                group.add(neuron)
+                waiting.extend(neighbours[neuron])
+        if len(group) > 1:
+            groups.append(tuple(sorted(group)))
+    return tuple(groups)
+
+
+MIN_EXAMPLES = 32
+"""Examples from which on a neuron that never fires is called dead: one that fires for every tenth is quiet on 32 with
+probability .03."""
+
+CONSTANT_RANGE = 1e-6
+"""Range of an output, relative to the largest output of the layer, below which it is constant: float32 rounds there."""
+
+
+def _outputs(
+    activations: Any, neurons: int
+) -> tuple[Tensor | None, Tensor | None, int | None, float | None, int | None]:
+    """Return dead and zero neurons, rank, effective rank and the most that it can be."""
+    if activations is None:
+        return None, None, None, None, None
+    outputs = as_tensor(activations).detach().cpu()
+    if outputs.ndim != 2 or outputs.shape[1] != neurons:
+        raise ValueError(f"outputs of {neurons} neurons have shape [n, {neurons}], got {list(outputs.shape)}.")
+    n = len(outputs)
+    if n < 2 or not neurons or not bool(outputs.isfinite().all()):
+        return None, None, None, None, None
+    dead = zero = None
+    largest = outputs.abs().amax(0)
+    if n >= MIN_EXAMPLES:
+        dead = outputs.amax(0) - outputs.amin(0) <= CONSTANT_RANGE * largest.max()
+        zero = dead & (largest <= CONSTANT_RANGE * largest.max())
+    scaled = outputs.double() / largest.max().clamp_min(torch.finfo(torch.float32).tiny)
+    gram = scaled.T @ scaled if neurons <= n else scaled @ scaled.T
+    values = eigh(gram)[0].clamp_min(0)
+    effective = float(effective_rank(values)) if float(values.max()) > 0 else 0.0
+    return dead, zero, jacobian_rank(values), effective, min(n, neurons)
+
+
+SILENT_NORM = 1e-3
+"""Norm of outgoing weights, relative to the largest of the layer, below which a neuron is not listened to: at that size
+it moves the outputs by less than a thousandth of what its neighbours do."""
+
+
+def _silent(weights_out: Any, neurons: int) -> Tensor | None:
+    if weights_out is None:
+        return None
+    weights = as_tensor(weights_out).detach().cpu().double()
+    if weights.ndim != 2 or weights.shape[1] != neurons:
+        raise ValueError(f"outgoing weights of {neurons} neurons have shape [o, {neurons}], got {list(weights.shape)}.")
+    sizes = weights.abs().amax(0) if len(weights) else weights.new_zeros(neurons)
+    if not bool(sizes.isfinite().all()):
+        return None
+    norms = (weights / sizes.max()).norm(dim=0) if neurons and float(sizes.max()) > 0 else sizes
+    return norms <= SILENT_NORM * norms.max() if neurons else norms > 0
+
+
 @dataclass(frozen=True, eq=False)
 class NeuronMatch:
     """Neurons of one layer, each with its partner in another.
@@ -168,7 +275,7 @@ ones (cosine, square) that of its incoming weights alone, others (ReLU) neither.
 
 
 def permutation_sign_distance(one: Any, other: Any, symmetry: Symmetry = "odd") -> NeuronMatch:
-    """Say how far two networks with one hidden layer are apart, whatever order and sign their neurons have.
+    """Compute the distance of two one-hidden-layer networks, whatever order and sign their neurons have.
 
     The minimum over permutations and signs of ``|(W, a) - (W', a')|``, with W the incoming weights, bias as a further
     column, and a the outgoing ones: a sum over neurons, so that an assignment problem gives it exactly. Near 0, two
@@ -225,6 +332,20 @@ def permutation_sign_distance(one: Any, other: Any, symmetry: Symmetry = "odd") 
     return NeuronMatch(distance, distance / size if size > 0 else math.nan, columns, signs)
 
 
+def _neurons(layer: Any) -> tuple[Tensor, Tensor]:
+    """Return incoming ``[m, d]`` and outgoing weights ``[m, o]`` in float64, neurons in rows."""
+    is_pair = isinstance(layer, tuple) and len(layer) == 2
+    incoming, outgoing = layer if is_pair else (layer, None)
+    incoming = as_tensor(incoming).detach().cpu().double()
+    outgoing = incoming.new_zeros(0, len(incoming)) if outgoing is None else as_tensor(outgoing).detach().cpu().double()
+    if incoming.ndim != 2 or outgoing.ndim != 2 or outgoing.shape[1] != len(incoming):
+        raise ValueError(
+            f"m neurons have incoming weights [m, d] and outgoing ones [o, m], got {list(incoming.shape)} and "
+            f"{list(outgoing.shape)}."
+        )
+    return incoming, outgoing.T
+
+
 @dataclass(frozen=True, eq=False)
 class Alignment:
     """How well the neurons of a layer stand for those of a teacher.
@@ -254,7 +375,7 @@ CHANCE_DRAWS = 16
 
 
 def teacher_alignment(weights: Any, teacher: Any, sign: bool = True, seed: int = 0) -> Alignment:
-    """Say whether the neurons of a layer have found those of the network that made the targets.
+    """Measure whether the neurons of a layer have found those of the network that made the targets.
 
     Each of the teacher's neurons gets a partner of its own, so that the sum of cosines of incoming weights is largest.
     1 for all of them: recovered. `chance` is what random directions would show, much above 0 with many neurons in few
@@ -294,127 +415,6 @@ def teacher_alignment(weights: Any, teacher: Any, sign: bool = True, seed: int =
     random = [torch.randn(mine.shape, generator=draw, dtype=torch.float64) for _ in range(CHANCE_DRAWS)]
     chance = [float(_matched(layer, theirs, sign)[0].sum()) / len(theirs) for layer in random]
     return Alignment(cosines, rows, columns, float(cosines.sum()) / len(theirs), sum(chance) / CHANCE_DRAWS)
-
-
-def chance_of_duplicates(neurons: int, inputs: int, sign: bool = True, threshold: float = DUPLICATE_COSINE) -> float:
-    """Share of random neurons that another comes closer to than `threshold`; nan for none.
-
-    The squared cosine of random directions in d dimensions follows a Beta(1/2, (d - 1)/2) law.
-
-    Example:
-        >>> round(chance_of_duplicates(64, 2), 3), round(chance_of_duplicates(64, 20), 3)
-        (0.997, 0.0)
-    """
-    if neurons < 1 or inputs < 1:
-        return math.nan
-    beyond = 1.0 if inputs == 1 else 1 - float(betainc(0.5, (inputs - 1) / 2, threshold**2))
-    return 1 - (1 - (beyond if sign else beyond / 2)) ** (neurons - 1)
-
-
-def _incoming(weights: Any, bias: Any) -> Tensor:
-    weights = as_tensor(weights).detach().cpu().double()
-    if weights.ndim < 2:
-        raise ValueError(f"incoming weights of m neurons have shape [m, d], got {list(weights.shape)}.")
-    weights = weights.flatten(1) if weights.numel() else weights.reshape(len(weights), -1 if len(weights) else 0)
-    if bias is None:
-        return weights
-    bias = as_tensor(bias).detach().cpu().double()
-    if bias.shape != (len(weights),):
-        raise ValueError(f"{len(weights)} neurons have one bias each, got shape {list(bias.shape)}.")
-    return torch.cat([weights, bias[:, None]], 1)
-
-
-def cosine_similarity(one: Tensor, other: Tensor) -> Tensor:
-    """Cosines between the rows of two matrices, ``[m, d]`` and ``[k, d]`` float64, as ``[m, k]``; 0 for a zero row."""
-    return (_directions(one) @ _directions(other).T).clamp(-1.0, 1.0)
-
-
-def _directions(rows: Tensor) -> Tensor:
-    # The largest entry first: squares of 1e200 would overflow.
-    scaled = rows / rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) if rows.numel() else rows
-    return scaled / scaled.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-
-
-def _groups(linked: Tensor) -> tuple[tuple[int, ...], ...]:
-    """Connected components of two neurons or more."""
-    seen: set[int] = set()
-    groups = []
-    neighbours = [row.nonzero().flatten().tolist() for row in linked]
-    for start in range(len(neighbours)):
-        group, waiting = set(), [start]
-        while waiting:
-            neuron = waiting.pop()
-            if neuron not in seen:
-                seen.add(neuron)
-                group.add(neuron)
-                waiting.extend(neighbours[neuron])
-        if len(group) > 1:
-            groups.append(tuple(sorted(group)))
-    return tuple(groups)
-
-
-MIN_EXAMPLES = 32
-"""Examples from which on a neuron that never fires is called dead: one that fires for every tenth is quiet on 32 with
-probability .03."""
-
-CONSTANT_RANGE = 1e-6
-"""Range of an output, relative to the largest output of the layer, below which it is constant: float32 rounds there."""
-
-
-def _outputs(
-    activations: Any, neurons: int
-) -> tuple[Tensor | None, Tensor | None, int | None, float | None, int | None]:
-    """Dead and zero neurons, rank, effective rank and the most that it can be."""
-    if activations is None:
-        return None, None, None, None, None
-    outputs = as_tensor(activations).detach().cpu()
-    if outputs.ndim != 2 or outputs.shape[1] != neurons:
-        raise ValueError(f"outputs of {neurons} neurons have shape [n, {neurons}], got {list(outputs.shape)}.")
-    n = len(outputs)
-    if n < 2 or not neurons or not bool(outputs.isfinite().all()):
-        return None, None, None, None, None
-    dead = zero = None
-    largest = outputs.abs().amax(0)
-    if n >= MIN_EXAMPLES:
-        dead = outputs.amax(0) - outputs.amin(0) <= CONSTANT_RANGE * largest.max()
-        zero = dead & (largest <= CONSTANT_RANGE * largest.max())
-    scaled = outputs.double() / largest.max().clamp_min(torch.finfo(torch.float32).tiny)
-    gram = scaled.T @ scaled if neurons <= n else scaled @ scaled.T
-    values = eigh(gram)[0].clamp_min(0)
-    effective = float(effective_rank(values)) if float(values.max()) > 0 else 0.0
-    return dead, zero, jacobian_rank(values), effective, min(n, neurons)
-
-
-SILENT_NORM = 1e-3
-"""Norm of outgoing weights, relative to the largest of the layer, below which a neuron is not listened to: at that size
-it moves the outputs by less than a thousandth of what its neighbours do."""
-
-
-def _silent(weights_out: Any, neurons: int) -> Tensor | None:
-    if weights_out is None:
-        return None
-    weights = as_tensor(weights_out).detach().cpu().double()
-    if weights.ndim != 2 or weights.shape[1] != neurons:
-        raise ValueError(f"outgoing weights of {neurons} neurons have shape [o, {neurons}], got {list(weights.shape)}.")
-    sizes = weights.abs().amax(0) if len(weights) else weights.new_zeros(neurons)
-    if not bool(sizes.isfinite().all()):
-        return None
-    norms = (weights / sizes.max()).norm(dim=0) if neurons and float(sizes.max()) > 0 else sizes
-    return norms <= SILENT_NORM * norms.max() if neurons else norms > 0
-
-
-def _neurons(layer: Any) -> tuple[Tensor, Tensor]:
-    """Incoming ``[m, d]`` and outgoing weights ``[m, o]`` in float64, neurons in rows."""
-    is_pair = isinstance(layer, tuple) and len(layer) == 2
-    incoming, outgoing = layer if is_pair else (layer, None)
-    incoming = as_tensor(incoming).detach().cpu().double()
-    outgoing = incoming.new_zeros(0, len(incoming)) if outgoing is None else as_tensor(outgoing).detach().cpu().double()
-    if incoming.ndim != 2 or outgoing.ndim != 2 or outgoing.shape[1] != len(incoming):
-        raise ValueError(
-            f"m neurons have incoming weights [m, d] and outgoing ones [o, m], got {list(incoming.shape)} and "
-            f"{list(outgoing.shape)}."
-        )
-    return incoming, outgoing.T
 
 
 def _matched(mine: Tensor, theirs: Tensor, sign: bool) -> tuple[Tensor, Tensor, Tensor]:

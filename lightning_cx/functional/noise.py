@@ -1,4 +1,4 @@
-"""Gradient noise from one Gram matrix: how much of a batch gradient is signal, and how sure we are."""
+"""Gradient noise from Gram matrices: how much of a batch gradient is signal, and how sure that is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from lightning_cx.functional.inputs import as_tensor
+from lightning_cx.functional.inputs import as_gram
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,9 @@ def noise_scale(gram: Tensor) -> NoiseScale:
         >>> print(noise_scale(gradients @ gradients.T))
         noise scale 1 examples (95% above 0, the signal is not significant; signal 1.33, noise 1.33)
     """
-    gram = _square(gram)
+    gram = as_gram(gram).double()
+    # One bad entry spoils every number: inf in one place must not come out as a finite ratio.
+    gram = torch.where(gram.isfinite().all(), gram, torch.nan)
     n = gram.shape[0]
     trace, total = gram.diagonal().sum(), gram.sum()
     signal, noise = _signal_and_noise(trace, total, n)
@@ -214,19 +216,10 @@ def noise_scale_of_blocks(
 
 
 def with_interval(signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_freedom: int) -> NoiseScale:
-    """Put signal and noise, each with its error, into one scale; `noise_scale` says how the interval is found."""
+    """Combine signal and noise and their covariance into one scale with an interval; see `noise_scale`."""
     value = torch.where(signal > 0, noise / signal, torch.nan)
     low, high = _fieller(noise, signal, covariance, degrees_of_freedom)
     return NoiseScale(value, low, high, signal, noise, covariance, degrees_of_freedom)
-
-
-def _square(gram: Tensor) -> Tensor:
-    gram = as_tensor(gram)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
-    gram = gram.detach().double()
-    # One bad entry spoils every number: inf in one place must not come out as a finite ratio.
-    return torch.where(gram.isfinite().all(), gram, torch.nan)
 
 
 def _signal_and_noise(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -261,6 +254,8 @@ def _fieller(noise: Tensor, signal: Tensor, covariance: Tensor, degrees_of_freed
     A quadratic ``a B^2 - 2 b B + c <= 0``. Where ``a <= 0`` the signal is not significant: all B beyond the
     positive root are possible, and all B whatever where ``c <= 0`` too.
     """
+    # Not the delta method: noise / signal has no moments where the signal may be 0, and its symmetric interval covers
+    # far less than 95% there. Fieller's inverts a t test for every B and turns half-open where the signal is in doubt.
     # |G|^2 is a square: an estimate below 0 says no more than 0 does, and would push the lower end to inf.
     signal = signal.clamp_min(0.0)
     t = float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))

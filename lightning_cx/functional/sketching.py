@@ -1,4 +1,4 @@
-"""Random numbers that depend on where an entry stands and on nothing else."""
+"""Hashes of coordinates, and sketches of residuals with very many outputs by them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _FACTORS = (-7046029254386353131, -4417276706812531889, 1609587929392839161, -87
 
 
 def coordinate_hash(shape: Sequence[int], number: int, device: torch.device | str = "cpu") -> Tensor:
-    """A random number of 40 bits for each coordinate of an array, by the mixing steps of splitmix64.
+    """Hash each coordinate of an array to 40 random bits, by the mixing steps of splitmix64.
 
     An entry has the same number whatever the lengths of the axes, so arrays that are padded differently agree.
 

@@ -22,7 +22,7 @@ def edge_of_stability(
     nesterov: bool = False,
     weight_decay: float = 0.0,
 ) -> Tensor:
-    """Say how close training is to where its steps no longer settle: below 1 they do, above 1 they grow.
+    """Compute how close training is to where its steps no longer settle: below 1 they do, above 1 they grow.
 
     ``eta (lambda_max + decay) / (2 (1 + mu))`` for SGD with momentum mu; Nesterov's is ``1 + 2 mu`` times as large
     and dampening divides it by ``1 / (1 - dampening)``, see `step_gain`. Adam with its preconditioner P held fixed is
@@ -63,7 +63,7 @@ def step_gain(
     nesterov: bool = False,
     shrinkage: float = 0.0,
 ) -> float:
-    """Give the share of the stable range that a step takes up for each unit of curvature.
+    """Return the share of the stable range that a step takes up for each unit of curvature.
 
     Let a loss have curvature h along one direction, so that its gradient is ``h x``. Step by step x is multiplied by
     the roots z of a quadratic, and the first to leave the unit circle as h grows is z = -1: x flips its sign and no
@@ -137,7 +137,7 @@ class StepGains:
         return pairs.pop() if len(pairs) == 1 else None
 
     def flat(self, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Gain and decay of every entry, ``[P]`` each in float32 or wider, parameters one after another.
+        """Return gain and decay of every entry, ``[P]`` each in float32 or wider, one parameter after another.
 
         Args:
             parameters: By name, those that the gains are of; their order counts.
@@ -147,11 +147,15 @@ class StepGains:
         return torch.cat(gains), torch.cat(decays)
 
 
+class UnsupportedOptimizerError(ValueError):
+    """The edge of stability of this optimizer is not known; the message says which and why."""
+
+
 Rule: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Tensor, float]]
 
 
 def step_gains(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepGains:
-    """Read off an optimizer how strongly it answers to curvature, with its preconditioner as it stands.
+    """Derive from an optimizer how strongly it responds to curvature, with its present preconditioner.
 
     SGD has none. Adam and AdamW divide by ``(1 - beta1^t) (sqrt(v / (1 - beta2^t)) + eps)``, v the running mean of
     squared gradients (its maximum with `amsgrad`), RMSprop by ``sqrt(v) + eps`` (with `centered` less the square of the
@@ -200,10 +204,6 @@ def step_gains(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> StepGa
     if rule is not _sgd and not any(optimizer.state.get(p) for p in parameters.values()):
         raise UnsupportedOptimizerError(f"{name} has made no step yet, so its preconditioner is not known")
     return StepGains(gain, decay, words, forming)
-
-
-class UnsupportedOptimizerError(ValueError):
-    """The edge of stability of this optimizer is not known; the message says which and why."""
 
 
 def _sgd(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[Tensor, float]:

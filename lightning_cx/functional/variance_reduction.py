@@ -1,4 +1,4 @@
-"""What gradient noise could be saved: by a larger batch, and by correcting gradients with those of an older point."""
+"""How gradient noise could be reduced: by a larger batch, or by gradients at an older point (SVRG)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.noise import CONFIDENCE, NoiseScale
-
-MIN_EXAMPLES = 8
-"""Fewer examples, left out one at a time, give an interval of no use: Student's t over 2.4, on a skewed statistic."""
-
-NEARLY_LINEAR, LITTLE = 1.5, 4 / 3
-"""Speed-up of the doubled batch at B = 2 b and at B = b, half and a third of the way from nothing to twice the speed:
-where more pays well, and where noise no longer is the larger part of a batch gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +45,7 @@ class SvrgGain:
 
 
 def svrg_gain(now: Tensor, snapshot: Tensor, directions: bool = True) -> SvrgGain:
-    """Say how much of the gradient noise SVRG would leave: ``Var(g - g~) / Var(g)``.
+    """Estimate how much of the gradient noise SVRG would leave: ``Var(g - g~) / Var(g)``.
 
     g are the gradients of single examples at the weights, g~ those of the same examples at a snapshot of older weights;
     a variance is the trace of the covariance over examples. SVRG steps along ``g - g~ + mean g~``, whose noise is that
@@ -110,6 +103,10 @@ def svrg_gain(now: Tensor, snapshot: Tensor, directions: bool = True) -> SvrgGai
     return SvrgGain(ratio, low, high, best, coefficient, n)
 
 
+MIN_EXAMPLES = 8
+"""Fewer examples, left out one at a time, give an interval of no use: Student's t over 2.4, on a skewed statistic."""
+
+
 def _why_not(now: Tensor, snapshot: Tensor, directions: bool) -> str:
     n, k = now.shape
     if n < MIN_EXAMPLES:
@@ -122,7 +119,7 @@ def _why_not(now: Tensor, snapshot: Tensor, directions: bool) -> str:
 
 
 def _interval(difference: Tensor, now: Tensor, ratio: Tensor, directions: bool) -> tuple[Tensor, Tensor]:
-    """Both are centred [n, k]: leave out each row, and each column where these are random."""
+    """Leave out each row of the centred ``[n, k]``, and each column if these are random, for an interval."""
     n, k = now.shape
     without: list[Callable[[Tensor], Tensor]] = [_without_each_example]
     if directions:
@@ -139,7 +136,7 @@ def _interval(difference: Tensor, now: Tensor, ratio: Tensor, directions: bool) 
 
 
 def _without_each_example(centred: Tensor) -> Tensor:
-    """Sum of squares about the mean of all rows but one, for each row; the mean of the rows is 0."""
+    """Return the sum of squares about the mean without each row in turn; the mean of the rows is 0."""
     n = len(centred)
     squares = centred.square().sum(1)
     return (squares.sum() - n / (n - 1) * squares).clamp_min(0.0)
@@ -169,7 +166,7 @@ class BatchAdvice:
 
 
 def batch_size_advice(noise: NoiseScale, batch_size: int) -> BatchAdvice:
-    """Say whether a larger batch is worth it: how many times fewer steps twice the batch would need.
+    """Estimate whether a larger batch is worth it: how many times fewer steps twice the batch would need.
 
     With noise scale B, the steps to a given loss at batch size b are proportional to ``1 + B / b``, each with the step
     size that suits it. Twice the batch needs ``(1 + B / b) / (1 + B / (2 b)) = 2 (b + B) / (2 b + B)`` times fewer: 2
@@ -211,6 +208,11 @@ def _speedup(scale: float, batch_size: int) -> float:
     if scale == torch.inf:
         return 2.0
     return 2 * (batch_size + scale) / (2 * batch_size + scale)
+
+
+NEARLY_LINEAR, LITTLE = 1.5, 4 / 3
+"""Speed-up of the doubled batch at B = 2 b and at B = b, half and a third of the way from nothing to twice the speed:
+where more pays well, and where noise no longer is the larger part of a batch gradient."""
 
 
 def _sentence(noise: NoiseScale, batch_size: int, value: float, low: float, high: float) -> str:

@@ -286,7 +286,7 @@ PARTS = 8
 of 3.5 products."""
 
 NOISE = 0.1
-"""Length of the random part of a start at the last leading direction, see `functional.lanczos.MIN_PRODUCTS`."""
+"""Length of the random part of a start at the last leading direction, see `functional.curvature.MIN_PRODUCTS`."""
 
 Interval: TypeAlias = tuple[float, float, float]  # value, lower and upper end
 UNKNOWN: Interval = (math.nan, math.nan, math.nan)

@@ -21,7 +21,7 @@ class MedianComplexity(ExampleMetric):
     """Say how complex residuals, predictions or labels are, as functions of the examples: .5 is noise.
 
     Half of the function's energy lies below the median complexity; its position is the share of the levels of
-    complexity below it (`lightning_cx.functional.complexity.spectrum.median_position`, on the `laplacian_basis` of the
+    complexity below it (`lightning_cx.functional.complexity.median_position`, on the `laplacian_basis` of the
     `default_features`). The residual of a network that still has simple things to learn lies near 0 and rises to .5
     as only noise is left. Predictions that rise towards .5 fit noise. Where more than a few in a hundred examples are
     exact copies of others, noise lies above .5 (.55 for a tenth).

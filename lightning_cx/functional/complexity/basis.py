@@ -1,4 +1,4 @@
-"""Bases ordered by complexity: the axis along which everything else is measured."""
+"""Bases of functions on the examples, ordered by complexity, and the levels and octaves of that order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_cx.functional.complexity.graph import (
     doubly_stochastic_graph,
     simplest_functions,
 )
-from lightning_cx.functional.inputs import as_matrix, as_tensor
+from lightning_cx.functional.inputs import as_gram, as_matrix, as_tensor
 from lightning_cx.functional.linalg import eigh
 
 EXACT_TOLERANCE = 1e-9
@@ -70,9 +70,10 @@ class Basis:
         return mean_by_level(self.complexity, self.level_of, self.n_levels)
 
     def captured_share(self, values: Tensor) -> Tensor:
-        """Say how much of a function the basis expresses, ``sum_k <phi_k, f>^2 / sum f^2``; medians see no more.
+        """Return the share of a function that the basis expresses, ``sum_k <phi_k, f>^2 / sum f^2``.
 
-        Subtract the mean of the values first where the constant should not count.
+        Medians on the basis see no more than that. Subtract the mean of the values first if the constant should not
+        count.
 
         Args:
             values: ``[n]`` or ``[n, C]``, one row per example; energies of several outputs add up.
@@ -88,12 +89,22 @@ class Basis:
             >>> first_two.captured_share(torch.tensor([3.0, 0.0, 4.0])).item()
             0.36
         """
-        values, n = as_tensor(values), self.vectors.shape[0]
-        if values.ndim == 0 or values.shape[0] != n or values.numel() == 0:
-            raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
-        values = values.detach().double().reshape(n, -1)
+        values = self.rows(values)
+        if not values.numel():
+            raise ValueError(f"a function has at least one output, got values of shape {list(values.shape)}.")
         values = values / values.abs().max()  # squares of 1e200 would overflow; zeros become nan here
         return (self.vectors.T @ values).square().sum() / values.square().sum()
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Return values ``[n, ...]`` of the examples, detached, as ``[n, C]`` float64.
+
+        Raises:
+            ValueError: If the number of rows is not that of the basis.
+        """
+        values, n = as_tensor(values), self.vectors.shape[0]
+        if values.ndim == 0 or values.shape[0] != n:
+            raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
+        return values.detach().double().reshape(n, values[:1].numel())
 
     def to(self, device: torch.device | str) -> Basis:
         """Return the same basis on another device."""
@@ -239,10 +250,7 @@ def kernel_basis(gram: Tensor) -> Basis:
         >>> kernel_basis(torch.diag(torch.tensor([1., 3., 2.]))).vectors.abs().argmax(0).tolist()
         [1, 2, 0]
     """
-    gram = as_tensor(gram)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
-    gram = as_matrix(gram)
+    gram = as_matrix(as_gram(gram))
     _, vectors = eigh((gram + gram.T) / 2)
     rank = torch.arange(gram.shape[0], dtype=torch.float64, device=gram.device)
     return Basis(vectors.flip(1), rank)
@@ -264,7 +272,7 @@ def _checked_size(n: int) -> int:
 
 
 def _is_regular(ascending: Tensor) -> bool:
-    """Tell equally spaced points, allowing each the rounding of single precision, in which grids are often made."""
+    """Test whether points are equally spaced, up to the rounding of single precision, in which grids are often made."""
     n = ascending.numel()
     if n == 1:
         return True
@@ -281,6 +289,9 @@ MIN_COSINE_PIVOT = 1e-8
 
 
 def _orthogonal_cosines(points: Tensor) -> Basis:
+    # QR in order of frequency, rather than a symmetric orthogonalisation: a column then holds nothing of higher
+    # frequencies, so that its complexity is that of its own cosine. A small pivot says that the earlier cosines span
+    # this one on these points.
     points = points - points.min()
     points = points / points.max().clamp_min(torch.finfo(torch.float64).tiny)
     k = torch.arange(max(1, points.numel() // 2), dtype=torch.float64, device=points.device)
@@ -374,7 +385,7 @@ def band_energies(energy: Tensor, bands: list[tuple[int, int]]) -> Tensor:
 
 
 def level_index(complexity: Tensor, tol: float = EXACT_TOLERANCE) -> Tensor:
-    """Say which level each basis function belongs to.
+    """Return the level that each basis function belongs to.
 
     Args:
         complexity: ``[L0]``, ascending.

@@ -9,23 +9,12 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_cx.functional.complexity.basis import EXACT_TOLERANCE, level_index, mean_by_level, sum_by_level
 from lightning_cx.functional.inputs import as_tensor
 
-BINS = 12
-"""Bins of equal width in log complexity: three quarters of an octave each on 512 frequencies."""
-
-MIN_PER_BIN = 8
-"""Basis functions that a bin holds at least.
-
-The logarithm of a mean of m squared Gaussians lies ``1 / m`` too low and scatters by ``sqrt(2 / m)``. On 511 of them
-that fall as ``k^-1``, the root mean square error of the exponent was .13 with at least 1 per bin and .09 with 8, in
-25 draws.
-"""
-
 MIN_BINS = 3
 """Two bins draw a line whatever the spectrum."""
 
 
 def decay_exponent(energy: Tensor, complexity: Tensor, tol: float = EXACT_TOLERANCE) -> Tensor:
-    """Say how fast a spectrum falls: p of ``e ~ kappa^-p``. Above 0 the simple functions hold more than their share.
+    """Fit how fast a spectrum falls: p of ``e ~ kappa^-p``, above 0 if simple functions hold more than their share.
 
     Equal complexities are merged into levels, and levels of positive complexity into at most 12 bins of equal width
     in ``log kappa`` that hold at least 8 basis functions each. The exponent is the p for which the mean of
@@ -78,8 +67,88 @@ def decay_exponent(energy: Tensor, complexity: Tensor, tol: float = EXACT_TOLERA
     return _exponent_without_trend(log_energy, position, count).to(unknown.device)
 
 
+def theil_sen(x: Tensor, y: Tensor) -> Tensor:
+    """Fit a slope by the median over all pairs of points, which resists up to 29% outliers.
+
+    Args:
+        x: ``[n]`` distinct positions.
+        y: ``[n]`` values.
+
+    Returns:
+        ``[]`` float64 in the unit of y over that of x; nan for fewer than 2 points or if any is not finite.
+
+    References:
+        Sen 1968, "Estimates of the regression coefficient based on Kendall's tau".
+
+    Example:
+        >>> float(theil_sen([0, 1, 2, 3, 4], [0, 2, 4, 600, 8]))
+        2.0
+    """
+    x, y = as_tensor(x).double(), as_tensor(y).double()
+    first, second = torch.triu_indices(x.numel(), x.numel(), 1, device=x.device)
+    slopes = ((y[second] - y[first]) / (x[second] - x[first])).sort().values
+    if slopes.numel() == 0 or not bool(slopes.isfinite().all()):
+        return slopes.new_full((), torch.nan)
+    return (slopes[(slopes.numel() - 1) // 2] + slopes[slopes.numel() // 2]) / 2
+
+
+def _levels(energy: Tensor, complexity: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return energy, log complexity and number of basis functions of each level, on the CPU: they are few."""
+    levels = int(index[-1]) + 1
+    energy = energy / energy.amax().clamp_min(torch.finfo(torch.float64).tiny)  # sums of 1e308 overflow
+    count = sum_by_level(torch.ones_like(energy), index, levels)
+    position = mean_by_level(complexity, index, levels).log()
+    return sum_by_level(energy, index, levels).cpu(), (position - position.mean()).cpu(), count.cpu()
+
+
+BINS = 12
+"""Bins of equal width in log complexity: three quarters of an octave each on 512 frequencies."""
+
+MIN_PER_BIN = 8
+"""Basis functions that a bin holds at least.
+
+The logarithm of a mean of m squared Gaussians lies ``1 / m`` too low and scatters by ``sqrt(2 / m)``. On 511 of them
+that fall as ``k^-1``, the root mean square error of the exponent was .13 with at least 1 per bin and .09 with 8, in
+25 draws.
+"""
+
+
+def _bin_sizes(position: Tensor, count: Tensor) -> list[int]:
+    """Divide levels into bins of equal width; from below, each takes in the next until it holds enough functions."""
+    edges = torch.linspace(float(position[0]), float(position[-1]), BINS + 1, dtype=position.dtype)
+    bin_of = torch.bucketize(position, edges[1:-1])
+    sizes, levels, functions = [], 0, 0.0
+    for i in range(BINS):
+        levels += int((bin_of == i).sum())
+        functions += float(count[bin_of == i].sum())
+        if functions >= MIN_PER_BIN:
+            sizes.append(levels)
+            levels, functions = 0, 0.0
+    if not sizes:
+        return [levels]
+    return [*sizes[:-1], sizes[-1] + levels]
+
+
+def _exponent_without_trend(log_energy: Tensor, position: Tensor, count: Tensor) -> Tensor:
+    """Bisect for the p that takes the trend out; every slope between two bins grows with p, so their median does."""
+    log_count = count.sum(1).log()
+    centers = (position * count).sum(1) / count.sum(1)
+
+    def trend(p: float) -> float:
+        return float(theil_sen(centers, torch.logsumexp(log_energy + p * position, dim=1) - log_count))
+
+    reach = 1.0
+    while trend(-reach) > 0 or trend(reach) < 0:
+        reach *= 2
+    low, high = -reach, reach
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if trend(middle) > 0 else (middle, high)
+    return torch.tensor((low + high) / 2, dtype=torch.float64)
+
+
 def decay_similarity(spectra: Tensor) -> Tensor:
-    """Say whether all parameters pull at the same complexities: 1 if their gradients share one spectrum.
+    """Measure whether all parameters pull at the same complexities: 1 if their gradients share one spectrum.
 
     The Bhattacharyya cosine ``sum_l sqrt(q_lp m_l)`` of the spectrum q of each parameter, scaled to sum 1, with the
     mean spectrum m, averaged over the parameters. Both averages weight a parameter by its energy.
@@ -134,7 +203,7 @@ def decay_sums(spectra: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def similarity_of_sums(energy: Tensor, amplitude: Tensor) -> Tensor:
-    """Finish `decay_similarity` from the sums over all parameters: ``sum_l sqrt(E_l / T) A_l / T``, ``T = sum E_l``.
+    """Compute `decay_similarity` from sums over parameters: ``sum_l sqrt(E_l / T) A_l / T``, ``T = sum E_l``.
 
     Args:
         energy: ``[L]`` E of `decay_sums`, added over all chunks.
@@ -151,71 +220,3 @@ def similarity_of_sums(energy: Tensor, amplitude: Tensor) -> Tensor:
     total = energy.sum()
     similarity = ((energy / total).sqrt() * (amplitude / total)).sum()
     return torch.where(total > 0, similarity, torch.nan).clamp_max(1.0)  # beyond 1 by rounding only
-
-
-def theil_sen(x: Tensor, y: Tensor) -> Tensor:
-    """Fit a slope that up to 29% wild points cannot carry away: the median of the slopes of all pairs of points.
-
-    Args:
-        x: ``[n]`` distinct positions.
-        y: ``[n]`` values.
-
-    Returns:
-        ``[]`` float64 in the unit of y over that of x; nan for fewer than 2 points or if any is not finite.
-
-    References:
-        Sen 1968, "Estimates of the regression coefficient based on Kendall's tau".
-
-    Example:
-        >>> float(theil_sen([0, 1, 2, 3, 4], [0, 2, 4, 600, 8]))
-        2.0
-    """
-    x, y = as_tensor(x).double(), as_tensor(y).double()
-    first, second = torch.triu_indices(x.numel(), x.numel(), 1, device=x.device)
-    slopes = ((y[second] - y[first]) / (x[second] - x[first])).sort().values
-    if slopes.numel() == 0 or not bool(slopes.isfinite().all()):
-        return slopes.new_full((), torch.nan)
-    return (slopes[(slopes.numel() - 1) // 2] + slopes[slopes.numel() // 2]) / 2
-
-
-def _levels(energy: Tensor, complexity: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return energy, log complexity and number of basis functions of each level, on the CPU: they are few."""
-    levels = int(index[-1]) + 1
-    energy = energy / energy.amax().clamp_min(torch.finfo(torch.float64).tiny)  # sums of 1e308 overflow
-    count = sum_by_level(torch.ones_like(energy), index, levels)
-    position = mean_by_level(complexity, index, levels).log()
-    return sum_by_level(energy, index, levels).cpu(), (position - position.mean()).cpu(), count.cpu()
-
-
-def _bin_sizes(position: Tensor, count: Tensor) -> list[int]:
-    """Divide levels into bins of equal width; from below, each takes in the next until it holds enough functions."""
-    edges = torch.linspace(float(position[0]), float(position[-1]), BINS + 1, dtype=position.dtype)
-    bin_of = torch.bucketize(position, edges[1:-1])
-    sizes, levels, functions = [], 0, 0.0
-    for i in range(BINS):
-        levels += int((bin_of == i).sum())
-        functions += float(count[bin_of == i].sum())
-        if functions >= MIN_PER_BIN:
-            sizes.append(levels)
-            levels, functions = 0, 0.0
-    if not sizes:
-        return [levels]
-    return [*sizes[:-1], sizes[-1] + levels]
-
-
-def _exponent_without_trend(log_energy: Tensor, position: Tensor, count: Tensor) -> Tensor:
-    """Bisect for the p that takes the trend out; every slope between two bins grows with p, so their median does."""
-    log_count = count.sum(1).log()
-    centers = (position * count).sum(1) / count.sum(1)
-
-    def trend(p: float) -> float:
-        return float(theil_sen(centers, torch.logsumexp(log_energy + p * position, dim=1) - log_count))
-
-    reach = 1.0
-    while trend(-reach) > 0 or trend(reach) < 0:
-        reach *= 2
-    low, high = -reach, reach
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if trend(middle) > 0 else (middle, high)
-    return torch.tensor((low + high) / 2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A neighbourhood graph over examples, scaled so that its Laplacian treats every example alike."""
+"""The neighbourhood graph of the examples, and the functions that change slowest over it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ TIE = 1e-9
 def _candidates(
     rows: Tensor, centred: Tensor, squares: Tensor, copy_of: Tensor, n_neighbors: int, blocks: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """List the pairs that may be neighbours, or set the scale: all that rounding does not rule out."""
+    """List the pairs that may be neighbours or set the scale: all that rounding does not rule out."""
     n, d = centred.shape
     size, squared, is_copy = (block[: len(rows)] for block in blocks)
     torch.add(squares[rows, None], squares, out=size)
@@ -205,7 +205,7 @@ def _exact_distances(features: Tensor, row: Tensor, column: Tensor, copy_of: Ten
 
 
 def _nearest(row: Tensor, distance: Tensor, n_rows: int, n_neighbors: int) -> tuple[Tensor, Tensor]:
-    """Tell which candidate pairs are neighbours, and how far the scale of each row reaches; rows ascend from 0."""
+    """Select the neighbours among candidate pairs and the length scale of each row; rows ascend from 0."""
     counts = row.bincount(minlength=n_rows)
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     table = distance.new_full((n_rows, max(1, int(counts.max()))), torch.inf)
@@ -285,7 +285,7 @@ DENSE_SHARE = 1 / 16
 
 
 def dense_is_faster(n: int, count: int) -> bool:
-    """Tell whether `count` of n functions come sooner by computing all of them."""
+    """Decide whether computing all n functions is the faster way to `count` of them."""
     return n <= ONE_THREAD_UP_TO or (n <= MAX_DENSE and count > DENSE_SHARE * n)
 
 
@@ -399,8 +399,8 @@ def _most_amplified(
     # Since scipy 1.17 `eigsh` draws from the system's entropy where an invariant subspace ends the iteration.
     if "rng" in inspect.signature(eigsh).parameters:
         options["rng"] = random
-    beside: Any = LinearOperator  # which makes a subclass of itself from `matvec`, unknown to its stubs
-    operator = beside((n, n), matvec=lambda x: project(amplify(project(x.ravel()))), dtype=np.float64)
+    # `LinearOperator` makes a subclass of itself, of which its stubs know nothing.
+    operator: Any = LinearOperator((n, n), matvec=lambda x: project(amplify(project(x.ravel()))), dtype=np.float64)  # pyright: ignore[reportCallIssue]
     try:
         return eigsh(operator, k=count, which="LA", v0=project(random.standard_normal(n)), **options)[1]
     except ArpackError as error:

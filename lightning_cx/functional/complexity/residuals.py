@@ -1,4 +1,4 @@
-"""Does a network learn the simple part of its target first, and has it turned to the complex part?"""
+"""What of a target has been learned: spectral bias, the decay of each band, and whiteness of what is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_cx.functional.linalg import gram_participation_ratio
 
 
 def spectral_bias_index(initial: Tensor, current: Tensor) -> Tensor:
-    """Say whether what was learned so far was the simple part: 1 all of it, 0 no preference, -1 the complex part.
+    """Measure whether the simple part was learned first: 1 only that part, 0 no preference, -1 only the complex part.
 
     With w the low weights of the initial residual (so that both sides start with half of its energy),
     ``rho_L = w.e / w.e0`` and ``rho_H = (1 - w).e / (1 - w).e0`` are the shares that remain, and
@@ -54,7 +54,7 @@ def spectral_bias_index(initial: Tensor, current: Tensor) -> Tensor:
 
 
 def energies_at_half(initial: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
-    """Find the energies at the moment when half of the initial energy was gone, between two readings.
+    """Interpolate the energies at the moment when half of the initial energy was gone, between two readings.
 
     Energies decay exponentially in the linear regime, so the interpolation is linear in their logarithms.
 
@@ -91,7 +91,7 @@ def energies_at_half(initial: Tensor, before: Tensor, after: Tensor) -> Tensor |
 
 
 def fitted_fraction(initial: Tensor, current: Tensor, level_of: Tensor, bands: Sequence[tuple[int, int]]) -> Tensor:
-    """Say how much of each band of the target has been fitted: 0 nothing, 1 all of it.
+    """Measure how much of each band of the target has been fitted: 0 nothing, 1 all of it.
 
     ``s_b(t) = clip(1 - <a_b(t), a_b(0)> / <a_b(0), a_b(0)>, 0, 1)`` with a the residual's coefficients in the band.
     Unlike a ratio of energies this does not count new errors that the fit makes elsewhere as something left to learn.
@@ -133,7 +133,7 @@ def fitted_fraction(initial: Tensor, current: Tensor, level_of: Tensor, bands: S
 
 
 def high_complexity_dominance(initial: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Say what is being learned at the moment: 0 only simple functions, 1 only complex ones, .5 both alike.
+    """Measure how complex what is being learned now is: 0 only simple functions, 1 only complex ones, .5 both alike.
 
     With w the low weights of the initial residual, the low side lost ``d_L = max(w . (before - after), 0)`` of its
     energy and the high side ``d_H = max((1 - w) . (before - after), 0)``; ``D = d_H / (d_L + d_H)``. Above 1/2 most
@@ -198,7 +198,7 @@ class DecayRates:
 
 
 def decay_rates(steps: Tensor, energies: Tensor) -> DecayRates:
-    """Say how fast each band is being learned, as a rate per step with its interval.
+    """Estimate how fast each band is being learned, as a rate per step with its interval.
 
     The rate is minus the slope of a least-squares line through ``log energy`` over the steps. Readings of one run are
     not independent, and a decay is rarely one exponential, so the usual standard error is multiplied by
@@ -237,6 +237,33 @@ def decay_rates(steps: Tensor, energies: Tensor) -> DecayRates:
     return DecayRates(rate, low, high)
 
 
+MIN_READINGS = 6
+"""Fewer points cannot tell how their deviations from a line hang together."""
+
+MAX_CORRELATION = 0.95
+"""Of neighbouring deviations: so few readings cannot show more, and the error must stay finite."""
+
+CONFIDENCE = 0.95
+
+
+def _line(steps: Tensor, energy: Tensor) -> tuple[float, float, float]:
+    usable = energy.isfinite() & (energy > 0)
+    count = int(usable.sum())
+    t, y = steps[usable], energy[usable].log()
+    t, y = t - t.mean(), y - y.mean()
+    spread = float(t.square().sum()) if count else 0.0
+    if count < MIN_READINGS or spread == 0:
+        return math.nan, math.nan, math.nan
+    slope = float((t * y).sum()) / spread
+    deviation = y - slope * t
+    squares = float(deviation.square().sum())
+    seen = float((deviation[1:] * deviation[:-1]).sum()) / squares if squares > 0 else 0.0
+    rho = min(max((count * seen + 2) / (count - 4), 0.0), MAX_CORRELATION)  # the line takes (2 + 4 rho) / count away
+    error = math.sqrt(squares / (count - 2) / spread * (1 + rho) / (1 - rho))
+    margin = float(stdtrit(count - 2, (1 + CONFIDENCE) / 2)) * error
+    return -slope, -slope - margin, -slope + margin
+
+
 @dataclass(frozen=True, eq=False)
 class Whiteness:
     """How far a residual's energies are from being spread evenly over a basis.
@@ -272,7 +299,7 @@ KOLMOGOROV_95 = 1.3581
 
 
 def whiteness(energy: Tensor, sizes: Tensor, outputs: float = 1.0) -> Whiteness:
-    """Say whether what is left of the target still has structure or looks like white noise.
+    """Test whether a residual still has structure or looks like white noise.
 
     The normalised cumulative periodogram ``sum_{i <= l} e_i / sum e`` of white noise follows the straight line
     ``sum_{i <= l} n_i / K``, where level l holds n_l of the K basis functions. Its largest deviation is the distance.
@@ -335,30 +362,3 @@ def independent_outputs(values: Tensor) -> Tensor:
     values = as_tensor(values).double()
     varying = values - values.mean(0)
     return gram_participation_ratio(varying.T @ varying)
-
-
-MIN_READINGS = 6
-"""Fewer points cannot tell how their deviations from a line hang together."""
-
-MAX_CORRELATION = 0.95
-"""Of neighbouring deviations: so few readings cannot show more, and the error must stay finite."""
-
-CONFIDENCE = 0.95
-
-
-def _line(steps: Tensor, energy: Tensor) -> tuple[float, float, float]:
-    usable = energy.isfinite() & (energy > 0)
-    count = int(usable.sum())
-    t, y = steps[usable], energy[usable].log()
-    t, y = t - t.mean(), y - y.mean()
-    spread = float(t.square().sum()) if count else 0.0
-    if count < MIN_READINGS or spread == 0:
-        return math.nan, math.nan, math.nan
-    slope = float((t * y).sum()) / spread
-    deviation = y - slope * t
-    squares = float(deviation.square().sum())
-    seen = float((deviation[1:] * deviation[:-1]).sum()) / squares if squares > 0 else 0.0
-    rho = min(max((count * seen + 2) / (count - 4), 0.0), MAX_CORRELATION)  # the line takes (2 + 4 rho) / count away
-    error = math.sqrt(squares / (count - 2) / spread * (1 + rho) / (1 - rho))
-    margin = float(stdtrit(count - 2, (1 + CONFIDENCE) / 2)) * error
-    return -slope, -slope - margin, -slope + margin

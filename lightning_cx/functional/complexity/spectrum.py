@@ -1,4 +1,4 @@
-"""Spectra: how the energy of a function is spread over complexity, and where its middle lies."""
+"""Spectra: how the energy of a function is spread over complexity, and where its median lies."""
 
 from __future__ import annotations
 
@@ -38,16 +38,11 @@ def energy_spectrum(basis: Basis, values: Tensor) -> Tensor:
         >>> energy_spectrum(cosine_basis(3), torch.ones(3)).round(decimals=9).tolist()
         [3.0, 0.0, 0.0]
     """
-    values = as_tensor(values)
-    n = basis.vectors.shape[0]
-    if values.ndim == 0 or values.shape[0] != n:
-        raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
-    values = values.detach().double().reshape(n, -1)
-    return (basis.vectors.T @ values).square().sum(1)
+    return (basis.vectors.T @ basis.rows(values)).square().sum(1)
 
 
 def median_complexity(energy: Tensor, complexity: Tensor, tol: float = EXACT_TOLERANCE) -> Tensor:
-    """Say how complex a function is, in one number: half of its energy is simpler than this.
+    """Compute the complexity below which half of a function's energy lies.
 
     Equal complexities are merged into levels, the continuous median index M of the level energies is found
     (`median_index`), and the complexity is interpolated linearly at M, held constant beyond the first and last
@@ -81,7 +76,7 @@ BORDER = 1e-12
 
 
 def median_index(energy: Tensor) -> Tensor:
-    """Find the place on the axis of levels that has as much energy below as above.
+    """Compute the position on the axis of levels that has as much energy below as above.
 
     Level k fills the cell ``[k - 1/2, k + 1/2)`` evenly; M halves the area. Where an empty plateau separates two
     halves, M is the middle between the levels that hold energy on its two sides. Nothing is merged here.
@@ -110,7 +105,7 @@ def median_index(energy: Tensor) -> Tensor:
 
 
 def median_position(basis: Basis, values: Tensor) -> Tensor:
-    """Say whether a function of the examples is simple or as rough as noise: 0 the simplest, .5 what noise has.
+    """Measure whether a function of the examples is simple or rough: 0 the simplest, .5 what noise has.
 
     The mean over the examples is taken off, a level of the basis that is nothing but the constant is left out, and
     the median index of the energies of the L remaining levels (`median_index`) is divided by ``L - 1``. It is
@@ -143,16 +138,12 @@ def median_position(basis: Basis, values: Tensor) -> Tensor:
         >>> round(float(median_position(basis, 5 + waves)), 6)
         0.333333
     """
-    values = as_tensor(values)
-    n = basis.vectors.shape[0]
-    if values.ndim == 0 or values.shape[0] != n:
-        raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
     axis = Axis.without_constant(basis)
-    return axis.position(median_index(axis.energies(_deviations(values.detach()))[0]))
+    return axis.position(median_index(axis.energies(_deviations(basis.rows(values)))[0]))
 
 
 def octave_energies(basis: Basis, values: Tensor) -> Tensor:
-    """Say how much of a residual is left among simple functions of the examples, and how much among complex ones.
+    """Measure how much of a residual is left in each octave of complexity.
 
     The energies ``sum_c <phi_k, f_c>^2`` of equally complex basis functions are merged into levels, the levels
     gathered in octaves of their index ([0, 1), [1, 2), [2, 4), ...), and divided by the number of examples.
@@ -245,7 +236,7 @@ class Axis:
 
     @classmethod
     def without_constant(cls, basis: Basis) -> Axis:
-        """Leave out the first level if it is the constant; other components of a graph stay with it."""
+        """Return the levels without the first if that is the constant; other components of a graph stay with it."""
         in_first = int((basis.level_of == 0).sum())
         n = basis.vectors.shape[0]
         if in_first != 1 or float(basis.vectors[:, 0].sum() ** 2) <= CONSTANT_ENERGY * n:
@@ -258,7 +249,7 @@ class Axis:
         return self.complexity.numel()
 
     def energies(self, functions: Tensor) -> Tensor:
-        """Level energies ``[r, L]`` of functions ``[n * C, r]``; rows of one example stand together, outputs add up."""
+        """Return level energies ``[r, L]`` of functions ``[n * C, r]``, rows of an example together; outputs add up."""
         (n, K), (rows, count) = self.vectors.shape, functions.shape
         coefficients = (self.vectors.T @ functions.reshape(n, rows // n * count)).reshape(K, rows // n, count)
         return sum_by_level(coefficients.square().sum(1).T, self.level_of, self.n_levels)
@@ -294,9 +285,8 @@ def _median_cell(share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return cell, crossed.clamp(0, 1), is_border
 
 
-def _deviations(values: Tensor) -> Tensor:
-    """Centre ``[n, ...]`` values of any size to ``[n * C, 1]``, outputs that vary by rounding only to exact zeros."""
-    rows = values.double().reshape(values.shape[0], -1)
+def _deviations(rows: Tensor) -> Tensor:
+    """Centre ``[n, C]`` values of any size to ``[n * C, 1]``, outputs that vary by rounding only to exact zeros."""
     rows = rows / rows.abs().max()  # squares of 1e200 would overflow, those of 1e-200 vanish; 0 / 0 is nan as it must
     centred = rows - rows.mean(0)
     is_constant = centred.square().mean(0).sqrt() <= CONSTANT_FEATURE * rows.abs().amax(0)

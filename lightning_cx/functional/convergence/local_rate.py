@@ -1,4 +1,4 @@
-"""Is the model in the basin of a minimum, how well do the examples determine it, and how fast will it get there?"""
+"""The minimum next to a model: whether the examples determine it, and how fast descent will reach it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LocalModel:
     def rate(
         self, learning_rate: float, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False
     ) -> float:
-        """Relative fall of the loss per step that `local_rate` predicts; nan without a minimum or without modes."""
+        """Return the fall of the loss per step that `local_rate` predicts; nan without a minimum or without modes."""
         if not self.has_minimum:
             return math.nan
         options = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov, "tolerance": self.tolerance}
@@ -83,7 +83,7 @@ is no parabola near by: all for an absolute error or a hinge, 1e-14 of rounding 
 def local_model(
     gram: Any, hessian: Any, residuals: Any, parameters: int, loss: float = math.nan, tolerance: float = RANK_TOLERANCE
 ) -> LocalModel:
-    """Look at the minimum next to a model through the derivative of its outputs.
+    """Analyse the minimum next to a model through the derivative of its outputs.
 
     With outputs that are linear in the parameters, the mean loss has the second derivative ``J^T H J / n``
     (Gauss-Newton); its eigenvalues set the pace of gradient descent, and its Newton step takes
@@ -244,7 +244,7 @@ def _nothing(parameters: int, n: int, why: str) -> LocalModel:
 
 
 def _roots(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root of each matrix and the pseudo-inverse of that root; what is negative counts as 0."""
+    """Return the square root of each matrix and its pseudo-inverse; negative eigenvalues count as 0."""
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
     largest = values.amax(-1, keepdim=True)
     roots = torch.where(values > RANK_TOLERANCE * largest, values, 0.0).clamp_min(0).sqrt()
@@ -262,7 +262,7 @@ def _is_one_curvature(hessian: Tensor) -> bool:
 
 
 def _positive(eigenvalues: Any, parameters: int | None, tolerance: float) -> Tensor:
-    """Descending eigenvalues that are more than rounding."""
+    """Return the eigenvalues that are more than rounding, descending."""
     if not 0 <= tolerance < 1:
         raise ValueError(f"a tolerance is a share of the largest eigenvalue, between 0 and 1, got {tolerance}.")
     values = as_tensor(eigenvalues).detach().double().flatten()
@@ -273,7 +273,7 @@ def _positive(eigenvalues: Any, parameters: int | None, tolerance: float) -> Ten
 
 
 def _larger_root(total: Tensor, product: Tensor) -> Tensor:
-    """Modulus of the larger root of ``z^2 - total z + product``."""
+    """Return the modulus of the larger root of ``z^2 - total z + product``."""
     squared = total.square() / 4 - product
     real = total.abs() / 2 + squared.clamp_min(0).sqrt()
     return torch.where(squared < 0, product.clamp_min(0).sqrt(), real)

@@ -1,4 +1,4 @@
-"""Shapes that the end of a loss curve can have, and their least-squares fits to its logarithm."""
+"""The law by which a loss falls at the end of its curve, chosen among four that are fitted to its logarithm."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ MIN_READINGS = 16
 
 
 def loss_tail(steps: Any, losses: Any) -> LossTail:
-    """Say by which law a loss falls at the end of its curve, and at what rate.
+    """Fit the law by which a loss falls at the end of its curve, and its rate.
 
     Four laws are fitted to the logarithm of the loss, by least squares: flat ``c``, exponential ``A exp(-r t)``,
     exponential with floor ``A exp(-r t) + c``, and power ``A (t + offset)^-p`` whose offset is free, since nobody
@@ -136,7 +136,7 @@ def loss_tail(steps: Any, losses: Any) -> LossTail:
 
 
 def short(value: float) -> str:
-    """Write a number with two significant digits, and whole ones in full.
+    """Format a number with two significant digits, and whole ones in full.
 
     Example:
         >>> short(0.001234), short(578.2), short(12345.0)
@@ -150,11 +150,6 @@ def short(value: float) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 1 and "e" not in text else text
 
 
-def _unknown(readings: int, reason: str) -> LossTail:
-    nan = math.nan
-    return LossTail("unknown", nan, nan, nan, nan, nan, nan, nan, {}, readings, reason)
-
-
 Array: TypeAlias = NDArray[Any]
 
 
@@ -164,11 +159,19 @@ def _why_so_few(loss: Array, usable: Array) -> str:
     return f"{int(usable.sum())} usable readings of the loss, {MIN_READINGS} are needed{others}"
 
 
+def _unknown(readings: int, reason: str) -> LossTail:
+    nan = math.nan
+    return LossTail("unknown", nan, nan, nan, nan, nan, nan, nan, {}, readings, reason)
+
+
 MIN_WORTH = 4.0
 """Independent readings that any series counts for: one for each parameter and the size of the noise."""
 
 
 def _fitted(t: Array, y: Array) -> LossTail:
+    # BIC rather than AIC or tests of nested laws: a power law and an exponential are not nested, and a wrong extra
+    # parameter must become rarer with more readings. Its n is the worth of correlated readings; with their number,
+    # smooth wiggles of the optimizer buy a floor or an offset that is not there.
     n, span = len(t), t[-1] - t[0]
     u = (t - t[0]) / span
     fits = {law: fit(u, y) for law, fit in FITS.items()}
@@ -178,10 +181,74 @@ def _fitted(t: Array, y: Array) -> LossTail:
     return _described(law, fits, bic, t, worth)
 
 
+def _criterion(fit: Fit, n: int, worth: float) -> float:
+    return worth * math.log(fit.squares / n) + len(fit.parameters) * math.log(worth)
+
+
 RESOLUTION = 1e-3
 """To this the logarithm of a loss is taken to follow a law at all, and deviations below it favour none. Laws of a
 network hold to first order: gradient descent on a tanh teacher, without any noise, bends by 1e-4 to 1e-3 of its loss
 from the exponential that it ends in, and a criterion that believed in float64 found floors there."""
+
+
+def _inflation(fit: Fit) -> float:
+    """Return the factor by which correlation widens the variance of a fit: ``(1 + rho) / (1 - rho)``."""
+    n, k = len(fit.deviations), len(fit.parameters)
+    total = float(fit.deviations @ fit.deviations)
+    if total <= n * RESOLUTION**2:
+        return 1.0
+    seen = float(fit.deviations[1:] @ fit.deviations[:-1]) / total
+    rho = min(max((n * seen + k) / (n - 2 * k), 0.0), MAX_CORRELATION)  # the fit takes about (k + 2 k rho) / n away
+    return (1 + rho) / (1 - rho)
+
+
+def _described(law: str, fits: Mapping[str, Fit], bic: dict[str, float], t: Array, worth: float) -> LossTail:
+    fit = fits[law]
+    n, span = len(t), float(t[-1] - t[0])
+    size, second, third = (*fit.parameters.tolist(), 0.0, 0.0)[:3]
+    level = math.exp(float(LAWS[law](fit.parameters, np.ones(1))[0]))
+    # Parameter 1 is the logarithm of the rate, or the rate itself for an exponential, which bounds that of a flat loss.
+    slope = fits["exponential"] if law == "flat" else fit
+    spread, margin = _spread(slope, worth)
+    if law in ("flat", "exponential"):
+        fitted = float(slope.parameters[1])
+        ends, error = ((fitted - margin) / span, (fitted + margin) / span), spread / span
+        if law == "flat":
+            return LossTail(law, 0.0, error, *ends, level, 0.0, level, bic, n)
+        rate, floor = second / span, 0.0 if second > 0 else math.nan
+        return LossTail(law if rate > 0 else "rising", rate, error, *ends, floor, rate, level, bic, n)
+    rate = math.exp(second) / (1.0 if law == "power" else span)
+    ends = (rate * math.exp(-margin), rate * math.exp(min(margin, 500.0)))  # of a logarithm, so never below 0
+    floor = 0.0 if law == "power" else math.exp(size + third)
+    now = rate / (1 + math.exp(third)) / span if law == "power" else rate
+    return LossTail(law, rate, rate * spread, *ends, floor, now, level, bic, n)
+
+
+def _spread(fit: Fit, worth: float) -> tuple[float, float]:
+    """Return the standard error of parameter 1 and half the width of its interval."""
+    n, k = fit.jacobian.shape
+    variance = float(np.linalg.pinv(fit.jacobian.T @ fit.jacobian)[1, 1]) * fit.squares / (n - k) * n / worth
+    return math.sqrt(variance), float(stdtrit(max(worth - k, 1), (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
+
+
+# The laws, on time u that runs from 0 to 1 over the tail. Parameter 0 is the logarithm of the size, 1 the rate, or its
+# logarithm where it must be positive; 2 the logarithm of the floor over the size, or of the power law's offset.
+
+
+def _flat(p: Array, u: Array) -> Array:
+    return np.full_like(u, p[0])
+
+
+def _exponential(p: Array, u: Array) -> Array:
+    return p[0] - p[1] * u
+
+
+def _with_floor(p: Array, u: Array) -> Array:
+    return p[0] + np.logaddexp(-np.exp(p[1]) * u, p[2])
+
+
+def _power(p: Array, u: Array) -> Array:
+    return p[0] - np.exp(p[1]) * np.log(u + np.exp(p[2]))
 
 
 @dataclass(frozen=True)
@@ -229,27 +296,6 @@ def _fit_with_floor(u: Array, y: Array) -> Fit:
     return _refined(_with_floor, starts, u, y, (math.log(1 / LONGEST), math.log(1e4)), (-60.0, 60.0))
 
 
-def _refined(
-    law: Callable[[Array, Array], Array],
-    starts: list[Array],
-    u: Array,
-    y: Array,
-    rates: tuple[float, float],
-    thirds: tuple[float, float],
-) -> Fit:
-    """Least squares from the best of the starts, each with the size that suits it."""
-    sized = [start + np.array([(y - law(start, u)).mean(), 0, 0]) for start in starts]
-    best = min(sized, key=lambda p: float(((law(p, u) - y) ** 2).sum()))
-    bounds = ([-np.inf, rates[0], thirds[0]], [np.inf, rates[1], thirds[1]])
-    best = np.clip(best, np.add(bounds[0], 1e-9), np.subtract(bounds[1], 1e-9))
-    found = least_squares(lambda p: law(p, u) - y, best, bounds=bounds, x_scale="jac", xtol=1e-12, ftol=1e-12)
-    return Fit(found.x, found.fun, found.jac)
-
-
-def _with_floor(p: Array, u: Array) -> Array:
-    return p[0] + np.logaddexp(-np.exp(p[1]) * u, p[2])
-
-
 SHORTEST = 1e-6
 """Time scales, of the length of the tail, from which on a power law's offset is told from no offset: one step of a
 run of a million."""
@@ -272,69 +318,26 @@ def _fit_power(u: Array, y: Array) -> Fit:
     return _refined(_power, [start], u, y, (-14.0, 10.0), ends)
 
 
+def _refined(
+    law: Callable[[Array, Array], Array],
+    starts: list[Array],
+    u: Array,
+    y: Array,
+    rates: tuple[float, float],
+    thirds: tuple[float, float],
+) -> Fit:
+    """Fit by least squares from the best of the starts, each with the size that suits it."""
+    sized = [start + np.array([(y - law(start, u)).mean(), 0, 0]) for start in starts]
+    best = min(sized, key=lambda p: float(((law(p, u) - y) ** 2).sum()))
+    bounds = ([-np.inf, rates[0], thirds[0]], [np.inf, rates[1], thirds[1]])
+    best = np.clip(best, np.add(bounds[0], 1e-9), np.subtract(bounds[1], 1e-9))
+    found = least_squares(lambda p: law(p, u) - y, best, bounds=bounds, x_scale="jac", xtol=1e-12, ftol=1e-12)
+    return Fit(found.x, found.fun, found.jac)
+
+
 def _lowest(curve: Callable[[float], float], ends: tuple[float, float]) -> float:
     found: Any = minimize_scalar(curve, bounds=ends, method="bounded")
     return float(found.x)
-
-
-def _power(p: Array, u: Array) -> Array:
-    return p[0] - np.exp(p[1]) * np.log(u + np.exp(p[2]))
-
-
-def _inflation(fit: Fit) -> float:
-    """By how much correlation widens the variance of what is fitted: ``(1 + rho) / (1 - rho)``."""
-    n, k = len(fit.deviations), len(fit.parameters)
-    total = float(fit.deviations @ fit.deviations)
-    if total <= n * RESOLUTION**2:
-        return 1.0
-    seen = float(fit.deviations[1:] @ fit.deviations[:-1]) / total
-    rho = min(max((n * seen + k) / (n - 2 * k), 0.0), MAX_CORRELATION)  # the fit takes about (k + 2 k rho) / n away
-    return (1 + rho) / (1 - rho)
-
-
-def _criterion(fit: Fit, n: int, worth: float) -> float:
-    return worth * math.log(fit.squares / n) + len(fit.parameters) * math.log(worth)
-
-
-def _described(law: str, fits: Mapping[str, Fit], bic: dict[str, float], t: Array, worth: float) -> LossTail:
-    fit = fits[law]
-    n, span = len(t), float(t[-1] - t[0])
-    size, second, third = (*fit.parameters.tolist(), 0.0, 0.0)[:3]
-    level = math.exp(float(LAWS[law](fit.parameters, np.ones(1))[0]))
-    # Parameter 1 is the logarithm of the rate, or the rate itself for an exponential, which bounds that of a flat loss.
-    slope = fits["exponential"] if law == "flat" else fit
-    spread, margin = _spread(slope, worth)
-    if law in ("flat", "exponential"):
-        fitted = float(slope.parameters[1])
-        ends, error = ((fitted - margin) / span, (fitted + margin) / span), spread / span
-        if law == "flat":
-            return LossTail(law, 0.0, error, *ends, level, 0.0, level, bic, n)
-        rate, floor = second / span, 0.0 if second > 0 else math.nan
-        return LossTail(law if rate > 0 else "rising", rate, error, *ends, floor, rate, level, bic, n)
-    rate = math.exp(second) / (1.0 if law == "power" else span)
-    ends = (rate * math.exp(-margin), rate * math.exp(min(margin, 500.0)))  # of a logarithm, so never below 0
-    floor = 0.0 if law == "power" else math.exp(size + third)
-    now = rate / (1 + math.exp(third)) / span if law == "power" else rate
-    return LossTail(law, rate, rate * spread, *ends, floor, now, level, bic, n)
-
-
-# The laws, on time u that runs from 0 to 1 over the tail. Parameter 0 is the logarithm of the size, 1 the rate, or its
-# logarithm where it must be positive; 2 the logarithm of the floor over the size, or of the power law's offset.
-
-
-def _flat(p: Array, u: Array) -> Array:
-    return np.full_like(u, p[0])
-
-
-def _exponential(p: Array, u: Array) -> Array:
-    return p[0] - p[1] * u
-
-
-def _spread(fit: Fit, worth: float) -> tuple[float, float]:
-    """Standard error of parameter 1, and half the width of its interval."""
-    n, k = fit.jacobian.shape
-    variance = float(np.linalg.pinv(fit.jacobian.T @ fit.jacobian)[1, 1]) * fit.squares / (n - k) * n / worth
-    return math.sqrt(variance), float(stdtrit(max(worth - k, 1), (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
 
 
 FITS: dict[str, Callable[[Array, Array], Fit]] = {

@@ -83,12 +83,62 @@ class GradientSystem:
         return energy / energy.sum()
 
     def between_parameters(self, q: int) -> tuple[Coherence | None, Coherence | None, Tensor | None]:
-        """Coherence of the strongest and of the weakest modes, and how alike the parameters' spectra are."""
+        """Return the coherence of the strongest and weakest modes, and how alike the parameters' spectra are."""
         if self.gradients is None:
             return None, None, None
         strongest = coherence(self.eigenvalues, self.modes, self.gradients, self.axis, q)
         weakest = coherence(self.eigenvalues, self.modes, self.gradients, self.axis, q, trailing=True)
         return strongest, weakest, gradient_similarity(self.gradients, self.axis)
+
+
+def _scaled(gram: Tensor | None, gradients: Tensor | None) -> tuple[float, Tensor, Tensor | None]:
+    """Divide by a power of 2, which rounds nothing."""
+    if gram is None:
+        assert gradients is not None
+        unit = 2.0 ** _exponent(gradients)
+        gradients = gradients.double() / unit
+        return unit, gradients @ gradients.T, gradients
+    gram = gram if gram.is_floating_point() else gram.double()
+    unit = 2.0 ** (_exponent(gram) // 2)
+    return unit, gram / unit / unit, None if gradients is None else gradients.double() / unit
+
+
+def _exponent(values: Tensor) -> int:
+    """Return the power of 2 next to the largest entry; 0 if there is none or it is not finite."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    return math.frexp(largest)[1] if 0 < largest < math.inf else 0
+
+
+def _checked(gram: Tensor | None, n: int, gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    if gram is None and gradients is None:
+        raise ValueError("an interference profile needs a Gram matrix or gradients, got neither.")
+    if gradients is not None:
+        gradients = as_tensor(gradients).detach()
+        if gradients.ndim != 2 or gradients.shape[0] == 0 or gradients.shape[0] % n:
+            raise ValueError(
+                f"the basis lives on {n} examples, but the gradients have shape {list(gradients.shape)}: pass one row "
+                "of parameters for each example (and output)."
+            )
+    if gram is not None:
+        gram = as_tensor(gram).detach()
+        rows = gram.shape[0] if gram.ndim else 0
+        if gram.ndim != 2 or gram.shape[1] != rows or rows == 0 or rows % n:
+            raise ValueError(f"the basis lives on {n} examples, but the Gram matrix has shape {list(gram.shape)}.")
+        if gradients is not None and len(gradients) != rows:
+            raise ValueError(f"the Gram matrix has {rows} rows, but the gradients have {len(gradients)}.")
+    if any(values is not None and values.is_complex() for values in (gram, gradients)):
+        raise ValueError("complex gradients have no spectrum of real energies: pass torch.view_as_real of them.")
+    return gram, gradients
+
+
+def _reason(gram: Tensor, eigenvalues: Tensor, axis: Axis) -> str:
+    if not bool(gram.isfinite().all()):
+        return "the gradients are not finite"
+    if eigenvalues.numel() == 0:
+        return "the gradients do not differ between examples"
+    if axis.n_levels < 2:
+        return "the basis orders nothing: all of its functions are equally complex"
+    return "the basis expresses less than half of every mode of the gradients"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +213,7 @@ def coherence(
 
 
 def gradient_similarity(gradients: Tensor, axis: Axis) -> Tensor:
-    """Say how alike the spectra of the single parameters' gradients are, some parameters at a time.
+    """Measure how alike the spectra of the single parameters' gradients are, a block of parameters at a time.
 
     Args:
         gradients: ``[n * C, P]``.
@@ -179,68 +229,20 @@ def gradient_similarity(gradients: Tensor, axis: Axis) -> Tensor:
     return similarity_of_sums(energy, amplitude)
 
 
-def _scaled(gram: Tensor | None, gradients: Tensor | None) -> tuple[float, Tensor, Tensor | None]:
-    """Divide by a power of 2, which rounds nothing."""
-    if gram is None:
-        assert gradients is not None
-        unit = 2.0 ** _exponent(gradients)
-        gradients = gradients.double() / unit
-        return unit, gradients @ gradients.T, gradients
-    gram = gram if gram.is_floating_point() else gram.double()
-    unit = 2.0 ** (_exponent(gram) // 2)
-    return unit, gram / unit / unit, None if gradients is None else gradients.double() / unit
-
-
-def _exponent(values: Tensor) -> int:
-    """The power of 2 next to the largest entry; 0 where there is none or it is not finite."""
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    return math.frexp(largest)[1] if 0 < largest < math.inf else 0
-
-
-def _checked(gram: Tensor | None, n: int, gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    if gram is None and gradients is None:
-        raise ValueError("an interference profile needs a Gram matrix or gradients, got neither.")
-    if gradients is not None:
-        gradients = as_tensor(gradients).detach()
-        if gradients.ndim != 2 or gradients.shape[0] == 0 or gradients.shape[0] % n:
-            raise ValueError(
-                f"the basis lives on {n} examples, but the gradients have shape {list(gradients.shape)}: pass one row "
-                "of parameters for each example (and output)."
-            )
-    if gram is not None:
-        gram = as_tensor(gram).detach()
-        rows = gram.shape[0] if gram.ndim else 0
-        if gram.ndim != 2 or gram.shape[1] != rows or rows == 0 or rows % n:
-            raise ValueError(f"the basis lives on {n} examples, but the Gram matrix has shape {list(gram.shape)}.")
-        if gradients is not None and len(gradients) != rows:
-            raise ValueError(f"the Gram matrix has {rows} rows, but the gradients have {len(gradients)}.")
-    if any(values is not None and values.is_complex() for values in (gram, gradients)):
-        raise ValueError("complex gradients have no spectrum of real energies: pass torch.view_as_real of them.")
-    return gram, gradients
-
-
-def _reason(gram: Tensor, eigenvalues: Tensor, axis: Axis) -> str:
-    if not bool(gram.isfinite().all()):
-        return "the gradients are not finite"
-    if eigenvalues.numel() == 0:
-        return "the gradients do not differ between examples"
-    if axis.n_levels < 2:
-        return "the basis orders nothing: all of its functions are equally complex"
-    return "the basis expresses less than half of every mode of the gradients"
-
-
 def _restricted_spectra(eigenvalues: Tensor, level_energies: Tensor, chosen: list[int], trailing: bool) -> Tensor:
-    """``[q, L]`` spectrum of the gradient without the modes that come before (after) each chosen one."""
+    """Return the ``[q, L]`` spectrum of the gradient without the modes before (after) each chosen one."""
     spectra = eigenvalues[:, None] * level_energies
     summed = spectra.cumsum(0) if trailing else spectra.flip(0).cumsum(0).flip(0)
     return summed[chosen]
 
 
 def _incoherent(eigenvalues: Tensor, modes: Tensor, gradients: Tensor, axis: Axis, chosen: list[int]) -> Tensor:
-    """``[q, L]`` energies of the single parameters' waves, summed."""
+    """Sum the ``[q, L]`` energies of the single parameters' waves."""
     n, K = axis.vectors.shape
     (rows, r), outputs = modes.shape, modes.shape[0] // n
-    # Phi^T u_j, one column for each mode: [K * C, r].
+    # The waves of a mode are Phi^T G restricted to the modes from it on, an [K C, P] matrix for each of q modes. One
+    # sweep makes them all: begin with the sum over every mode, u_j (u_j^T G), and take off mode j by a rank-one update
+    # before the next. Blocks of parameters keep the matrix in cache. Phi^T u_j, one column for each mode: [K * C, r].
     coefficients = (axis.vectors.T @ modes.reshape(n, rows // n * r)).reshape(K * outputs, r)
     result = modes.new_zeros(len(chosen), K * outputs)
     for block in gradients.split(_block_width(axis, gradients), dim=1):

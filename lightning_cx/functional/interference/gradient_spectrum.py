@@ -48,7 +48,7 @@ class GradientModes:
 
 
 def gradient_spectrum(gram: Tensor, basis: Basis) -> GradientModes:
-    """Say whether a gradient changes simple or complex functions of the examples, and in which modes.
+    """Measure which functions of the examples a gradient changes, simple or complex, mode by mode.
 
     The Gram matrix is centred, ``H K H`` with ``H = I - 11^T / N``, since the mean gradient would put a constant
     mode first and fake low complexity; a level of the basis that is nothing but the constant is left out of the
@@ -122,7 +122,7 @@ def _chance(eigenvalues: Tensor, modes: Tensor, axis: Axis) -> tuple[Tensor, Ten
 
 
 def _pairing_variance(a: Tensor, b: Tensor) -> Tensor:
-    """Variance of ``tr(P a P^T b)`` over all permutations P, for symmetric a and b whose rows sum to zero.
+    """Compute the variance of ``tr(P a P^T b)`` over permutations P, for symmetric a and b whose rows sum to zero.
 
     Kazi-Aoual et al. 1995, multiplied out: a part from the spread of the eigenvalues, and a correction for
     diagonals that are more or less even than a random rotation would make them.

@@ -1,4 +1,4 @@
-"""What is known of the interference principle on one batch or probe, and how to say it."""
+"""The interference principle as a test: do simple functions get the large singular values, beyond chance."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def interference_profile(
     targets: Tensor | None = None,
     shuffles: int = 20,
 ) -> InterferenceProfile:
-    """Say whether the functions that gradients change most are the simple ones, and whether interference makes them so.
+    """Test whether gradients change simple functions most, and whether interference between parameters is why.
 
     Of the centred Gram matrix ``H K H = U diag(lambda) U^T`` the modes with ``lambda_j > 1e-8 lambda_1`` are kept. Each
     singular function u_j has level energies e_lj and a median complexity m_j. `rank_correlation` is Spearman's of j
@@ -292,6 +292,16 @@ def interference_profile(
     )
 
 
+def mean_or_nan(values: Tensor) -> Tensor:
+    """Return the mean of a vector; nan of an empty one."""
+    return values.mean() if values.numel() else values.new_full((), torch.nan)
+
+
+def sd_or_nan(values: Tensor) -> Tensor:
+    """Return the standard deviation of a vector; nan of fewer than two numbers."""
+    return values.std() if values.numel() > 1 else values.new_full((), torch.nan)
+
+
 @dataclass(frozen=True, eq=False)
 class Ordering:
     """How strength goes with complexity in one set of modes; every tensor is float64.
@@ -318,7 +328,7 @@ class Ordering:
 
 
 def ordering(eigenvalues: Tensor, energies: Tensor, q: int) -> Ordering:
-    """Say whether the strong modes are simpler than the rest, and the weak ones more complex.
+    """Measure whether the strong modes are simpler than the rest, and the weak ones more complex.
 
     The strongest modes are each compared with what remains of the gradient after them: with l_j the share of u_j on
     the low side of the median of ``g = sum_{i > j} lambda_i e_i``, ``a_j = 2 l_j - 1``. The weakest are compared with
@@ -352,7 +362,7 @@ def permutation_null(
 def shuffled_cii(
     eigenvalues: Tensor, modes: Tensor, axis: Axis, q: int, count: int, generator: torch.Generator
 ) -> Tensor:
-    """CII ``[count]`` after pairing examples with places on the axis at random: what an axis without meaning gives."""
+    """Compute the CII ``[count]`` of examples in random order: what an axis without meaning gives."""
     n = axis.vectors.shape[0]
     by_example = modes.reshape(n, len(modes) // n, modes.shape[1])
     as_they_are = torch.arange(eigenvalues.numel(), device=eigenvalues.device)[None]
@@ -369,7 +379,7 @@ SAME_MEDIAN = 1e-9
 
 
 def tail_probability(seen: Tensor, null: Tensor) -> Tensor:
-    """``(1 + #{null >= seen}) / (1 + #null)``: the observed one counts among the random (Phipson & Smyth 2010).
+    """Compute ``(1 + #{null >= seen}) / (1 + #null)``; the observed one counts too (Phipson & Smyth 2010).
 
     Example:
         >>> float(tail_probability(torch.tensor(1.0), torch.tensor([0.0, 1.0, 2.0])))
@@ -377,16 +387,6 @@ def tail_probability(seen: Tensor, null: Tensor) -> Tensor:
     """
     p = (1 + (null >= seen - SAME_MEDIAN).sum()).double() / (1 + len(null))
     return torch.where(seen.isfinite() & (len(null) > 0), p, torch.nan)
-
-
-def mean_or_nan(values: Tensor) -> Tensor:
-    """Mean of a vector; nan of an empty one."""
-    return values.mean() if values.numel() else values.new_full((), torch.nan)
-
-
-def sd_or_nan(values: Tensor) -> Tensor:
-    """Standard deviation of a vector; nan of fewer than two numbers."""
-    return values.std() if values.numel() > 1 else values.new_full((), torch.nan)
 
 
 MIN_MODES_TO_RANK = 3
@@ -404,7 +404,7 @@ def _spearman_with_order(medians: Tensor) -> Tensor:
 
 
 def _low_shares(eigenvalues: Tensor, energies: Tensor, orders: Tensor, q: int) -> Tensor:
-    """Share of each of the first q modes on the low side of the gradient made of those after it.
+    """Return the share of each of the first q modes on the low side of the gradient made of those after it.
 
     Args:
         eigenvalues: ``[r]`` in order.

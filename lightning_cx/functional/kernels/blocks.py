@@ -58,7 +58,7 @@ class BlockShares:
 
 
 def block_shares(grams: Mapping[str, Tensor]) -> BlockShares:
-    """Say which blocks of a network still have descent to give: ``|G_b|^2 / sum_b |G_b|^2``.
+    """Estimate which blocks of a network still have descent to give: ``|G_b|^2 / sum_b |G_b|^2``.
 
     To first order a step of size eta lowers the loss by ``eta |G|^2``, and this adds up over blocks of parameters. With
     K_b the Gram matrix of the block's per-example gradients of the loss, ``1^T K_b 1 / N^2`` is the squared norm of the
@@ -130,7 +130,7 @@ def pool_block_shares(shares: Sequence[BlockShares]) -> BlockShares:
 
 
 def _stack(grams: Mapping[str, Tensor]) -> Tensor:
-    """``[B, N, N]`` float64; one bad entry spoils all, for every share is of the same sum."""
+    """Stack to ``[B, N, N]`` float64; one bad entry spoils all, for every share is of the same sum."""
     matrices = [as_tensor(gram).detach() for gram in grams.values()]
     shapes = sorted({tuple(gram.shape) for gram in matrices})
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != shapes[0][1]:
@@ -140,7 +140,7 @@ def _stack(grams: Mapping[str, Tensor]) -> Tensor:
 
 
 def _pair_mean(sums: Tensor, traces: Tensor, n: int) -> Tensor:
-    """Mean inner product of two different examples."""
+    """Return the mean inner product of two different examples."""
     return (sums - traces) / (n * (n - 1)) if n > 1 else torch.full_like(sums, torch.nan)
 
 

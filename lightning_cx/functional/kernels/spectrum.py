@@ -1,4 +1,4 @@
-"""Kernels: how many directions the eigenvalues of a Gram matrix really use, and how fast they fall."""
+"""The spectrum of a Gram matrix: how fast it falls, how many directions it has, and how it fits a target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional.complexity.basis import level_index, mean_by_level
 from lightning_cx.functional.complexity.decay import theil_sen
-from lightning_cx.functional.inputs import as_tensor
+from lightning_cx.functional.inputs import as_gram, as_tensor
 from lightning_cx.functional.linalg import (
     MIN_EIGENVALUE,
     centred,
@@ -55,7 +55,7 @@ MIN_RANKS = 5
 
 
 def eigenvalue_decay(gram: Tensor) -> EigenvalueDecay:
-    """Say how fast a kernel's eigenvalues fall, ``lambda_k ~ k^-beta``: the faster, the later come its fine details.
+    """Fit how fast a kernel's eigenvalues fall, ``lambda_k ~ k^-beta``: the faster, the later come its fine details.
 
     beta is minus the Theil-Sen slope of ``log lambda_k`` against ``log k`` over the ranks k from 3 to n / 8. Its
     spread is the standard deviation of the same fit, over the same ranks, to 10 random halves of the examples: the
@@ -84,10 +84,7 @@ def eigenvalue_decay(gram: Tensor) -> EigenvalueDecay:
         >>> print(eigenvalue_decay(torch.minimum(x[:, None], x)))  # Brownian motion: (k - 1/2)^-2
         eigenvalues fall as k^-2.12 +- 0.05 over ranks 3 to 16
     """
-    gram = as_tensor(gram)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
-    gram = gram.detach()
+    gram = as_gram(gram)
     n = gram.shape[0]
     eigenvalues = _principal_eigenvalues(gram)[: n // EXAMPLES_PER_RANK]
     last = eigenvalues.numel()
@@ -153,193 +150,9 @@ def kernel_dimension(gram: Tensor, center: bool = True) -> KernelDimension:
         >>> print(kernel_dimension(torch.eye(20)))
         19.0 +- 0.0 strong directions among 20 examples (19.0 +- 0.0 by entropy)
     """
-    gram = as_tensor(gram)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
-    gram = gram.detach()
+    gram = as_gram(gram)
     whole, error = _counts(gram, center), _errors(gram, center)
     return KernelDimension(whole[0], error[0], whole[1], error[1], gram.shape[0])
-
-
-CHANCE_DEVIATIONS = 1.96
-"""Standard deviations above the mean that 2 to 5% of random pairings exceed (1000 or more of each, 30 to 100
-examples, numbers and classes): the law leans to the right where a target has one output."""
-
-HALF = 0.5 - 1e-12
-"""A cumulative share this close to one half counts as one half: rounding cannot choose the mode."""
-
-
-@dataclass(frozen=True, eq=False)
-class CumulativePower:
-    """How much of a target lies in the leading modes of a kernel; every tensor is float64.
-
-    Attributes:
-        power: ``[r]`` share of the target's energy in the leading 1, 2, ... r modes, of those that are more than
-            rounding; ascending in ``[0, 1]``. What r modes leave out, the kernel cannot fit on these examples.
-        area: ``[]`` in ``[0, 1]``, the area under `power` over the share of modes taken: .5 for a target that knows
-            nothing of the kernel, near 1 where the first modes hold it.
-        null_sd: ``[]`` standard deviation of the area for such a target.
-    """
-
-    power: Tensor
-    area: Tensor
-    null_sd: Tensor
-
-    @property
-    def chance_high(self) -> Tensor:
-        """``[]`` area that about 95% of targets which know nothing of the kernel stay below; never above 1."""
-        return (0.5 + CHANCE_DEVIATIONS * self.null_sd).clamp_max(1.0)
-
-    def __str__(self) -> str:
-        if not bool(self.area.isfinite()):
-            return "cumulative power unknown: the target is constant, the kernel zero, or a number is not finite"
-        area = f"area {self.area:.3f} (chance 0.500 +- {self.null_sd:.3f})"
-        r = self.power.numel()
-        reached = self.power >= HALF
-        if not bool(reached.any()):
-            return f"all {r} modes hold {100 * self.power[-1]:.0f}% of the target's energy; {area}"
-        return f"half of the target's energy lies in the leading {int(reached.int().argmax()) + 1} of {r} modes; {area}"
-
-
-@dataclass(frozen=True, eq=False)
-class ChanceAlignment:
-    """What alignment a kernel has with targets that know nothing of it; tensors are float64.
-
-    Attributes:
-        mean: ``[]`` in ``[0, 1]``, the expected alignment.
-        sd: ``[]`` its standard deviation; nan with fewer than 2 free directions.
-    """
-
-    mean: Tensor
-    sd: Tensor
-
-    @property
-    def high(self) -> Tensor:
-        """``[]`` what about 95% of such targets stay below; never above 1."""
-        return (self.mean + CHANCE_DEVIATIONS * self.sd).clamp_max(1.0)
-
-    def __str__(self) -> str:
-        if not bool(self.mean.isfinite()):
-            return "chance alignment unknown: the target is constant, the kernel zero, or a number is not finite"
-        return f"alignment by chance {self.mean:.3f} +- {self.sd:.3f}"
-
-
-def kernel_target_alignment(gram: Tensor, targets: Tensor, center: bool = True) -> Tensor:
-    """Say how much the kernel's idea of similarity is the target's: ``<K, y y^T> / (|K| |y y^T|)``.
-
-    The cosine between two matrices in the Frobenius inner product, both centred, ``H K H`` with ``H = I - 11^T / n``.
-    A target that knows nothing of the kernel has, for one output, ``sqrt(participation ratio) / (n - 1)`` on average.
-
-    Args:
-        gram: ``[n, n]`` positive semi-definite, any float dtype.
-        targets: ``[n]`` or ``[n, C]``, any dtype; ``y y^T`` adds up over the outputs. Classes go in as one-hot rows:
-            labels 0, 1, 2 would be numbers.
-        center: Whether to take off the means. Without it the constant parts of kernel and target align, and hide
-            the rest.
-
-    Returns:
-        ``[]`` float64 in ``[0, 1]``, 1 where the kernel is ``y y^T``. nan for a constant target or kernel (zero ones
-        without centring), for no examples, or if anything is not finite.
-
-    Raises:
-        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
-
-    References:
-        Cortes, Mohri & Rostamizadeh 2012, "Algorithms for learning kernels based on centered alignment",
-        section 2; Cristianini et al. 2001, "On kernel-target alignment", without centring.
-
-    Example:
-        >>> labels = torch.tensor([1., 1., -1., -1.])
-        >>> float(kernel_target_alignment(labels[:, None] * labels, labels))
-        1.0
-    """
-    gram, unit = _checked(gram, targets, center)
-    return (unit * (_direction(gram, center) @ unit)).sum() / (unit.T @ unit).norm()
-
-
-def chance_alignment(gram: Tensor, targets: Tensor, center: bool = True) -> ChanceAlignment:
-    """Say which `kernel_target_alignment` a kernel has by chance; an alignment within two deviations says nothing.
-
-    Turned at random against each other, centred matrices A and B of norm 1 in m = n - 1 dimensions (n without
-    centring) have the inner product ``tr A tr B / m`` on average, with the variance
-    ``2 (1 - (tr A)^2 / m) (1 - (tr B)^2 / m) / ((m - 1)(m + 2))``. ``(tr A)^2`` is the participation ratio. The mean is
-    that over all pairings of the targets with the examples as well; the deviation is close to theirs.
-
-    Args:
-        gram: ``[n, n]`` positive semi-definite, any float dtype.
-        targets: ``[n]`` or ``[n, C]``, any dtype, classes as one-hot rows.
-        center: As for `kernel_target_alignment`.
-
-    Returns:
-        ChanceAlignment; all nan where the alignment is nan.
-
-    Raises:
-        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
-
-    References:
-        Cortes, Mohri & Rostamizadeh 2012, section 2, for the alignment; the moments are those of a matrix turned by
-        Haar's measure (Collins & Sniady 2006, "Integration with respect to the Haar measure").
-
-    Example:
-        >>> print(chance_alignment(torch.eye(9) + 1, torch.arange(9.0)))  # centred, a multiple of y y^T in no direction
-        alignment by chance 0.354 +- 0.000
-    """
-    gram, unit = _checked(gram, targets, center)
-    n = gram.shape[0]
-    matrix, m = _direction(gram, center), n - 1 if center else n
-    trace = matrix.diagonal().sum()  # of a matrix of norm 1: its square is the participation ratio
-    size = (unit.T @ unit).norm()
-    return ChanceAlignment(trace / m / size, _null_sd(1 - trace.square() / m, unit, m) / size)
-
-
-def cumulative_power(gram: Tensor, targets: Tensor, center: bool = True) -> CumulativePower:
-    """Say how few of the kernel's modes hold the target; those few are learned first and from few examples.
-
-    With ``u_k`` the eigenvectors of the centred Gram matrix, strongest first, and y the centred target,
-    ``C(rho) = sum_{k <= rho} |u_k^T y|^2 / |y|^2``. Modes of one eigenvalue have no order: they share what they hold
-    evenly, and so do the m - r directions that the kernel does not see, where m = n - 1 (n without centring). The
-    area is that under the straight lines through (0, 0), ``(rho / m, C(rho))``, ..., (1, 1).
-
-    A centred target paired at random with the examples holds ``1 / m`` of its energy in each mode on average, so that
-    the expected area is exactly .5 at every n. `null_sd` is exact for targets turned at random, as normal ones are.
-
-    Args:
-        gram: ``[n, n]`` positive semi-definite, any float dtype.
-        targets: ``[n]`` or ``[n, C]``, any dtype, classes as one-hot rows; energies add up over the outputs.
-        center: Whether to take off the means first. Without it the constant is a mode and part of the target.
-
-    Returns:
-        CumulativePower on the device of the Gram matrix. For a constant target (a zero one without centring) or one
-        that is not finite all is nan; for a constant (zero) or non-finite Gram matrix there are no modes either.
-        Two examples leave one direction after centring: .5, and no standard deviation.
-
-    Raises:
-        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
-
-    References:
-        Canatar, Bordelon & Pehlevan 2021, "Spectral bias and task-model alignment explain generalization in kernel
-        regression and infinitely wide neural networks".
-
-    Example:
-        >>> kernel, target = torch.diag(torch.tensor([4., 3., 2., 1.])), torch.tensor([3., 1., 0., 0.])
-        >>> print(cumulative_power(kernel, target, center=False))
-        half of the target's energy lies in the leading 1 of 4 modes; area 0.850 (chance 0.500 +- 0.161)
-    """
-    gram, unit = _checked(gram, targets, center)
-    n = gram.shape[0]
-    eigenvalues, modes = principal_modes(gram, n, center) if n else (gram.new_zeros(0), gram)
-    r, m = eigenvalues.numel(), n - 1 if center else n
-    if r == 0:
-        unknown = unit.new_full((), torch.nan)
-        return CumulativePower(unit.new_zeros(0), unknown, unknown)
-    tied = level_index(-eigenvalues, MIN_EIGENVALUE)
-    held = _evenly((modes.T @ unit).square().sum(1), tied)
-    # A mode counts from where it is taken on, and its own straight line takes half a step off.
-    counts = _evenly(1 - (torch.arange(r, dtype=torch.float64, device=gram.device) + 0.5) / m, tied)
-    unseen = (m - r) / (2 * m)
-    area = held @ counts + (1 - held.sum()) * unseen
-    spread = (counts - 0.5).square().sum() + (m - r) * (unseen - 0.5) ** 2
-    return CumulativePower(held.cumsum(0).clamp_max(1.0), area, _null_sd(spread, unit, m))
 
 
 def _principal_eigenvalues(gram: Tensor) -> Tensor:
@@ -389,11 +202,190 @@ def _without_groups(n: int, left_out: int, device: torch.device) -> Iterator[Ten
         yield torch.cat([order[:start], order[start + left_out :]])
 
 
+CHANCE_DEVIATIONS = 1.96
+"""Standard deviations above the mean that 2 to 5% of random pairings exceed (1000 or more of each, 30 to 100
+examples, numbers and classes): the law leans to the right where a target has one output."""
+
+HALF = 0.5 - 1e-12
+"""A cumulative share this close to one half counts as one half: rounding cannot choose the mode."""
+
+
+@dataclass(frozen=True, eq=False)
+class CumulativePower:
+    """How much of a target lies in the leading modes of a kernel; every tensor is float64.
+
+    Attributes:
+        power: ``[r]`` share of the target's energy in the leading 1, 2, ... r modes, of those that are more than
+            rounding; ascending in ``[0, 1]``. What r modes leave out, the kernel cannot fit on these examples.
+        area: ``[]`` in ``[0, 1]``, the area under `power` over the share of modes taken: .5 for a target that knows
+            nothing of the kernel, near 1 where the first modes hold it.
+        null_sd: ``[]`` standard deviation of the area for such a target.
+    """
+
+    power: Tensor
+    area: Tensor
+    null_sd: Tensor
+
+    @property
+    def chance_high(self) -> Tensor:
+        """``[]`` area that about 95% of targets which know nothing of the kernel stay below; never above 1."""
+        return (0.5 + CHANCE_DEVIATIONS * self.null_sd).clamp_max(1.0)
+
+    def __str__(self) -> str:
+        if not bool(self.area.isfinite()):
+            return "cumulative power unknown: the target is constant, the kernel zero, or a number is not finite"
+        area = f"area {self.area:.3f} (chance 0.500 +- {self.null_sd:.3f})"
+        r = self.power.numel()
+        reached = self.power >= HALF
+        if not bool(reached.any()):
+            return f"all {r} modes hold {100 * self.power[-1]:.0f}% of the target's energy; {area}"
+        return f"half of the target's energy lies in the leading {int(reached.int().argmax()) + 1} of {r} modes; {area}"
+
+
+def cumulative_power(gram: Tensor, targets: Tensor, center: bool = True) -> CumulativePower:
+    """Compute the share of a target in the leading modes of a kernel, which are learned first and from few examples.
+
+    With ``u_k`` the eigenvectors of the centred Gram matrix, strongest first, and y the centred target,
+    ``C(rho) = sum_{k <= rho} |u_k^T y|^2 / |y|^2``. Modes of one eigenvalue have no order: they share what they hold
+    evenly, and so do the m - r directions that the kernel does not see, where m = n - 1 (n without centring). The
+    area is that under the straight lines through (0, 0), ``(rho / m, C(rho))``, ..., (1, 1).
+
+    A centred target paired at random with the examples holds ``1 / m`` of its energy in each mode on average, so that
+    the expected area is exactly .5 at every n. `null_sd` is exact for targets turned at random, as normal ones are.
+
+    Args:
+        gram: ``[n, n]`` positive semi-definite, any float dtype.
+        targets: ``[n]`` or ``[n, C]``, any dtype, classes as one-hot rows; energies add up over the outputs.
+        center: Whether to take off the means first. Without it the constant is a mode and part of the target.
+
+    Returns:
+        CumulativePower on the device of the Gram matrix. For a constant target (a zero one without centring) or one
+        that is not finite all is nan; for a constant (zero) or non-finite Gram matrix there are no modes either.
+        Two examples leave one direction after centring: .5, and no standard deviation.
+
+    Raises:
+        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
+
+    References:
+        Canatar, Bordelon & Pehlevan 2021, "Spectral bias and task-model alignment explain generalization in kernel
+        regression and infinitely wide neural networks".
+
+    Example:
+        >>> kernel, target = torch.diag(torch.tensor([4., 3., 2., 1.])), torch.tensor([3., 1., 0., 0.])
+        >>> print(cumulative_power(kernel, target, center=False))
+        half of the target's energy lies in the leading 1 of 4 modes; area 0.850 (chance 0.500 +- 0.161)
+    """
+    gram, unit = _checked(gram, targets, center)
+    n = gram.shape[0]
+    eigenvalues, modes = principal_modes(gram, n, center) if n else (gram.new_zeros(0), gram)
+    r, m = eigenvalues.numel(), n - 1 if center else n
+    if r == 0:
+        unknown = unit.new_full((), torch.nan)
+        return CumulativePower(unit.new_zeros(0), unknown, unknown)
+    tied = level_index(-eigenvalues, MIN_EIGENVALUE)
+    held = _evenly((modes.T @ unit).square().sum(1), tied)
+    # A mode counts from where it is taken on, and its own straight line takes half a step off.
+    counts = _evenly(1 - (torch.arange(r, dtype=torch.float64, device=gram.device) + 0.5) / m, tied)
+    unseen = (m - r) / (2 * m)
+    area = held @ counts + (1 - held.sum()) * unseen
+    spread = (counts - 0.5).square().sum() + (m - r) * (unseen - 0.5) ** 2
+    return CumulativePower(held.cumsum(0).clamp_max(1.0), area, _null_sd(spread, unit, m))
+
+
+@dataclass(frozen=True, eq=False)
+class ChanceAlignment:
+    """What alignment a kernel has with targets that know nothing of it; tensors are float64.
+
+    Attributes:
+        mean: ``[]`` in ``[0, 1]``, the expected alignment.
+        sd: ``[]`` its standard deviation; nan with fewer than 2 free directions.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    @property
+    def high(self) -> Tensor:
+        """``[]`` what about 95% of such targets stay below; never above 1."""
+        return (self.mean + CHANCE_DEVIATIONS * self.sd).clamp_max(1.0)
+
+    def __str__(self) -> str:
+        if not bool(self.mean.isfinite()):
+            return "chance alignment unknown: the target is constant, the kernel zero, or a number is not finite"
+        return f"alignment by chance {self.mean:.3f} +- {self.sd:.3f}"
+
+
+def chance_alignment(gram: Tensor, targets: Tensor, center: bool = True) -> ChanceAlignment:
+    """Compute the `kernel_target_alignment` that a kernel has by chance; within two deviations it means nothing.
+
+    Turned at random against each other, centred matrices A and B of norm 1 in m = n - 1 dimensions (n without
+    centring) have the inner product ``tr A tr B / m`` on average, with the variance
+    ``2 (1 - (tr A)^2 / m) (1 - (tr B)^2 / m) / ((m - 1)(m + 2))``. ``(tr A)^2`` is the participation ratio. The mean is
+    that over all pairings of the targets with the examples as well; the deviation is close to theirs.
+
+    Args:
+        gram: ``[n, n]`` positive semi-definite, any float dtype.
+        targets: ``[n]`` or ``[n, C]``, any dtype, classes as one-hot rows.
+        center: As for `kernel_target_alignment`.
+
+    Returns:
+        ChanceAlignment; all nan where the alignment is nan.
+
+    Raises:
+        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
+
+    References:
+        Cortes, Mohri & Rostamizadeh 2012, section 2, for the alignment; the moments are those of a matrix turned by
+        Haar's measure (Collins & Sniady 2006, "Integration with respect to the Haar measure").
+
+    Example:
+        >>> print(chance_alignment(torch.eye(9) + 1, torch.arange(9.0)))  # centred, a multiple of y y^T in no direction
+        alignment by chance 0.354 +- 0.000
+    """
+    gram, unit = _checked(gram, targets, center)
+    n = gram.shape[0]
+    matrix, m = _direction(gram, center), n - 1 if center else n
+    trace = matrix.diagonal().sum()  # of a matrix of norm 1: its square is the participation ratio
+    size = (unit.T @ unit).norm()
+    return ChanceAlignment(trace / m / size, _null_sd(1 - trace.square() / m, unit, m) / size)
+
+
+def kernel_target_alignment(gram: Tensor, targets: Tensor, center: bool = True) -> Tensor:
+    """Measure how well a kernel's similarities match the target's: ``<K, y y^T> / (|K| |y y^T|)``.
+
+    The cosine between two matrices in the Frobenius inner product, both centred, ``H K H`` with ``H = I - 11^T / n``.
+    A target that knows nothing of the kernel has, for one output, ``sqrt(participation ratio) / (n - 1)`` on average.
+
+    Args:
+        gram: ``[n, n]`` positive semi-definite, any float dtype.
+        targets: ``[n]`` or ``[n, C]``, any dtype; ``y y^T`` adds up over the outputs. Classes go in as one-hot rows:
+            labels 0, 1, 2 would be numbers.
+        center: Whether to take off the means. Without it the constant parts of kernel and target align, and hide
+            the rest.
+
+    Returns:
+        ``[]`` float64 in ``[0, 1]``, 1 where the kernel is ``y y^T``. nan for a constant target or kernel (zero ones
+        without centring), for no examples, or if anything is not finite.
+
+    Raises:
+        ValueError: If the matrix is not square or the targets do not have one row of numbers per example.
+
+    References:
+        Cortes, Mohri & Rostamizadeh 2012, "Algorithms for learning kernels based on centered alignment",
+        section 2; Cristianini et al. 2001, "On kernel-target alignment", without centring.
+
+    Example:
+        >>> labels = torch.tensor([1., 1., -1., -1.])
+        >>> float(kernel_target_alignment(labels[:, None] * labels, labels))
+        1.0
+    """
+    gram, unit = _checked(gram, targets, center)
+    return (unit * (_direction(gram, center) @ unit)).sum() / (unit.T @ unit).norm()
+
+
 def _checked(gram: Tensor, targets: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     """Return the Gram matrix as it came and the targets ``[n, C]`` of energy 1, nan where they have none."""
-    gram, targets = as_tensor(gram), as_tensor(targets)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"a Gram matrix is square, got shape {list(gram.shape)}.")
+    gram, targets = as_gram(gram), as_tensor(targets)
     n = gram.shape[0]
     if targets.ndim == 0 or targets.shape[0] != n or 0 in targets.shape[1:]:
         raise ValueError(f"the Gram matrix is about {n} examples, but the targets have shape {list(targets.shape)}.")
@@ -402,7 +394,7 @@ def _checked(gram: Tensor, targets: Tensor, center: bool) -> tuple[Tensor, Tenso
     deviation = targets - targets.mean(0) if center else targets
     size, allowed = _largest(deviation), _resolution(targets) * _largest(targets)
     unit = deviation / torch.where(size > allowed, size, torch.nan)
-    return gram.detach(), unit / unit.norm()
+    return gram, unit / unit.norm()
 
 
 def _largest(values: Tensor) -> Tensor:
@@ -411,8 +403,24 @@ def _largest(values: Tensor) -> Tensor:
 
 
 def _resolution(values: Tensor) -> float:
-    """Share of the largest entry that the mean of n rows may be wrong by, in the dtype that the values came in."""
+    """Return the share of the largest entry by which the mean of n rows may be wrong, in the dtype of the values."""
     return values.shape[0] * torch.finfo(values.dtype if values.is_floating_point() else torch.float64).eps
+
+
+def _evenly(values: Tensor, tied: Tensor) -> Tensor:
+    """Replace the values of modes of one eigenvalue by their mean."""
+    return mean_by_level(values, tied, int(tied[-1]) + 1)[tied]
+
+
+def _null_sd(spread: Tensor, unit: Tensor, m: int) -> Tensor:
+    """Return the standard deviation of ``tr(A U B U^T)`` over rotations U of m dimensions; ``spread = tr A^2``.
+
+    A has what the modes count in the area, B the energies of the target along its own axes, which sum to 1.
+    """
+    if m < 2:
+        return torch.full_like(spread, torch.nan)
+    unevenness = (unit.T @ unit).square().sum() - 1 / m
+    return (2 * spread * unevenness / ((m - 1) * (m + 2))).clamp_min(0.0).sqrt()
 
 
 def _direction(gram: Tensor, center: bool) -> Tensor:
@@ -423,19 +431,3 @@ def _direction(gram: Tensor, center: bool) -> Tensor:
     size, allowed = _largest(matrix), resolution * _largest(gram)
     matrix = matrix / torch.where(size > allowed, size, torch.nan)  # before squaring, and not rounding
     return matrix / matrix.norm()
-
-
-def _null_sd(spread: Tensor, unit: Tensor, m: int) -> Tensor:
-    """Standard deviation of ``tr(A U B U^T)`` over rotations U of m dimensions, for centred A: ``spread = tr A^2``.
-
-    A has what the modes count in the area, B the energies of the target along its own axes, which sum to 1.
-    """
-    if m < 2:
-        return torch.full_like(spread, torch.nan)
-    unevenness = (unit.T @ unit).square().sum() - 1 / m
-    return (2 * spread * unevenness / ((m - 1) * (m + 2))).clamp_min(0.0).sqrt()
-
-
-def _evenly(values: Tensor, tied: Tensor) -> Tensor:
-    """Replace the values of modes of one eigenvalue by their mean."""
-    return mean_by_level(values, tied, int(tied[-1]) + 1)[tied]

@@ -59,7 +59,7 @@ class DominanceTracker:
         self._in_a_row = 0
 
     def check(self, coefficients: Any) -> Decision:
-        """Take in the residual of one check.
+        """Process the residual of one check.
 
         Args:
             coefficients: ``[L, C]`` or ``[L]`` coefficients of the residual, in order of complexity.
@@ -94,7 +94,7 @@ class DominanceTracker:
         return Decision(self._in_a_row >= self.patience, number, reason, value, math.nan)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint: the energies of the last checks."""
+        """Return what has to survive a checkpoint."""
         return {
             "checks": self.checks,
             "initial": self._initial,
@@ -103,7 +103,7 @@ class DominanceTracker:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.checks, self._initial, self._in_a_row = state["checks"], state["initial"], state["in_a_row"]
         self._recent = deque(state["recent"], maxlen=WINDOW + 1)
 
@@ -144,7 +144,7 @@ class WhitenessTracker:
         self._in_a_row = 0
 
     def check(self, coefficients: Any) -> Decision:
-        """Take in the residual of one check.
+        """Process the residual of one check.
 
         Args:
             coefficients: ``[L, C]`` or ``[L]`` coefficients of the residual, in order of complexity.
@@ -169,16 +169,16 @@ class WhitenessTracker:
         return Decision(self._in_a_row >= self.patience, number, reason, p, math.nan)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint: two counters."""
+        """Return what has to survive a checkpoint."""
         return {"checks": self.checks, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.checks, self._in_a_row = state["checks"], state["in_a_row"]
 
 
 def dominance(coefficients: Any, patience: int = 3) -> Decision:
-    """Say where most of what is learned became complex, from the residuals of all checks: `DominanceTracker` over them.
+    """Find the check at which most of what is learned became complex: `DominanceTracker` over a whole run.
 
     Args:
         coefficients: ``[T, L, C]`` or ``[T, L]`` coefficients of the residual at each check, in order of complexity.
@@ -204,7 +204,7 @@ def dominance(coefficients: Any, patience: int = 3) -> Decision:
 
 
 def residual_whiteness(coefficients: Any, patience: int = 2) -> Decision:
-    """Say where what was left became white noise, from the residuals of all checks: `WhitenessTracker` over them.
+    """Find the check at which the residual became white noise: `WhitenessTracker` over a whole run.
 
     Args:
         coefficients: ``[T, L, C]`` or ``[T, L]`` coefficients of the residual at each check, in order of complexity.

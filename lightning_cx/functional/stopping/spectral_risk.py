@@ -139,7 +139,7 @@ class RiskTracker:
         self._above = 0
 
     def check(self, coefficients: Any, step: float | None = None) -> Decision:
-        """Take in the residual of one check.
+        """Process the residual of one check.
 
         Args:
             coefficients: ``[L, C]`` or ``[L]`` coefficients of the residual in the basis, in order of complexity; of
@@ -185,7 +185,7 @@ class RiskTracker:
         return Decision(stop, self.best_check, self._words(risk, error), risk, error)
 
     def rebase(self, initial: Any) -> None:
-        """Take the same initial residual in a basis that was made again: its functions may have changed sign.
+        """Replace the initial coefficients where the basis was made again: its functions may have changed sign.
 
         Args:
             initial: ``[L, C]`` or ``[L]`` its coefficients there.
@@ -193,11 +193,11 @@ class RiskTracker:
         self._initial = _matrix(initial)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a checkpoint: the initial coefficients and a few numbers."""
+        """Return what has to survive a checkpoint."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave; the run goes on as if it had not been interrupted."""
+        """Restore what `state_dict` returned."""
         for name in _STATE:
             setattr(self, name, state[name])
         if self._initial is not None:
@@ -225,7 +225,7 @@ class RiskTracker:
         return (self._energy + 2 * self.sigma2 * spent) / len(coefficients), spent, fitted
 
     def _standard_error(self, fitted: Tensor) -> float:
-        """Of the difference in risk to the best check: what noise alone would make of it."""
+        """Return the standard error of the difference in risk to the best check, under noise alone."""
         assert self._initial is not None
         assert self._lowest_fitted is not None
         freedom = degrees_of_freedom(self._initial.shape[1])
@@ -275,7 +275,7 @@ def spectral_risk(
     patience: int = 3,
     min_checks: int = 3,
 ) -> RiskCurve:
-    """Say where training should have stopped, from the residuals of all its checks: without any validation data.
+    """Find where training should have stopped, from the residuals of all its checks, without validation data.
 
     `RiskTracker` over the whole run; see there for the formula.
 

@@ -1,4 +1,4 @@
-"""Which functions of the examples are simple: the order in which a target is least surprising."""
+"""The target before training: in which order of complexity it is simplest, and how much of it is noise."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ all problems that were tried had p < 7e-7, shuffled bases never came below."""
 
 
 def target_is_ordered(initial: Any) -> tuple[bool, float]:
-    """Say whether a basis orders the target at all: whether its simple eighth stands out from its complex half.
+    """Test whether a basis orders the target: whether its simple eighth stands out from its complex half.
 
     Where it does not, nothing can be said about fitting noise: on such a basis a target is noise from the start.
 
@@ -192,7 +192,7 @@ def _energies(initial: Any) -> tuple[Tensor, int]:
 
 
 def _white_from(energy: Tensor, starts: Sequence[int], freedom: int, level: float) -> int:
-    """The first function from which on all is white: parts are taken in from the top until one stands out.
+    """Return the first function from which on all is white: parts join from the top until one stands out.
 
     Args:
         energy: ``[L]``.
@@ -251,7 +251,7 @@ def calm_noise(features: Any, values: Any) -> float:
 
 
 def description_length(coefficients: Any) -> float:
-    """Say how surprising a function is in a basis, as noise of one variance for each octave: lower is better ordered.
+    """Compute how surprising a function is in a basis, as noise of one variance per octave; lower is better ordered.
 
     ``sum_b n_b log(mean energy of octave b)``, comparable between bases of the same function alone.
 
@@ -277,7 +277,7 @@ def description_length(coefficients: Any) -> float:
 
 
 def basis_by_name(name: str, features: Any) -> Basis:
-    """Make the basis of an order again, for a run that is resumed.
+    """Construct the basis of an order again, for a run that is resumed.
 
     Args:
         name: As in `TargetOrder.name`.
@@ -321,7 +321,7 @@ def gaussian_basis(features: Any) -> Basis:
 
 
 def f_test(some: Tensor, others: Tensor, freedom: int) -> float:
-    """How often noise would make the mean of some energies exceed that of others so far: one-sided F test.
+    """Return how often noise would make the mean of some energies exceed that of others so far: one-sided F test.
 
     Args:
         some: ``[a]`` energies, each the sum over `freedom` independent outputs.
@@ -335,5 +335,5 @@ def f_test(some: Tensor, others: Tensor, freedom: int) -> float:
 
 
 def degrees_of_freedom(outputs: int) -> int:
-    """Independent outputs: one-hot targets of C classes have C - 1, a regression of one output has 1."""
+    """Return the number of independent outputs: C - 1 for one-hot targets of C classes, 1 for one output."""
     return max(outputs - 1, 1)

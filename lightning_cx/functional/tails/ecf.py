@@ -1,4 +1,4 @@
-"""The empirical characteristic function of standardised samples, and the tail index that its decay shows."""
+"""The tail index of noise from its empirical characteristic function, with an interval from simulated laws."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Generator, Tensor
 from lightning_cx.functional.tails.fit import TailFit, refused, samples_of, tail_fit, why_degenerate, why_not
 
 PROJECTIONS = 16
-"""Directions on which vectors are projected; the table of `quantiles.py` is made for them."""
+"""Directions on which vectors are projected; the second half of the table `quantiles.csv` is made for their median."""
 
 
 def alpha_ecf(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0) -> TailFit:
-    """Say how heavy the tail of noise is as an alpha-stable law has it: 2 is Gaussian, 1 is Cauchy's.
+    """Estimate the tail index of noise under an alpha-stable law: 2 is Gaussian, 1 is Cauchy's.
 
     Samples are standardised by median and half their interquartile range. With n of them the characteristic function
     has ``|phi(t)|^2 = (n |mean exp(i t x)|^2 - 1) / (n - 1)`` without bias, and a stable law has
@@ -104,7 +104,7 @@ def fit_standardised(standard: Tensor, n: int) -> TailFit:
 
 
 def mean_squared_correlation(standard: Tensor) -> float:
-    """Average squared correlation between two rows, from signs alone, since a heavy tail has no covariance.
+    """Average squared correlations between rows, from signs alone, since a heavy tail has no covariance.
 
     For elliptical laws the correlation is ``sin(pi / 2 E sign(x) sign(y))``; signs of independent rows still agree a
     little in n samples, which is taken off.
@@ -124,7 +124,7 @@ def mean_squared_correlation(standard: Tensor) -> float:
 
 
 def standardised(samples: Tensor) -> Tensor:
-    """Take off the median and divide by half the interquartile range, along the last axis; inf or nan where that is 0.
+    """Subtract the median and divide by half the interquartile range, along the last axis; inf or nan where that is 0.
 
     Args:
         samples: ``[..., n]`` floating.
@@ -137,7 +137,7 @@ def standardised(samples: Tensor) -> Tensor:
 
 
 def quartiles(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three quartiles along the last axis, each ``[..., 1]``, interpolated linearly between order statistics."""
+    """Return the three quartiles along the last axis, each ``[..., 1]``, interpolated between order statistics."""
     ordered = samples.sort(-1).values  # torch.quantile refuses more than 16 million numbers
     n = samples.shape[-1]
 
@@ -197,12 +197,12 @@ def decay_of(modulus: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def frequencies(points: int, like: Tensor) -> Tensor:
-    """The frequencies ``.1, .2, ...``, ``[points]`` with dtype and device of `like`."""
+    """Return the frequencies ``.1, .2, ...``, ``[points]`` with dtype and device of `like`."""
     return STEP * torch.arange(1, points + 1, dtype=like.dtype, device=like.device)
 
 
 def indices(samples: Tensor) -> Tensor:
-    """Tail index along the last axis: the regression of Koutrouvelis on the standardised characteristic function.
+    """Estimate the tail index along the last axis by Koutrouvelis' regression on the characteristic function.
 
     Args:
         samples: ``[..., n]`` floating.
@@ -211,10 +211,6 @@ def indices(samples: Tensor) -> Tensor:
         ``[...]`` in about (0, 2]; nan where the quartiles are equal or a sample is not finite.
     """
     return decay_of(squared_modulus(standardised(samples), FIT_POINTS))[0]
-
-
-MANY = 16
-"""Projections whose median the second half of the table is for."""
 
 
 def interval(index: float, n: int, projections: int, correlation: float) -> tuple[float, float]:
@@ -234,7 +230,7 @@ def interval(index: float, n: int, projections: int, correlation: float) -> tupl
         Lower and upper end, between 0 and 2. Below the lowest index of the table, .4, the lower end is 0.
     """
     apart = (1 - correlation) * (1 - 1 / projections)
-    share = max(0.0, 1 - apart / (1 - 1 / MANY))  # how far the scatter is that of a single projection
+    share = max(0.0, 1 - apart / (1 - 1 / PROJECTIONS))  # how far the scatter is that of a single projection
     alphas, one, many = _deviations(n)
     lows, highs = [], []
     for alpha, (below, above), (below_many, above_many) in zip(alphas, one, many, strict=True):
@@ -246,7 +242,7 @@ def interval(index: float, n: int, projections: int, correlation: float) -> tupl
 
 @cache
 def _deviations(n: int) -> tuple[list[float], list[tuple[float, float]], list[tuple[float, float]]]:
-    """Indices, and for both kinds of samples how far the quantiles lie below and above them at this sample size."""
+    """Return indices and, for both kinds of samples, the distances of the quantiles below and above at this n."""
     by_kind, sizes = _read_table()
     place = min(max(math.log2(n / sizes[0]), 0.0), len(sizes) - 1.0)  # sizes double from one to the next
     below = min(int(place), len(sizes) - 2)
@@ -269,8 +265,8 @@ TABLE = Path(__file__).with_name("quantiles.csv")
 
 @cache
 def _read_table() -> tuple[dict[int, dict[float, list[tuple[float, float]]]], list[int]]:
-    """Deviations of the quantiles times sqrt(n), by kind and index, in the order of sizes; and the sizes."""
-    cells: dict[int, dict[float, list[tuple[float, float]]]] = {1: {}, MANY: {}}
+    """Read deviations of the quantiles times sqrt(n), by kind and index, in the order of sizes; and the sizes."""
+    cells: dict[int, dict[float, list[tuple[float, float]]]] = {1: {}, PROJECTIONS: {}}
     sizes: list[int] = []
     with TABLE.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -283,7 +279,7 @@ def _read_table() -> tuple[dict[int, dict[float, list[tuple[float, float]]]], li
 
 
 def _inverse_of(values: list[float], alphas: list[float], target: float) -> float:
-    """Where a rising, piecewise linear function first reaches a value; the last place if it never does."""
+    """Find where a rising, piecewise linear function first reaches a value; the last place if it never does."""
     rising = [max(values[: i + 1]) for i in range(len(values))]
     above = bisect_left(rising, target)
     if above == 0:

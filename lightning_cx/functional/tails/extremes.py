@@ -23,7 +23,7 @@ LEVELS = (0.025, 0.975)
 
 
 def hill(samples: Any, k: int | None = None) -> TailFit:
-    """Say how fast the largest values grow if they follow a power law: ``P(X > x) ~ x^-alpha``.
+    """Estimate the power law of the largest values: alpha of ``P(X > x) ~ x^-alpha``.
 
     The reciprocal of the mean excess of the logarithm over the largest k: ``1 / mean(log(x_(i) / x_(k+1)))``. Moments
     of order alpha and above are infinite: no variance below 2, no mean below 1. The estimator always finds a power
@@ -67,7 +67,7 @@ def hill(samples: Any, k: int | None = None) -> TailFit:
 
 
 def xi_dedh(samples: Any, fraction: float = FRACTION) -> TailFit:
-    """Say whether the largest values are those of a power law (xi > 0), of a light tail (0) or have an end (xi < 0).
+    """Estimate whether the largest values follow a power law (xi > 0), have a light tail (0) or an end (xi < 0).
 
     With ``M_j`` the mean of ``log(x_(i) / x_(k+1))^j`` over the largest k, ``xi = M_1 + 1 - .5 / (1 - M_1^2 / M_2)``:
     the moment estimator of Dekkers, Einmahl and de Haan. A power law of index alpha has ``xi = 1 / alpha``; the normal
@@ -119,14 +119,14 @@ def xi_dedh(samples: Any, fraction: float = FRACTION) -> TailFit:
 
 
 def _variance(xi: float) -> float:
-    """Asymptotic variance of sqrt(k) times the error of the moment estimator."""
+    """Return the asymptotic variance of sqrt(k) times the error of the moment estimator."""
     if xi >= 0:
         return 1 + xi**2
     return (1 - xi) ** 2 * (1 - 2 * xi) * (1 - xi + 6 * xi**2) / ((1 - 3 * xi) * (1 - 4 * xi))
 
 
 def _magnitudes(samples: Any) -> tuple[Tensor, str]:
-    """Sort magnitudes, largest first, in float64; and say why nothing can be read from them, if so."""
+    """Sort magnitudes, largest first, in float64, and return why nothing can be read from them, if so."""
     samples = samples_of(samples)
     reason = why_not(samples)
     if reason:
@@ -139,13 +139,13 @@ def _magnitudes(samples: Any) -> tuple[Tensor, str]:
 
 
 def _norms(samples: Tensor) -> Tensor:
-    """Norms in float64 up to a factor, a block of rows at a time, since wide float32 samples are large enough once."""
+    """Compute norms in float64 up to a factor, a block of rows at a time, as wide float32 samples fill memory once."""
     largest = samples.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)  # squares of 1e200 overflow
     return torch.cat([(block.double() / largest).norm(dim=1) for block in samples.split(256)])
 
 
 def _log_excess(ordered: Tensor, k: int) -> tuple[Tensor, str]:
-    """``log(x_(i) / x_(k+1))`` of the largest k."""
+    """Compute ``log(x_(i) / x_(k+1))`` of the largest k."""
     n = len(ordered)
     if not 2 <= k < n or k != int(k):
         raise ValueError(f"the tail holds between 2 and {n - 1} of {n} samples, got k={k}.")

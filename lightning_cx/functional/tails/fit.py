@@ -48,19 +48,19 @@ class TailFit:
 
 
 def tail_fit(index: float, low: float, high: float, n: int, like: Tensor) -> TailFit:
-    """Put three numbers into float64 tensors on the device of the samples."""
+    """Return three numbers as float64 tensors on the device of the samples."""
     numbers = torch.tensor([index, low, high], dtype=torch.float64).to(like.device)
     return TailFit(*numbers.unbind(), n=n)
 
 
 def refused(n: int, reason: str, like: Tensor) -> TailFit:
-    """A fit without a number."""
+    """Return a fit without a number."""
     nothing = torch.full((), torch.nan, dtype=torch.float64, device=like.device)
     return TailFit(nothing, nothing, nothing, n, reason)
 
 
 def samples_of(values: object) -> Tensor:
-    """Take samples ``[n]`` or ``[n, d]`` in a floating dtype; a single column counts as scalars.
+    """Return samples ``[n]`` or ``[n, d]`` in a floating dtype; a single column counts as scalars.
 
     Raises:
         ValueError: If they have another number of axes, or are vectors of no entries.
@@ -74,7 +74,7 @@ def samples_of(values: object) -> Tensor:
 
 
 def why_not(samples: Tensor) -> str:
-    """Why no tail can be read from these samples, in words; empty if nothing speaks against it."""
+    """Return why no tail can be read from these samples, in words; empty if nothing speaks against it."""
     n = samples.shape[0]
     if n < MIN_SAMPLES:
         return f"{n} samples are too few to show a tail: {MIN_SAMPLES} are needed"
@@ -84,7 +84,7 @@ def why_not(samples: Tensor) -> str:
 
 
 def why_degenerate(standard: Tensor) -> str:
-    """Why samples that were standardised by their quartiles say nothing: more than half of them are the same.
+    """Return why standardised samples say nothing, namely that more than half of them are the same; else empty.
 
     Args:
         standard: ``[..., n]`` standardised samples. Where the quartiles meet, those that are the median are nan.
@@ -94,5 +94,5 @@ def why_degenerate(standard: Tensor) -> str:
 
 
 def tied_share(standard: Tensor) -> float:
-    """Share of standardised samples ``[..., n]`` that are the median, the largest over the rows."""
+    """Return the share of standardised samples ``[..., n]`` that are the median, the largest over the rows."""
     return float(((standard.abs() <= _TIED) | standard.isnan()).double().mean(-1).max())

@@ -1,4 +1,4 @@
-"""What the samples rule out: a normal law, any stable law, and sums that keep the shape of what is summed."""
+"""Tests of what samples rule out: a normal law, any stable law, and sums that keep the shape of their terms."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TailTest:
 
 
 def anderson_darling(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0) -> TailTest:
-    """Ask whether samples could come from a normal law whose mean and variance are not known.
+    """Test whether samples could come from a normal law whose mean and variance are not known.
 
     ``A^2 = -n - mean((2 i - 1) (log F(z_i) + log(1 - F(z_(n+1-i)))))`` of the sorted, standardised samples, times
     ``1 + .75 / n + 2.25 / n^2``. Of all such tests it looks hardest at the tails.
@@ -88,7 +88,7 @@ SHAPE_POINTS = 25
 
 
 def stable_test(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0) -> TailTest:
-    """Ask whether samples could come from any symmetric stable law: a parametric bootstrap.
+    """Test whether samples could come from any symmetric stable law, by a parametric bootstrap.
 
     The statistic is the mean squared distance, over ``t = .1, ..., 2.5``, between ``|phi(t)|^2`` and the stable
     ``exp(-2 c t^alpha)`` fitted to it up to 1. Its null is that of 63 to 199 samples of the fitted law, each fitted
@@ -132,7 +132,7 @@ def stable_test(samples: Any, projections: int | None = PROJECTIONS, seed: int =
 def aggregation_test(
     samples: Any, batch_size: int = 16, projections: int | None = PROJECTIONS, seed: int = 0
 ) -> TailTest:
-    """Ask whether sums keep the tail index of what is summed, as those of a stable law do and no others.
+    """Test whether sums keep the tail index of what is summed, as those of a stable law do and no others.
 
     The statistic is the index of sums of `batch_size` samples, grouped at random, less the index of single ones. Where
     it is above 0, heaviness averages away. The null is that of the fitted stable law; the p-value is one-sided.
@@ -175,7 +175,7 @@ def aggregation_test(
 
 
 def normality_statistics(samples: Tensor) -> Tensor:
-    """Corrected Anderson-Darling statistic along the last axis of ``[..., n]``."""
+    """Compute the corrected Anderson-Darling statistic along the last axis of ``[..., n]``."""
     n = samples.shape[-1]
     z = ((samples - samples.mean(-1, keepdim=True)) / samples.std(-1, keepdim=True)).sort(-1).values
     weight = 2 * torch.arange(1, n + 1, dtype=z.dtype, device=z.device) - 1
@@ -184,7 +184,7 @@ def normality_statistics(samples: Tensor) -> Tensor:
 
 
 def normality_p_value(statistic: float) -> float:
-    """p-value of the corrected statistic for unknown mean and variance, by the fits of D'Agostino and Stephens."""
+    """Return the p-value of the corrected statistic for unknown mean and variance, by D'Agostino and Stephens."""
     a = min(statistic, 13.0)  # beyond, the fit turns round; p is below 1e-30
     if a < 0.2:
         return 1 - math.exp(-13.436 + 101.14 * a - 223.73 * a**2)
@@ -199,7 +199,7 @@ _SMALLEST = 1e-6  # approximations of p-values say no more than "smaller" beyond
 
 
 def in_words(p_value: float) -> str:
-    """A p-value as one writes it, ``p = 0.03`` or ``p < 1e-06``."""
+    """Format a p-value as ``p = 0.03`` or ``p < 1e-06``."""
     return f"p < {_SMALLEST:.0e}" if p_value < _SMALLEST else f"p = {p_value:.2g}"
 
 
@@ -223,7 +223,7 @@ def _result(statistic: float, p_value: float, like: Tensor) -> TailTest:
 
 
 def _kind(projected: Tensor) -> tuple[int, float]:
-    """Number of projections, and their mean squared correlation."""
+    """Return the number of projections and their mean squared correlation."""
     return projected.shape[1], mean_squared_correlation(standardised(projected.T))
 
 
@@ -235,11 +235,11 @@ class StableNull:
     shifts: Tensor
 
     def p_distance(self, statistic: float) -> float:
-        """How often a stable law lies at least as far from its own fit."""
+        """Return how often a stable law lies at least as far from its own fit."""
         return _p_value(self.distances, statistic)
 
     def p_shift(self, statistic: float) -> float:
-        """How often the sums of a stable law look at least as much lighter."""
+        """Return how often the sums of a stable law look at least as much lighter."""
         return _p_value(self.shifts, statistic)
 
     @property
@@ -262,7 +262,7 @@ _GRID = 0.05  # the null is drawn for the nearest multiple: it changes by far le
 def stable_null(
     alpha: float, n: int, size: int, seed: int, projections: int = 1, correlation: float = 1.0
 ) -> StableNull:
-    """Draw the null of `stable_test` and `aggregation_test`, or take it from the last few that were drawn.
+    """Draw the null of `stable_test` and `aggregation_test`, or return a cached one.
 
     Of many samples fewer are drawn: sums of stable variables have their law, so that sums of fewer, as many as before,
     scatter alike; and distances fall as 1 / n.
@@ -284,7 +284,7 @@ def stable_null(
 
 
 def distances(modulus: Tensor) -> Tensor:
-    """Mean squared distance of ``|phi|^2`` from the stable law fitted to it, ``[...]``."""
+    """Compute the mean squared distance ``[...]`` of ``|phi|^2`` from the stable law fitted to it."""
     slope, intercept = decay_of(modulus)
     log_t = frequencies(modulus.shape[-1], modulus).log()
     fitted = torch.exp(-torch.exp(intercept[..., None] + slope[..., None] * log_t))
@@ -321,7 +321,7 @@ def _draw_null(steps: int, shape: tuple[int, int, int], mixing: int, seed: int) 
 
 
 def _draw(alpha: float, count: int, n: int, projections: int, mixing: float, generator: Generator) -> Tensor:
-    """Samples ``[count, projections, n]``; for several projections those of a vector, with equal correlations."""
+    """Draw samples ``[count, projections, n]``; several projections are those of a vector, equally correlated."""
     if projections == 1:
         return symmetric_stable(alpha, (count, 1, n), generator, torch.float32)
     vectors = elliptical_stable(alpha, count * n, projections + 1, generator).float()

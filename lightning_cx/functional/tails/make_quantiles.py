@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 from zlib import crc32
 
 import torch
 from torch import Generator, Tensor
 
-from lightning_cx.functional.tails.ecf import indices
+from lightning_cx.functional.tails.ecf import PROJECTIONS, TABLE, indices
 from lightning_cx.functional.tails.stable import elliptical_stable, symmetric_stable
 
-TABLE = Path(__file__).with_name("quantiles.csv")
 HEADER = ("projections", "alpha", "n", "low", "high")
 
 ALPHAS = (*(round(0.1 * tenths, 3) for tenths in range(4, 19)), 1.85, 1.9, 1.95, 1.975, 2.0)
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
-PROJECTIONS = 16
-"""The other kind of sample: so many projections of a vector with very many equal directions, their median taken."""
-
 SAMPLES = {1: 10_000, PROJECTIONS: 4_000}
-"""Fits per cell: its quantiles are then known to 3% and 4% of a standard deviation."""
+"""Fits per cell, of scalars and of the median over 16 projections of a vector with very many equal directions. Its
+quantiles are then known to 3% and 4% of a standard deviation."""
 
 LEVELS = (0.025, 0.975)
 _NUMBERS = 1 << 20  # drawn at once
@@ -58,7 +54,7 @@ def simulated_indices(projections: int, alpha: float, n: int, count: int, genera
 
 
 def cell(projections: int, alpha: float, n: int) -> tuple[float, float]:
-    """The 2.5% and 97.5% quantile of the fitted index in one cell of the table."""
+    """Return the 2.5% and 97.5% quantile of the fitted index in one cell of the table."""
     generator = Generator().manual_seed(crc32(f"{projections} {alpha} {n}".encode()))
     fits = simulated_indices(projections, alpha, n, SAMPLES[projections], generator)
     low, high = torch.quantile(fits, fits.new_tensor(LEVELS)).tolist()
@@ -66,7 +62,7 @@ def cell(projections: int, alpha: float, n: int) -> tuple[float, float]:
 
 
 def rows() -> Iterator[tuple[int, float, int, str, str]]:
-    """All rows of the table."""
+    """Yield all rows of the table."""
     for projections in SAMPLES:
         for alpha in ALPHAS:
             for n in SIZES:

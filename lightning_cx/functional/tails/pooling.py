@@ -1,4 +1,4 @@
-"""Sums of samples: what a batch makes of single examples."""
+"""Samples pooled: over batches without drift of the scale, in sums as a batch makes them, over coordinates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEIGHBOURHOOD = 256
 
 
 def without_drift(samples: Any, batches: Any, neighbourhood: int = NEIGHBOURHOOD) -> Tensor:
-    """Take the drift of the scale out of samples of several batches, since a mixture of scales looks heavy-tailed.
+    """Remove the drift of the scale from samples of several batches, since a mixture of scales looks heavy-tailed.
 
     The scale of a batch is the median magnitude of its entries. Its logarithm is followed over the batches first by a
     line (the median slope of all pairs, of Theil and Sen), then, of what is left, by a running median over as many
@@ -72,7 +72,7 @@ def without_drift(samples: Any, batches: Any, neighbourhood: int = NEIGHBOURHOOD
 
 
 def centred_norms(gram: Tensor) -> Tensor:
-    """Read norms of gradients less their mean off their Gram matrix: ``K_ii - 2 mean_j K_ij + mean K``, its root.
+    """Compute norms of centred gradients from their Gram matrix: the root of ``K_ii - 2 mean_j K_ij + mean K``.
 
     Args:
         gram: ``[N, N]`` inner products, not centred.
@@ -88,12 +88,38 @@ def centred_norms(gram: Tensor) -> Tensor:
     return (gram.diagonal() - 2 * gram.mean(1) + gram.mean()).clamp_min(0).sqrt()
 
 
+MAX_GROUPS = 256
+"""More batches are joined to so many groups of neighbours, for the fit of the line takes all pairs of them."""
+
+
+def _line(places: Tensor, values: Tensor) -> Tensor:
+    """Fit the median slope, over groups of neighbours where there are very many points."""
+    if len(places) <= MAX_GROUPS:
+        return theil_sen(places, values)
+    group_of = torch.arange(len(places), device=places.device) * MAX_GROUPS // len(places)
+    joined = [group_of == group for group in range(MAX_GROUPS)]
+    return theil_sen(
+        torch.stack([places[members].mean() for members in joined]),
+        torch.stack([values[members].median() for members in joined]),
+    )
+
+
+def _running_median(values: Tensor, half: int) -> Tensor:
+    """Compute the median over `half` neighbours on either side, of those that have a scale."""
+    medians = []
+    for i in range(len(values)):
+        near = values[max(0, i - half) : i + half + 1]
+        near = near[near.isfinite()]
+        medians.append(near.median() if len(near) else values.new_zeros(()))
+    return torch.stack(medians)
+
+
 MIN_SUMS = 64
 """Fewer sums say nothing about their shape; THEORY section 6."""
 
 
 def sum_size(batch_size: int, n: int) -> int:
-    """How many samples to add up: the batch size, at least 2, but so few that 64 sums remain."""
+    """Return how many samples to add up: the batch size, at least 2, but so few that 64 sums remain."""
     if batch_size < 1:
         raise ValueError(f"a batch holds at least one example, got batch_size={batch_size}.")
     return min(max(batch_size, 2), max(2, n // MIN_SUMS))
@@ -104,7 +130,7 @@ GROUPINGS = 8
 
 
 def grouped_sums(projected: Tensor, size: int, seed: int) -> Tensor:
-    """Add up samples in groups drawn at random, several times over: which meet must not decide what is found.
+    """Add up samples in groups drawn at random, several times over, so that no one grouping decides the result.
 
     Args:
         projected: ``[..., n]`` samples along the last axis.
@@ -124,34 +150,8 @@ def grouped_sums(projected: Tensor, size: int, seed: int) -> Tensor:
 
 
 def indices_of_sums(sums: Tensor) -> Tensor:
-    """Tail index of sums from `grouped_sums`, ``[...]``, from the mean of ``|phi|^2`` over the ways to group."""
+    """Estimate the tail index ``[...]`` of `grouped_sums` from the mean of ``|phi|^2`` over the ways to group."""
     return decay_of(squared_modulus(standardised(sums), FIT_POINTS).mean(0))[0]
-
-
-MAX_GROUPS = 256
-"""More batches are joined to so many groups of neighbours, for the fit of the line takes all pairs of them."""
-
-
-def _line(places: Tensor, values: Tensor) -> Tensor:
-    """Median slope, over groups of neighbours where there are very many."""
-    if len(places) <= MAX_GROUPS:
-        return theil_sen(places, values)
-    group_of = torch.arange(len(places), device=places.device) * MAX_GROUPS // len(places)
-    joined = [group_of == group for group in range(MAX_GROUPS)]
-    return theil_sen(
-        torch.stack([places[members].mean() for members in joined]),
-        torch.stack([values[members].median() for members in joined]),
-    )
-
-
-def _running_median(values: Tensor, half: int) -> Tensor:
-    """Median over `half` neighbours on either side, as far as there are any; those without a scale have no say."""
-    medians = []
-    for i in range(len(values)):
-        near = values[max(0, i - half) : i + half + 1]
-        near = near[near.isfinite()]
-        medians.append(near.median() if len(near) else values.new_zeros(()))
-    return torch.stack(medians)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,7 @@ class CoordinateTail:
 
 
 def coordinate_tail(samples: Any, seed: int = 0) -> CoordinateTail:
-    """Show what the tail index of pooled coordinates is worth: beside it, that of normal noise with the same scales.
+    """Estimate the tail index of pooled coordinates beside that of normal noise with the same scales.
 
     Much of the literature pools all coordinates of gradient noise and reads a tail index off them. Coordinates of a
     network differ in scale, and a mixture of scales looks heavy: normal noise whose log scales have a standard

@@ -1,4 +1,4 @@
-"""What can be said about the tail of noise, in numbers and in words."""
+"""The report on the tail of noise: all numbers, one of four verdicts, and the reason in a sentence."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class TailReport:
 def tail_report(
     samples: Any, batch_size: int = 16, seed: int = 0, projections: int | None = PROJECTIONS, norms: Any = None
 ) -> TailReport:
-    """Say whether noise is heavy-tailed, whether sums of a batch still are, and how sure that is.
+    """Report whether noise is heavy-tailed, whether sums of a batch still are, and how sure that is.
 
     Single samples get their index (`alpha_ecf`) and a test for a normal law (`anderson_darling`), so do sums of
     `batch_size` samples grouped at random. Where a normal law is ruled out, a stable law is tried (`stable_test`), and
@@ -218,7 +218,7 @@ def tail_report(
 
 
 def refused_report(n: int, size: int, reason: str, like: Tensor) -> TailReport:
-    """A report that says nothing but why."""
+    """Return a report without numbers that gives the reason."""
     nothing = refused(n, reason, like)
     unknown = Evidence(math.nan, math.nan, math.nan, size, *[math.nan] * 5)
     return _assembled(nothing, nothing, nothing, nothing, unknown, "indeterminate", reason)
@@ -289,7 +289,7 @@ SHIFT_LEVEL = 0.02
 
 
 def decide(evidence: Evidence) -> tuple[Verdict, str]:
-    """Choose the word.
+    """Derive the verdict and its reason from the evidence.
 
     Args:
         evidence: Intervals and p-values.
@@ -316,7 +316,7 @@ def decide(evidence: Evidence) -> tuple[Verdict, str]:
 
 
 def _magnitudes(samples: Tensor) -> Tensor:
-    """Norms of the samples less their mean; of numbers, distances from the median, which no tail carries away.
+    """Compute norms of the centred samples; of numbers, distances from the median, which no tail carries away.
 
     They are right up to a factor, of which no index knows: squares of 1e200 would overflow.
     """
@@ -329,7 +329,7 @@ def _magnitudes(samples: Tensor) -> Tensor:
 
 
 def _fit_sums(summed: Tensor, correlation: float) -> TailFit:
-    """Fit sums ``[8, k, n / size]``; one way to group them has the scatter of the table, their mean has less."""
+    """Fit sums ``[8, k, n / size]``; the table's scatter is that of one grouping, the mean over groupings has less."""
     projections, n = summed.shape[1:]
     index = float(torch.quantile(indices_of_sums(summed), 0.5))
     return tail_fit(index, *interval(index, n, projections, correlation), n, summed)
@@ -360,7 +360,7 @@ def _evidence(
 
 
 def _remarks(evidence: Evidence, xi: TailFit, standard: Tensor) -> str:
-    """What the words of a verdict leave out."""
+    """Return remarks on what the verdict leaves out."""
     remarks = ""
     if (evidence.normal or not evidence.heavy) and bool(xi.low > 0):
         remarks += f"; still, a few are far larger than the rest (xi {xi.index:+.2f}, above {xi.low:+.2f})"
@@ -401,7 +401,7 @@ def _assembled(
 
 
 def _another_shape(e: Evidence) -> tuple[Verdict, str]:
-    """Neither normal nor heavy."""
+    """Return the verdict on samples that are neither normal nor heavy."""
     shape = f"single samples are not normal in shape ({in_words(e.p_gaussian)})"
     if e.sums_normal:
         return "gaussian", (
@@ -420,7 +420,7 @@ def _another_shape(e: Evidence) -> tuple[Verdict, str]:
 
 
 def _what_is_missing(e: Evidence) -> str:
-    """Why heavy samples get no verdict."""
+    """Explain why heavy samples get no verdict."""
     if e.p_shift >= SHIFT_LEVEL and e.p_stable < LEVEL and e.sums_heavy:
         return (
             f"and sums of {e.sum_size} too (95% up to {e.sum_high:.2f}): it does not average away at that size, though "

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 def symmetric_stable(
     alpha: float, size: Sequence[int], generator: Generator, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """Draw noise whose sums have its own shape: symmetric alpha-stable, characteristic function ``exp(-|t|^alpha)``.
+    """Draw symmetric alpha-stable noise, of characteristic function ``exp(-|t|^alpha)``: sums keep its shape.
 
     ``sin(alpha U) / cos(U)^(1/alpha) (cos((1 - alpha) U) / W)^((1 - alpha) / alpha)`` with U uniform on
     ``(-pi/2, pi/2)`` and W exponential.
@@ -48,7 +48,7 @@ def symmetric_stable(
 
 
 def elliptical_stable(alpha: float, rows: int, columns: int, generator: Generator) -> Tensor:
-    """Draw vectors each projection of which is alpha-stable: normal vectors, each with a stable scale of its own.
+    """Draw vectors of which every projection is alpha-stable: normal vectors, each with a stable scale of its own.
 
     ``sqrt(A) G`` with G normal of variance 2 and A positive ``alpha/2``-stable with Laplace transform
     ``exp(-s^(alpha/2))``.

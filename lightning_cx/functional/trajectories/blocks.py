@@ -52,7 +52,7 @@ class PathBlocks:
         return len(self._held)
 
     def add(self, step: int, position: Tensor) -> None:
-        """Take in the position ``[k]`` at a step; steps come in ascending order."""
+        """Add the position ``[k]`` at a step; steps come in ascending order."""
         position = position.detach().to("cpu", torch.float64, copy=True)
         if not self._held:
             self._origin = position
@@ -75,7 +75,7 @@ class PathBlocks:
         return len(self) >= _FEW and self._followed < FILLED * (len(self) - 1)
 
     def blocks(self) -> Blocks:
-        """The path as it is known now."""
+        """Return the path as it is known now."""
         held = list(self._held.values())
         means = [total / count for _, _, count, total in held]
         return Blocks(
@@ -88,7 +88,7 @@ class PathBlocks:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return what has to survive a checkpoint."""
         spans = {number: (first, last, count) for number, (first, last, count, _) in self._held.items()}
         sums = [total for *_, total in self._held.values()]
         return {
@@ -99,7 +99,7 @@ class PathBlocks:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.width, self._origin = state["width"], state["origin"]
         sums = state["sums"] if state["spans"] else ()
         self._held = {
@@ -129,7 +129,7 @@ class Blocks:
     origin: Array
 
     def coarser(self, factor: int) -> Blocks:
-        """The same path in blocks that span so many times as many steps."""
+        """Return the same path in blocks that span so many times as many steps."""
         width = factor * self.width
         starts = np.flatnonzero(np.r_[True, np.diff(self.first // width) != 0])
         ends = np.r_[starts[1:], len(self.first)] - 1
@@ -138,15 +138,15 @@ class Blocks:
         return Blocks(self.first[starts], self.last[ends], sums / counts[:, None], counts, width, self.origin)
 
 
-FEW = 512
+MOST_UNCONFINED = 512
 """A path that no width shows confined is judged in so many blocks at most: there is nothing short to be seen."""
 
-STEP = 4
+WIDENING = 4
 """Widths differ by so much: blocks of a width average the noise that hides a jump from the next finer ones."""
 
 
 def widths(blocks: Blocks) -> list[Blocks]:
-    """The same path in blocks of the widths that are worth judging, the finest first.
+    """Return the path in blocks of the widths that are worth judging, the finest first.
 
     The finest is the first whose blocks forget: the median squared displacement, which jumps do not move, grows with an
     exponent below .5 from one block to four. Then come wider ones, of which there are 256 at least.
@@ -157,11 +157,11 @@ def widths(blocks: Blocks) -> list[Blocks]:
     Returns:
         At least one; that with at most 512 blocks where no width forgets.
     """
-    while len(blocks.means) > FEW and _exponent(blocks.means) >= CONFINED:
+    while len(blocks.means) > MOST_UNCONFINED and _exponent(blocks.means) >= CONFINED:
         blocks = blocks.coarser(2)
     found = [blocks]
-    while len(found[-1].means) > 2 * FEW:
-        found.append(found[-1].coarser(STEP))
+    while len(found[-1].means) > 2 * MOST_UNCONFINED:
+        found.append(found[-1].coarser(WIDENING))
     return found
 
 
@@ -169,7 +169,7 @@ _LAG = 4  # blocks over which the displacement is compared with that over one
 
 
 def _exponent(means: Array) -> float:
-    """Growth of the median squared displacement from one block to four."""
+    """Fit the growth of the median squared displacement from one block to four."""
     means = means / (float(np.abs(means).max()) or 1.0)  # squares of huge numbers are none any more
     near, far = (float(np.median(np.square(means[lag:] - means[:-lag]).sum(1))) for lag in (1, _LAG))
     return math.log(far / near) / math.log(_LAG) if near > 0 and far > 0 else 0.0

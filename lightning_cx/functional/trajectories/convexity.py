@@ -44,7 +44,7 @@ class PointConvexity:
 
 
 def one_point_convexity(gradients: Any, weights: Any, center: Any = None) -> PointConvexity:
-    """Say whether a place attracts: ``sum <g_t, w_t - c> / sum |w_t - c|^2``, the curvature felt on the way back to c.
+    """Estimate whether a place attracts: ``sum <g_t, w_t - c> / sum |w_t - c|^2``, the curvature on the way back to c.
 
     Positive: gradients point back to the centre on average, as in a valley (for a quadratic ``h |w|^2 / 2`` it is h).
     About zero: nothing pulls, training wanders. Negative: the place repels.
@@ -99,7 +99,7 @@ def one_point_convexity(gradients: Any, weights: Any, center: Any = None) -> Poi
 
 
 def _from_earlier(gradients: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Each point less the mean of those before it, as soon as there are some."""
+    """Subtract from each point the mean of those before it, as soon as there are some."""
     first = max(WARM_UP, len(weights) // 8)
     if len(weights) <= first:
         return gradients[:0], weights[:0]

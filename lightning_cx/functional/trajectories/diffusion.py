@@ -61,7 +61,7 @@ _UNKNOWN = DiffusionExponent(math.nan, math.nan, 1.0)
 
 
 def diffusion_exponent(path: Any) -> DiffusionExponent:
-    """Say whether a path stays where it is, wanders or drifts: the slope of ``log E|x(t+l) - x(t)|^2`` over ``log l``.
+    """Fit how a path spreads, staying, wandering or drifting: the slope of ``log E|x(t+l) - x(t)|^2`` over ``log l``.
 
     Lags run from 1 to half of the path. The error is that of a random walk of the same length, whose exponent is about
     1 (slightly more where points are averages over time); it shrinks with the number of points and of directions
@@ -90,7 +90,7 @@ def diffusion_exponent(path: Any) -> DiffusionExponent:
 
 
 def growth_exponent(values: Array) -> DiffusionExponent:
-    """The exponent of ``[n, k]`` positions, however few: `diffusion_exponent` says what it means."""
+    """Fit the exponent of ``[n, k]`` positions, however few; see `diffusion_exponent`."""
     n = len(values)
     if n < _FEWEST or not np.isfinite(values).all():
         return _UNKNOWN
@@ -108,12 +108,12 @@ def growth_exponent(values: Array) -> DiffusionExponent:
 
 
 def is_confined(exponent: DiffusionExponent, points: int) -> bool:
-    """Whether the exponent of so many points is that of a path that stays in one place."""
+    """Test whether the exponent of so many points is that of a path that stays in one place."""
     return exponent.value < CONFINED + CHANCE / points
 
 
 def points(path: Any) -> Array:
-    """A path as ``[n, k]`` float64."""
+    """Return a path as ``[n, k]`` float64."""
     values = as_tensor(path)
     if values.ndim not in (1, 2) or values.is_complex() or (len(values) and not values.numel()):
         raise ValueError(f"a path is real, [n, k] or [n], got {list(values.shape)} of {values.dtype}.")
@@ -122,7 +122,7 @@ def points(path: Any) -> Array:
 
 
 def effective_directions(moves: Array) -> float:
-    """``(tr C)^2 / tr C^2`` of the second moments of moves ``[m, k]``: between 1 and k; 1 where nothing moves."""
+    """Compute ``(tr C)^2 / tr C^2`` of the second moments of moves ``[m, k]``, 1 to k; 1 where nothing moves."""
     second = moves.T @ moves if moves.shape[1] <= len(moves) else moves @ moves.T  # the same eigenvalues
     squares = float(np.square(second).sum())
     return float(np.trace(second)) ** 2 / squares if squares > 0 else 1.0

@@ -1,4 +1,4 @@
-"""What is known of a path: the places where it dwelt, and the jumps between them."""
+"""Dwelling: episodes in which the path of the parameters stays in one place, and escapes from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.trajectories.blocks import FEW, Blocks, PathBlocks, widths
+from lightning_cx.functional.trajectories.blocks import MOST_UNCONFINED, Blocks, PathBlocks, widths
 from lightning_cx.functional.trajectories.diffusion import (
     MIN_BLOCKS,
     NULL_ERROR,
@@ -211,7 +211,7 @@ _EDGE = 1  # blocks next to a jump belong to the way
 
 
 def _confirmed(means: Array, spans: list[Span]) -> list[_Found]:
-    """Stretches that are confined, from their beginning or from later on."""
+    """Select the stretches that are confined, from their beginning or from later on."""
     found: list[_Found] = []
     last = len(spans) - 1
     for number, (start, end) in enumerate(spans):
@@ -240,8 +240,8 @@ ENOUGH = 128
 
 
 def _condensed(path: Array, of: int) -> Array:
-    """Part of a path of so many blocks, in means over several where it is long: less noise hides less drift."""
-    each = max(1, min(-(-of // FEW), len(path) // ENOUGH))
+    """Average part of a path over several blocks where it is long: less noise hides less drift."""
+    each = max(1, min(-(-of // MOST_UNCONFINED), len(path) // ENOUGH))
     return path[: len(path) // each * each].reshape(-1, each, path.shape[1]).mean(1)
 
 
@@ -251,7 +251,7 @@ not."""
 
 
 def _doubt(n: int, found: list[_Found]) -> str:
-    """Why what was found may be a walk; empty if it is none."""
+    """Return why what was found may be a walk; empty if it is none."""
     if not found:
         return "no stretch of the path stays in one place"
     if _is_like_a_walk(found):
@@ -266,7 +266,7 @@ SURE = 3.1
 
 
 def _is_like_a_walk(found: list[_Found]) -> bool:
-    """Whether the exponents of some stretches, weighted by their points, are none too low for a random walk."""
+    """Test whether the exponents of some stretches, weighted by their points, are not too low for a random walk."""
     points = [dwell.points for dwell in found]
     exponent = np.average([dwell.exponent.value for dwell in found], weights=points)
     directions = np.average([dwell.exponent.directions for dwell in found], weights=points)
@@ -274,7 +274,7 @@ def _is_like_a_walk(found: list[_Found]) -> bool:
 
 
 def _escapes(means: Array, spans: list[Span], found: list[_Found]) -> list[bool]:
-    """Which dwells were left for the next one by a jump.
+    """Decide which dwells were left for the next one by a jump.
 
     Not those after which the path drifted, nor where both dwells are some only after a time to settle, nor where the
     path wandered all the time along the line between them, hidden by the noise of other directions. And the dwells
@@ -298,7 +298,7 @@ between them, and so many median absolute deviations, is in the same place."""
 
 
 def _stay_apart(means: Array, here: Span, there: Span) -> bool:
-    """Whether two dwells lie apart, and each is confined, along the line between their centres.
+    """Test whether two dwells lie apart, and each is confined, along the line between their centres.
 
     A sixteenth of each is left out on either side: in many directions noise hides where the way begins and ends.
     """

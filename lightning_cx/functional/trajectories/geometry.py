@@ -1,4 +1,4 @@
-"""The path of the parameters as a set of points: how long it is, how spread out, and how far it has come."""
+"""The path of the parameters as a set of points, and the index of how far it was driven against its noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_cx.functional.inputs import as_tensor
 
 
 def spanning_tree_length(points: Any, alpha: float = 1.0) -> Tensor:
-    """Say how long the path is without counting what it retraces: the minimum spanning tree's ``sum of edges^alpha``.
+    """Measure the length of the minimum spanning tree, ``sum of edges^alpha``: a path's length without retracing.
 
     The tree of least total length that joins all points. Its edges are the lifetimes of the connected components in
     persistent homology of degree 0, hence the name of alpha-weighted lifetime sum, ``E_alpha``. It grows with the
@@ -117,7 +117,7 @@ MIN_POINTS_OF_GROWTH = 9
 
 
 def distance_from_start(points: Any, steps: Any = None) -> DistanceFromStart:
-    """Say how far the parameters have moved and whether they still go somewhere or wander about.
+    """Measure how far the parameters have moved, and whether they still go somewhere or wander about.
 
     The distance of each point from the first one, and the Theil-Sen slope of its logarithm against that of the steps
     since. The exponents of the halves show whether one power describes the path; they are no confidence interval.
@@ -213,7 +213,7 @@ def bound_index(
 
 
 def levy_dimension_constant(alpha: Any, parameters: int) -> Tensor:
-    """Say how much a dimension counts under noise of a tail index: K of the bound index.
+    """Compute how much the dimension counts under noise of a tail index: K of the bound index.
 
     ``K = (2 - alpha) Gamma(1 - alpha/2) d^(1 - alpha/2) / (alpha 2^(alpha/2))``, computed as
     ``2 Gamma(2 - alpha/2) ...``, which has no singularity: K = 1/2 at alpha = 2, where the dimension drops out.
@@ -245,7 +245,7 @@ def levy_dimension_constant(alpha: Any, parameters: int) -> Tensor:
 
 
 def pairwise_distances(points: Any) -> Tensor:
-    """Euclidean distances of all pairs of points, exact also for points that nearly coincide far from the origin.
+    """Compute Euclidean distances of all pairs of points, exact also for near copies far from the origin.
 
     Args:
         points: ``[T, d]`` real.
@@ -272,7 +272,7 @@ def _matrix(points: Any) -> Tensor:
 
 
 def _tree_edges(distances: Tensor) -> Tensor:
-    """Edges of the minimum spanning tree by Prim: join the nearest outsider, T - 1 times; zeros are edges too."""
+    """Return the edges of the minimum spanning tree by Prim: join the nearest outsider, T - 1 times; zeros count."""
     away = distances[0].clone()  # of each outsider from the tree
     outside = torch.ones_like(away, dtype=torch.bool)
     outside[0] = False

@@ -1,4 +1,4 @@
-"""Where a path jumps: exits from the place where it is, as far as free diffusion would not explain them."""
+"""Where a path jumps beyond what free diffusion explains, and short visits to places where it dwelt."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def segments(blocks: Array) -> list[Span]:
 
 
 def place(members: Array, deviations: float) -> tuple[Array, float]:
-    """Centre of a stretch, and the distance from it beyond which another block lies outside."""
+    """Return the centre of a stretch and the distance from it beyond which another block lies outside."""
     center = members.mean(0)
     distances = np.linalg.norm(members - center, axis=1)
     median, n = np.median(distances), len(members)
@@ -61,6 +61,117 @@ def place(members: Array, deviations: float) -> tuple[Array, float]:
     # distances hardly vary, that alone would be an exit.
     outside = median * np.sqrt((n + 1) / (n - 1))
     return center, float(outside + deviations * np.median(np.abs(distances - median)))
+
+
+EXIT_BLOCKS = 2
+"""So many blocks in a row have to be beyond it; THEORY, section 7."""
+
+EXIT_DEVIATIONS = 6.0
+"""Median absolute deviations beyond the median distance from the centre; THEORY, section 7."""
+
+
+def _exits(blocks: Array) -> list[int]:
+    """Return the first block of each new stretch, by the rule of THEORY."""
+    found: list[int] = []
+    start, now, renew, center, limit = 0, WARM_UP, 0, blocks[:1].mean(0), 0.0
+    while now + EXIT_BLOCKS <= len(blocks):
+        if now >= renew:  # a centre of many blocks hardly changes with one more
+            center, limit = place(blocks[start:now], EXIT_DEVIATIONS)
+            renew = now + max(1, (now - start) // 8)
+        if (np.linalg.norm(blocks[now : now + EXIT_BLOCKS] - center, axis=1) > limit).all():
+            found.append(now)
+            start, now, renew = now, now + WARM_UP, 0
+        else:
+            now += 1
+    return found
+
+
+Stretch: TypeAlias = tuple[Span, ...]  # what was put together, and perhaps left in between
+
+_LONGEST_MEAN = 8  # blocks on each side of a jump that are averaged at most
+
+_EDGE = 1  # blocks next to a jump belong to the way, not to the place
+
+
+def _jump_ratio(blocks: Array, before: Stretch, after: Stretch) -> float:
+    """Compute the squared jump from one stretch to the next over the largest that free diffusion explains.
+
+    What counts is the smaller of two: the jump of the means of the nearest blocks, and that of the centres. Free
+    diffusion is what either stretch shows within itself over the same lag, whichever shows more; where both are too
+    short for that lag, it grows in proportion to it.
+    """
+    end, start = before[-1][1], after[0][0]
+    short = min(end - before[0][0], after[-1][1] - start)
+    wide = min(max(short // 2, 2), _LONGEST_MEAN)
+    edge = _EDGE if short >= MIN_BLOCKS else 0
+    lag = wide + start - end + 2 * edge
+    here, there = blocks[end - edge - wide : end - edge].mean(0), blocks[start + edge : start + edge + wide].mean(0)
+    centers = _center(blocks, reversed(before), before) - _center(blocks, after, after)
+    jump = min(float(np.square(there - here).sum()), float(np.square(centers).sum()))
+    moves = [found for stretch in (before, after) if (found := _moves(blocks, stretch, wide, lag)) is not None]
+    if not moves:
+        return 0.0
+    reach = max(reached for _, reached in moves)
+    largest = max(_largest_square(move) for move, _ in moves) * lag / reach
+    return jump / largest if largest > 0 else np.inf if jump > 0 else 0.0
+
+
+def _center(blocks: Array, nearest_first: Iterable[Span], stretch: Stretch) -> Array:
+    """Return the centre of the nearest part that is long enough: a mean over several places would lie between them."""
+    long = (span for span in nearest_first if span[1] - span[0] >= MIN_BLOCKS)
+    return blocks[slice(*next(long, (stretch[0][0], stretch[-1][1])))].mean(0)
+
+
+def _moves(blocks: Array, stretch: Stretch, wide: int, lag: int) -> tuple[Array, int] | None:
+    """Return moves of means of so many blocks over the lag, or the longest there is, within the parts of a stretch."""
+    parts = [(span, min(lag, (span[1] - span[0] - wide) // 2)) for span in stretch if span[1] - span[0] >= MIN_BLOCKS]
+    reach = max((reached for _, reached in parts), default=0)
+    if reach < 1:
+        return None
+    moves = []
+    for (start, end), reached in parts:
+        if reached == reach:
+            sums = np.cumsum(np.vstack([np.zeros((1, blocks.shape[1])), blocks[start:end]]), axis=0)
+            means = (sums[wide:] - sums[:-wide]) / wide
+            moves.append(means[reach:] - means[:-reach])
+    return np.concatenate(moves), reach
+
+
+JUMP_DEVIATIONS = 5.0
+"""A jump is larger than free diffusion over the same time is but once in 1.7 million. Among 2000 random walks of 64 and
+512 blocks in one dimension 258 and 80 of 1000 had a jump at 5, not one at 6 and among 400; none had a dwell
+on both sides of it."""
+
+
+def _largest_square(moves: Array) -> float:
+    """Return the square of a move that normal ones exceed as rarely as one number exceeds `JUMP_DEVIATIONS`.
+
+    A sum of squares over d equal directions is chi-squared with d degrees of freedom, and nearly so over unequal ones
+    with d the effective number of them (Satterthwaite). Where one direction is far wider than the others, it alone
+    makes the largest moves: then so many of its deviations on top of what the others add.
+    """
+    directions = effective_directions(moves)
+    share = 1 - 2 * ndtr(-JUMP_DEVIATIONS)
+    quantile = 2 * gammaincinv(directions / 2, share) / directions
+    mean = float(np.square(moves).sum(1).mean())
+    widest = float(np.linalg.norm(moves, 2)) ** 2 / len(moves)
+    return max(mean * quantile, mean + (JUMP_DEVIATIONS**2 - 1) * widest)
+
+
+def _merged(stretches: list[Stretch], ratio_of: Callable[[Stretch, Stretch], float]) -> list[Stretch]:
+    """Merge neighbours, the least distinct first, until only jumps are left between them."""
+    stretches = list(stretches)
+    ratios = [ratio_of(*pair) for pair in pairwise(stretches)]
+    while ratios:
+        least = int(np.argmin(ratios))
+        if ratios[least] > 1:
+            break
+        stretches[least : least + 2] = [stretches[least] + stretches[least + 1]]
+        del ratios[least]
+        for number in (least - 1, least):
+            if 0 <= number < len(ratios):
+                ratios[number] = ratio_of(stretches[number], stretches[number + 1])
+    return stretches
 
 
 Stay: TypeAlias = tuple[Span, bool]  # where, and whether it ended with a jump to the next
@@ -100,117 +211,6 @@ def with_visits(blocks: Array, stays: Sequence[Stay]) -> list[Stay]:
     return [((stay.first, stay.last), gone) for stay, gone in zip(found, [*left, False], strict=True)]
 
 
-EXIT_BLOCKS = 2
-"""So many blocks in a row have to be beyond it; THEORY, section 7."""
-
-EXIT_DEVIATIONS = 6.0
-"""Median absolute deviations beyond the median distance from the centre; THEORY, section 7."""
-
-
-def _exits(blocks: Array) -> list[int]:
-    """First block of each new stretch, by the rule of THEORY."""
-    found: list[int] = []
-    start, now, renew, center, limit = 0, WARM_UP, 0, blocks[:1].mean(0), 0.0
-    while now + EXIT_BLOCKS <= len(blocks):
-        if now >= renew:  # a centre of many blocks hardly changes with one more
-            center, limit = place(blocks[start:now], EXIT_DEVIATIONS)
-            renew = now + max(1, (now - start) // 8)
-        if (np.linalg.norm(blocks[now : now + EXIT_BLOCKS] - center, axis=1) > limit).all():
-            found.append(now)
-            start, now, renew = now, now + WARM_UP, 0
-        else:
-            now += 1
-    return found
-
-
-Stretch: TypeAlias = tuple[Span, ...]  # what was put together, and perhaps left in between
-
-_LONGEST_MEAN = 8  # blocks on each side of a jump that are averaged at most
-
-_EDGE = 1  # blocks next to a jump belong to the way, not to the place
-
-
-def _jump_ratio(blocks: Array, before: Stretch, after: Stretch) -> float:
-    """Squared jump from one stretch to the next, over the largest that free diffusion explains.
-
-    What counts is the smaller of two: the jump of the means of the nearest blocks, and that of the centres. Free
-    diffusion is what either stretch shows within itself over the same lag, whichever shows more; where both are too
-    short for that lag, it grows in proportion to it.
-    """
-    end, start = before[-1][1], after[0][0]
-    short = min(end - before[0][0], after[-1][1] - start)
-    wide = min(max(short // 2, 2), _LONGEST_MEAN)
-    edge = _EDGE if short >= MIN_BLOCKS else 0
-    lag = wide + start - end + 2 * edge
-    here, there = blocks[end - edge - wide : end - edge].mean(0), blocks[start + edge : start + edge + wide].mean(0)
-    centers = _center(blocks, reversed(before), before) - _center(blocks, after, after)
-    jump = min(float(np.square(there - here).sum()), float(np.square(centers).sum()))
-    moves = [found for stretch in (before, after) if (found := _moves(blocks, stretch, wide, lag)) is not None]
-    if not moves:
-        return 0.0
-    reach = max(reached for _, reached in moves)
-    largest = max(_largest_square(move) for move, _ in moves) * lag / reach
-    return jump / largest if largest > 0 else np.inf if jump > 0 else 0.0
-
-
-def _center(blocks: Array, nearest_first: Iterable[Span], stretch: Stretch) -> Array:
-    """Centre of the nearest part that is long enough: a mean over several places would lie between them."""
-    long = (span for span in nearest_first if span[1] - span[0] >= MIN_BLOCKS)
-    return blocks[slice(*next(long, (stretch[0][0], stretch[-1][1])))].mean(0)
-
-
-def _moves(blocks: Array, stretch: Stretch, wide: int, lag: int) -> tuple[Array, int] | None:
-    """How means of so many blocks move over the lag, or over the longest there is, within the parts of a stretch."""
-    parts = [(span, min(lag, (span[1] - span[0] - wide) // 2)) for span in stretch if span[1] - span[0] >= MIN_BLOCKS]
-    reach = max((reached for _, reached in parts), default=0)
-    if reach < 1:
-        return None
-    moves = []
-    for (start, end), reached in parts:
-        if reached == reach:
-            sums = np.cumsum(np.vstack([np.zeros((1, blocks.shape[1])), blocks[start:end]]), axis=0)
-            means = (sums[wide:] - sums[:-wide]) / wide
-            moves.append(means[reach:] - means[:-reach])
-    return np.concatenate(moves), reach
-
-
-JUMP_DEVIATIONS = 5.0
-"""A jump is larger than free diffusion over the same time is but once in 1.7 million. Among 2000 random walks of 64 and
-512 blocks in one dimension 258 and 80 of 1000 had a jump at 5, not one at 6 and among 400; none had a dwell
-on both sides of it."""
-
-
-def _largest_square(moves: Array) -> float:
-    """Square of a move that normal ones exceed as rarely as one number exceeds `JUMP_DEVIATIONS`.
-
-    A sum of squares over d equal directions is chi-squared with d degrees of freedom, and nearly so over unequal ones
-    with d the effective number of them (Satterthwaite). Where one direction is far wider than the others, it alone
-    makes the largest moves: then so many of its deviations on top of what the others add.
-    """
-    directions = effective_directions(moves)
-    share = 1 - 2 * ndtr(-JUMP_DEVIATIONS)
-    quantile = 2 * gammaincinv(directions / 2, share) / directions
-    mean = float(np.square(moves).sum(1).mean())
-    widest = float(np.linalg.norm(moves, 2)) ** 2 / len(moves)
-    return max(mean * quantile, mean + (JUMP_DEVIATIONS**2 - 1) * widest)
-
-
-def _merged(stretches: list[Stretch], ratio_of: Callable[[Stretch, Stretch], float]) -> list[Stretch]:
-    """Put neighbours together, the least distinct first, until only jumps are left between them."""
-    stretches = list(stretches)
-    ratios = [ratio_of(*pair) for pair in pairwise(stretches)]
-    while ratios:
-        least = int(np.argmin(ratios))
-        if ratios[least] > 1:
-            break
-        stretches[least : least + 2] = [stretches[least] + stretches[least + 1]]
-        del ratios[least]
-        for number in (least - 1, least):
-            if 0 <= number < len(ratios):
-                ratios[number] = ratio_of(stretches[number], stretches[number + 1])
-    return stretches
-
-
 KNOWN = 2 * MIN_BLOCKS
 """A place is known from a dwell of so many blocks: shorter ones may be a halt on the way. In a first version of this
 rule 20 visits beside 674 passages of a double well were made up with these, and 8 without."""
@@ -220,7 +220,7 @@ TRAVEL = 2 * MIN_BLOCKS
 
 
 def _places(blocks: Array, stays: Sequence[Stay]) -> tuple[list[int], list[Array]]:
-    """Number of the place of each dwell, -1 where it is not known, and the blocks from which each place is known."""
+    """Return the place of each dwell, -1 where it is not known, and the blocks from which each place is known."""
     left = [gone for _, gone in stays]
     known = [here or before for here, before in zip(left, [False, *left], strict=False)]
     if not any(known):
@@ -245,7 +245,7 @@ def _places(blocks: Array, stays: Sequence[Stay]) -> tuple[list[int], list[Array
 
 
 def _centers(places: Sequence[Array], deviations: float) -> tuple[Array, Array]:
-    """Centres and limits of some places."""
+    """Return centres and limits of some places."""
     centers, limits = zip(*(place(members, deviations) for members in places), strict=True)
     return np.array(centers), np.array(limits)
 
@@ -255,7 +255,7 @@ CORE_DEVIATIONS = 1.0
 
 
 def _of_blocks(blocks: Array, places: Sequence[Array]) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each block, -1 for none, and whether it lies in the core of that place."""
+    """Return the place of each block, -1 for none, and whether it lies in the core of that place."""
     centers, limits = _centers(places, EXIT_DEVIATIONS)
     cores = _centers(places, CORE_DEVIATIONS)[1]
     distances = np.stack([np.linalg.norm(blocks - center, axis=1) for center in centers])
@@ -279,7 +279,7 @@ VISIT = EXIT_BLOCKS
 
 
 def _runs(where: np.ndarray, is_core: np.ndarray, start: int, end: int) -> list[_Part]:
-    """Times in one place within a part of the path, each with two blocks in a row there and one in the core."""
+    """Find visits to one place within a part of the path, each with two blocks in a row there and one in the core."""
     known = start + np.flatnonzero(where[start:end] >= 0)
     runs: list[_Part] = []
     gaps = (np.diff(where[known]) != 0) | (np.diff(known) > MIN_BLOCKS)
@@ -294,7 +294,7 @@ def _runs(where: np.ndarray, is_core: np.ndarray, start: int, end: int) -> list[
 
 
 def _divided(dwell: _Part, where: np.ndarray, is_core: np.ndarray) -> list[_Part]:
-    """A dwell, divided where the path was in the place of another one."""
+    """Divide a dwell where the path was in the place of another one."""
     is_own = where == dwell.label
     runs = _runs(where, is_core | is_own, dwell.first, dwell.last) if dwell.label >= 0 else []
     if all(run.label == dwell.label for run in runs):
@@ -313,7 +313,7 @@ def _divided(dwell: _Part, where: np.ndarray, is_core: np.ndarray) -> list[_Part
 
 
 def _joined(blocks: Array, found: Sequence[_Part]) -> list[_Part]:
-    """Leave out places that the path only passes, and join what goes on in one place."""
+    """Drop places that the path only passes, and join what goes on in one place."""
     near = [there.first - here.last <= TRAVEL for here, there in pairwise(found)]
     joined: list[_Part] = []
     for stay, *is_near in zip(found, [True, *near], [*near, True], strict=True):
@@ -333,7 +333,7 @@ def _stays(path: Array) -> bool:
 
 
 def _is_left(here: _Part, there: _Part, stays: Sequence[Stay]) -> bool:
-    """Whether the path jumped from one to the next."""
+    """Test whether the path jumped from one to the next."""
     if here.label == there.label >= 0:
         return False
     is_near = min(here.label, there.label) >= 0 and there.first - here.last <= TRAVEL
