@@ -31,7 +31,7 @@ BELOW_FIGURES = {"functional", "gradients", "batch", "metrics", "probe", "instru
 LAYERS = {
     "functional": May({"functional"}, {"torch", "scipy", "numpy"}),
     "gradients": May({"functional", "gradients", "_torch"}, {"torch"}),
-    "batch": May({"functional", "batch", "_torch"}, {"torch"}),
+    "batch": May({"functional", "batch", "_torch"}, {"torch", "numpy"}),
     "metrics": May({"functional", "metrics"}, {"torch", "torchmetrics"}, DRAWING),
     "probe": May({"functional", "gradients", "batch", "probe", "_torch"}, {"torch", "numpy"}),
     "instruments": May({"functional", "gradients", "batch", "metrics", "probe", "instruments"}, {"torch"}),
