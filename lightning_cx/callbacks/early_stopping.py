@@ -101,6 +101,7 @@ class ComplexityEarlyStopping(Callback):
         self._own_probe = probe is not None
         of_probe = settings(probe, ("size", "seed")) if probe is not None else {}
         self._told_apart_by = {"name": name, "restores": "" if restore_best else "nothing", "probe_settings": of_probe}
+        self._key_in_fit = ""  # set from `setup` to `teardown`
         self._module: weakref.ref[LightningModule] | None = None
         self._check: ProbeCheck | None = None
         self._forget()
@@ -122,11 +123,12 @@ class ComplexityEarlyStopping(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and other processes start with: settings and what was seen, but nothing of a fit."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("_fit", "_publisher", "_failures")}
-        return {**kept, "_module": None, "_check": None}
+        return {**kept, "_module": None, "_check": None, "_key_in_fit": ""}
 
     @property
     def state_key(self) -> str:
-        return distinct(self, self._key)
+        # Lightning's profiler asks before every hook, some eight times a step: in a fit it is what `setup` found.
+        return self._key_in_fit or distinct(self, self._key)
 
     @property
     def _key(self) -> str:
@@ -155,6 +157,7 @@ class ComplexityEarlyStopping(Callback):
             return
         check_strategy(trainer, self, keeps_weights=self.restore_best)
         check_distinct(trainer, self, self._key)
+        self._key_in_fit = self._key
         if self._module is not None and self._module() is not pl_module:
             self.probe.forget()
             self._forget()
@@ -272,6 +275,10 @@ class ComplexityEarlyStopping(Callback):
             rank_zero_info(
                 f"lightning_cx: {self.reason}. Signaling Trainer to stop after {self.stopped_step} optimizer steps."
             )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        del trainer, pl_module, stage
+        self._key_in_fit = ""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module

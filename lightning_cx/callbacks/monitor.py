@@ -98,6 +98,7 @@ class ComplexityMonitor(Callback):
         )
         self._session: Session | None = None
         self._full_batches = FullBatches().state_dict()
+        self._key_in_fit = ""  # set from `setup` to `teardown`
         self._module: weakref.ref[LightningModule] | None = None
         self._reached = 0  # optimizer steps done at the last batch that was seen
 
@@ -109,7 +110,7 @@ class ComplexityMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and other processes start with: settings and what was seen, but nothing of a fit."""
-        return {**self.__dict__, "_session": None, "_module": None}
+        return {**self.__dict__, "_session": None, "_module": None, "_key_in_fit": ""}
 
     @property
     def instruments(self) -> list[Instrument]:
@@ -118,7 +119,8 @@ class ComplexityMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        return distinct(self, self._key)
+        # Lightning's profiler asks before every hook, some eight times a step: in a fit it is what `setup` found.
+        return self._key_in_fit or distinct(self, self._key)
 
     @property
     def _key(self) -> str:
@@ -148,6 +150,7 @@ class ComplexityMonitor(Callback):
             return
         check_strategy(trainer, self)
         check_distinct(trainer, self, self._key)
+        self._key_in_fit = self._key
         if self._module is not None and self._module() is not pl_module:
             self._start_afresh()  # another model: nothing that was seen of the last one is comparable
         self._module = weakref.ref(pl_module)
@@ -221,6 +224,7 @@ class ComplexityMonitor(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         del trainer, pl_module, stage
+        self._key_in_fit = ""
         self._drop()
 
     def _drop(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_cx._torch import BatchNorm
+from lightning_cx.batch import targets_of
 from lightning_cx.callbacks._trainer import unseen_batch
 from lightning_cx.callbacks.distributed import whole_parameters
 from lightning_cx.callbacks.failures import Failures
@@ -31,7 +32,7 @@ from lightning_cx.gradients import (
     UnsupportedGradientError,
 )
 from lightning_cx.instruments import Needs, ParameterStep, Series
-from lightning_cx.probe import anything_compiled, compiled_parts, eagerly
+from lightning_cx.probe import ProbeSet, anything_compiled, compiled_parts, eagerly
 
 PATIENCE = 100  # batches after a due one in which an optimizer that did not step in it may still do so
 
@@ -214,6 +215,7 @@ class GradientSampler:
         self.one_off_seconds = 0.0
         self.compiled: list[str] = []
         self._tap: GradientTap | None = None
+        self._last_tap: tuple[list[object], GradientTap] | None = None
         self._calibration: Calibration | None = None
         self._layout: bool | None = None
         self._ambiguous = False
@@ -280,18 +282,7 @@ class GradientSampler:
         parameters = self._parameters
         if self._optimizer is not None and not any(p.requires_grad for p in parameters.values()):
             return  # it is the turn of another optimizer
-        tap = GradientTap(
-            whole_parameters(self._fit.module, parameters).items(),
-            self._examples,
-            self._gram,
-            norms=self._norms,
-            projections=self._projections,
-            coordinates=self._coordinates,
-            per_layer=self._per_layer,
-            loss_scale=scale,
-            batch_first=self._layout,
-            sums=self._sums,
-        )
+        tap = self._tap_of(whole_parameters(self._fit.module, parameters), scale)
         try:
             tap.attach(loss)
         except AmbiguousLayoutError as refusal:
@@ -308,6 +299,30 @@ class GradientSampler:
         else:
             self._tap = tap
 
+    def _tap_of(self, parameters: Mapping[str, Tensor], scale: float) -> GradientTap:
+        """Return the tap of the last sample where it would be made alike: it remembers the plan of its graph."""
+        made_for = [
+            (self._examples, self._layout),
+            *((name, id(p), p.requires_grad) for name, p in parameters.items()),
+        ]
+        if self._last_tap is None or self._last_tap[0] != made_for:
+            tap = GradientTap(
+                parameters.items(),
+                self._examples,
+                self._gram,
+                norms=self._norms,
+                projections=self._projections,
+                coordinates=self._coordinates,
+                per_layer=self._per_layer,
+                loss_scale=scale,
+                batch_first=self._layout,
+                sums=self._sums,
+            )
+            self._last_tap = made_for, tap  # the tap holds its parameters, so that no other object gets their ids
+        tap = self._last_tap[1]
+        tap.loss_scale = scale
+        return tap
+
     def finish(self) -> None:
         """Take what the backward showed."""
         if self._tap is None:
@@ -318,6 +333,9 @@ class GradientSampler:
         except UnsupportedGradientError as refusal:
             self._fall_back(refusal)
             return
+        tap.sample = None  # nothing is held between samples
+        if self._fit.is_sharded:
+            self._last_tap = None  # it holds the whole parameters, which the strategy is about to free
         if self._has_known_scale(sample):
             self.sample = self._as_calibrated(sample)
             self._tell_status(self.sample)
@@ -479,3 +497,41 @@ class ParameterFollower:
         (_, before), self._before = self._before, None
         after = self._sketch(self._fit.module.named_parameters())
         return ParameterStep(after, after - before, self._fit.training_examples)
+
+
+class BatchPart:
+    """Finds one row for each example in a batch, where an instrument needs it.
+
+    Args:
+        name: What is looked for.
+        wanted: Whether anybody needs it.
+        read: Finds it in a batch of so many examples; a `ValueError` says why it cannot be had.
+        refusal: What is lost without it, in words.
+        failures: Where refusals are told.
+    """
+
+    def __init__(
+        self, name: str, wanted: bool, read: Callable[[Any, int], Tensor], refusal: str, failures: Failures
+    ) -> None:
+        self._name, self._wanted, self._read, self._refusal, self._failures = name, wanted, read, refusal, failures
+
+    def read(self, batch: Any, examples: int) -> Tensor | None:
+        """[N, d], or None where nothing needs it or it cannot be had; the reason was told."""
+        if not self._wanted or self._failures.off(self._name):
+            return None
+        with self._failures.guard(self._name):  # the user's own code may run here
+            try:
+                return self._read(batch, examples)
+            except ValueError as refusal:
+                self._failures.tell(f"{self._refusal}: {refusal}", self._name)
+        return None
+
+
+def features_and_targets(probe: ProbeSet, needs: Sequence[Needs], failures: Failures) -> tuple[BatchPart, BatchPart]:
+    """What is read of batches: features by the probe's rule, and targets by name or place."""
+    unordered = "the examples of a batch cannot be ordered by their inputs"
+    unknown = "the targets of a batch are not known"
+    return (
+        BatchPart("features of a batch", any(n.features for n in needs), probe.features_of, unordered, failures),
+        BatchPart("targets of a batch", any(n.targets for n in needs), targets_of, unknown, failures),
+    )

@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_cx.callbacks._trainer import Callback
-from lightning_cx.callbacks.batch_part import features_and_targets
 from lightning_cx.callbacks.budget import (
     GRADIENTS,
     PICTURES,
@@ -40,7 +39,7 @@ from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.fit import Fit
 from lightning_cx.callbacks.probing import MonitoredProbe
 from lightning_cx.callbacks.publishing import Publisher
-from lightning_cx.callbacks.sampling import Backwards, ParameterFollower
+from lightning_cx.callbacks.sampling import Backwards, ParameterFollower, features_and_targets
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import BatchView, Method, Reading, Series, needs_of, quantities
 from lightning_cx.probe import ProbeSet

@@ -271,9 +271,16 @@ def _edges_of_all(root: Node) -> dict[Node, Sequence[Edge]] | None:
         consumes = record.matrices is not None or record.transposes
         if record.plan_key is None or (consumes and is_checkpointed(node)):
             return None
+        if not all(_is_number(saved(node, name)) for name in record.plan_key):
+            return None
         if not consumes and any(child is not None and is_leaf(child) for child, _ in edges[node]):
             return None
     return edges or None
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether two of a kind can be compared at no cost: no tensor, or a number that is held on the host."""
+    return not isinstance(value, Tensor) or (value.dim() == 0 and value.device.type == "cpu")
 
 
 def _details(node: Node, edges: Sequence[Edge], nodes: Mapping[Node, int]) -> tuple[Any, ...]:
@@ -282,6 +289,7 @@ def _details(node: Node, edges: Sequence[Edge], nodes: Mapping[Node, int]) -> tu
         return id(node.variable), tuple(node.variable.shape)
     record = record_of(node)
     children = [-1 if child is None else nodes[child] for child, _ in edges]
-    details = [saved(node, name) for name in record.plan_key or ()]
+    key = [saved(node, name) for name in record.plan_key or ()]
+    details = [value.item() if isinstance(value, Tensor) else value for value in key]
     uneven = record.divides_unevenly is not None and record.divides_unevenly(node)
     return node.name(), output_shape(node), children, details, uneven

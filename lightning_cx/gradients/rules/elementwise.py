@@ -152,6 +152,7 @@ register_node(
         multiplies=True,
         in_place=True,
         scale=_scale_of_product,
+        plan_key=("self", "other"),
     ),
     "MulBackward0",
 )
@@ -164,6 +165,7 @@ register_node(
         in_place=True,
         scale=_scale_of_quotient,
         divisor=_constant_number,
+        plan_key=("self", "other"),
     ),
     "DivBackward0",
 )
