@@ -23,7 +23,7 @@ TEXTS = {
         for name in (
             "functional/trajectories/geometry.py",
             "instruments/trajectory_geometry.py",
-            "tensorboard/compare.py",
+            "loggers/compare.py",
             "__main__.py",
         )
     },

@@ -98,8 +98,9 @@ def noise_scale(gram: Tensor) -> NoiseScale:
     gram = torch.where(gram.isfinite().all(), gram, torch.nan)
     n = gram.shape[0]
     trace, total = gram.diagonal().sum(), gram.sum()
-    signal, noise = _signal_and_noise(trace, total, n)
-    return with_interval(signal, noise, _jackknife_covariance(gram, trace, total), max(n - 1, 0))
+    signal, noise = signal_and_noise(trace, total, n)
+    covariance = jackknife_covariance(torch.stack(jackknife_estimates(gram, trace, total)))
+    return with_interval(signal, noise, covariance, max(n - 1, 0))
 
 
 def pool_noise_scales(scales: Sequence[NoiseScale]) -> NoiseScale:
@@ -222,7 +223,7 @@ def with_interval(signal: Tensor, noise: Tensor, covariance: Tensor, degrees_of_
     return NoiseScale(value, low, high, signal, noise, covariance, degrees_of_freedom)
 
 
-def _signal_and_noise(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def signal_and_noise(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Split the mean square of N gradients into mean and variance; traces and sums may be batched."""
     if n < 2:
         unknown = torch.full_like(trace, torch.nan)
@@ -231,15 +232,21 @@ def _signal_and_noise(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Ten
     return signal, trace / n - signal
 
 
-def _jackknife_covariance(gram: Tensor, trace: Tensor, total: Tensor) -> Tensor:
-    """Leave each example out in turn: its row, its column and its diagonal entry go from the sums."""
-    n = gram.shape[0]
+def jackknife_estimates(gram: Tensor, trace: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Return signal and noise ``[..., N]`` of Gram matrices ``[..., N, N]`` without each example in turn.
+
+    Its row, its column and its diagonal entry go from the sums.
+    """
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    total_without = total[..., None] - gram.sum(-2) - gram.sum(-1) + diagonal
+    return signal_and_noise(trace[..., None] - diagonal, total_without, gram.shape[-1] - 1)
+
+
+def jackknife_covariance(left_out: Tensor) -> Tensor:
+    """Return the covariance ``[k, k]`` of k estimates from their values ``[k, N]`` without each example."""
+    n = left_out.shape[1]
     if n < 3:
-        return gram.new_full((2, 2), torch.nan)
-    diagonal = gram.diagonal()
-    trace_without = trace - diagonal
-    total_without = total - gram.sum(0) - gram.sum(1) + diagonal
-    left_out = torch.stack(_signal_and_noise(trace_without, total_without, n - 1))
+        return left_out.new_full((len(left_out), len(left_out)), torch.nan)
     deviation = left_out - left_out.mean(1, keepdim=True)
     return (n - 1) / n * deviation @ deviation.T
 

@@ -94,6 +94,19 @@ def test_the_standard_error_is_the_spread_over_fresh_samples() -> None:
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
 
 
+def test_the_fisher_of_the_same_gradients_is_another_number() -> None:
+    """What dividing the Gram matrix of gradients by n would give; small residuals make it small, the curvature not."""
+    net, x = network(1, 0)
+    flat = jacobian(net, x).reshape(12, -1)
+    residuals = 0.01 * torch.from_numpy(np.random.default_rng(0).standard_normal(12))
+    gradients = residuals[:, None] * flat
+    fisher = torch.linalg.eigvalsh(gradients @ gradients.T)[-1] / 12
+    found = gauss_newton(flat @ flat.T, torch.ones(12, 1, 1))
+    truth = torch.linalg.eigvalsh(flat @ flat.T)[-1] / 12
+    torch.testing.assert_close(found.value, truth)
+    assert float(fisher) < 1e-3 * float(truth)
+
+
 @given(st.integers(0, 100), st.floats(1e-6, 1e6))
 def test_it_scales_with_the_loss_and_does_not_see_the_order_of_examples(seed: int, factor: float) -> None:
     net, x = network(2, seed)

@@ -179,7 +179,7 @@ ZERO_EIGENVALUE = 1e-10
 """Laplacian eigenvalues below this are zero: each counts a connected component of the graph."""
 
 GRAPH_TOLERANCE = 1e-6
-"""The same for eigenvalues of a graph, where symmetry makes ties that `eigh` returns less exactly."""
+"""Frequencies of a graph closer than this share of the largest are one level: `eigh` returns its ties inexactly."""
 
 
 def laplacian_basis(features: Tensor, n_neighbors: int = 10, n_functions: int | None = None) -> Basis:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.noise import with_interval
+from lightning_cx.functional.noise import jackknife_covariance, jackknife_estimates, signal_and_noise, with_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +94,9 @@ def block_shares(grams: Mapping[str, Tensor]) -> BlockShares:
     stack = _stack(grams)
     n = stack.shape[-1]
     traces, sums = stack.diagonal(dim1=1, dim2=2).sum(1), stack.sum((1, 2))
-    signal = _pair_mean(sums, traces, n)
-    noise = traces / n - signal if n else signal
-    return _shared_out(tuple(grams), signal, noise, _jackknife_covariance(stack, sums, traces), max(n - 1, 0))
+    signal, noise = signal_and_noise(traces, sums, n)
+    covariance = jackknife_covariance(jackknife_estimates(stack, traces, sums)[0])
+    return _shared_out(tuple(grams), signal, noise, covariance, max(n - 1, 0))
 
 
 def pool_block_shares(shares: Sequence[BlockShares]) -> BlockShares:
@@ -137,23 +137,6 @@ def _stack(grams: Mapping[str, Tensor]) -> Tensor:
         raise ValueError(f"needs a square Gram matrix of the same examples for each block, got shapes {shapes}.")
     stack = torch.stack([gram.double() for gram in matrices])
     return torch.where(stack.isfinite().all(), stack, torch.nan)
-
-
-def _pair_mean(sums: Tensor, traces: Tensor, n: int) -> Tensor:
-    """Return the mean inner product of two different examples."""
-    return (sums - traces) / (n * (n - 1)) if n > 1 else torch.full_like(sums, torch.nan)
-
-
-def _jackknife_covariance(stack: Tensor, sums: Tensor, traces: Tensor) -> Tensor:
-    """Leave each example out in turn: its row, its column and its diagonal entry go from the sums."""
-    blocks, n, _ = stack.shape
-    if n < 3:
-        return stack.new_full((blocks, blocks), torch.nan)
-    diagonal = stack.diagonal(dim1=1, dim2=2)
-    sums_without = sums[:, None] - stack.sum(1) - stack.sum(2) + diagonal
-    left_out = _pair_mean(sums_without, traces[:, None] - diagonal, n - 1)
-    deviation = left_out - left_out.mean(1, keepdim=True)
-    return (n - 1) / n * deviation @ deviation.T
 
 
 def _shared_out(

@@ -102,7 +102,7 @@ TOP_PARTS = 8
 """The upper half of the functions is looked at in so many parts: 32 functions each on a probe of 512."""
 
 PART_LEVEL = 0.01
-"""The same for one of the parts: eight are looked at, and one that stands out by chance delays the stop."""
+"""Level at which one of the parts stands out: eight are looked at, and one that does by chance delays the stop."""
 
 
 def noise_floor(initial: Any) -> NoiseFloor:

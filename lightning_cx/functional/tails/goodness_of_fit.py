@@ -249,13 +249,9 @@ class StableNull:
 
 
 _ONE = 0.8  # projections correlated so strongly scatter as one
-
-_LARGEST, _LARGEST_OF_SEVERAL = 1 << 14, 1 << 11  # samples drawn of one law, for the same reason
-
+_LARGEST, _LARGEST_OF_SEVERAL = 1 << 14, 1 << 11  # samples drawn of one law; 16 projections take 16 times as long
 _MIXING = 0.1  # correlations are rounded to multiples, so that nulls are found again
-
 _LOWEST = 0.4  # below it a draw may overflow, and nothing changes any more
-
 _GRID = 0.05  # the null is drawn for the nearest multiple: it changes by far less than its own scatter in between
 
 
@@ -296,11 +292,8 @@ def _p_value(null: Tensor, statistic: float) -> float:
 
 
 _OF_SEVERAL = 63  # draws of 16 projections, which take 16 times as long; enough for a p-value below .02
-
 _NUMBERS = 1 << 19  # about how many random numbers a null takes: .1 s
-
 _MOST, _FEWEST = 199, 99  # draws; a p-value of .01 is then still possible
-
 _AT_ONCE = 1 << 17  # complex numbers that stay in the cache
 
 

@@ -204,9 +204,7 @@ def _report(blocks: Blocks, episodes: tuple[Episode, ...], exponent: DiffusionEx
 
 
 _LATEST = (0.0, 0.5, 0.75)  # for the present one
-
 _LATER = (0.0, 0.5)  # a stretch may have to settle before it is one: shares of it that are left out
-
 _EDGE = 1  # blocks next to a jump belong to the way
 
 

@@ -63,11 +63,11 @@ def place(members: Array, deviations: float) -> tuple[Array, float]:
     return center, float(outside + deviations * np.median(np.abs(distances - median)))
 
 
-EXIT_BLOCKS = 2
-"""So many blocks in a row have to be beyond it; THEORY, section 7."""
-
 EXIT_DEVIATIONS = 6.0
 """Median absolute deviations beyond the median distance from the centre; THEORY, section 7."""
+
+EXIT_BLOCKS = 2
+"""So many blocks in a row have to be beyond it; THEORY, section 7."""
 
 
 def _exits(blocks: Array) -> list[int]:
@@ -89,7 +89,6 @@ def _exits(blocks: Array) -> list[int]:
 Stretch: TypeAlias = tuple[Span, ...]  # what was put together, and perhaps left in between
 
 _LONGEST_MEAN = 8  # blocks on each side of a jump that are averaged at most
-
 _EDGE = 1  # blocks next to a jump belong to the way, not to the place
 
 
