@@ -45,7 +45,7 @@ def loader() -> DataLoader[Any]:
 
 
 def construct(callbacks: list[pl.Callback]) -> pl.Trainer:
-    return pl.Trainer(callbacks=callbacks, logger=False, accelerator="cpu", enable_progress_bar=False)
+    return pl.Trainer(callbacks=list(callbacks), logger=False, accelerator="cpu", enable_progress_bar=False)
 
 
 def by_length(batch: Any) -> Tensor:
@@ -126,12 +126,13 @@ def test_keys_of_default_settings_are_those_of_the_last_release() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
 def test_a_state_of_the_last_release_is_restored_though_the_key_holds_more_now(tmp_path: Path) -> None:
     def monitor() -> ComplexityMonitor:
         return ComplexityMonitor([GradientNoise(), Interference(on="probe")], every_n_steps=2)
 
     saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=4, save_top_k=-1, filename="{step}")
-    fit(Regression(), [monitor(), saving], tmp_path, loader(), max_steps=4)
+    fit(Regression(), [monitor(), saving], tmp_path, loader(), max_steps=4, enable_checkpointing=True)
     path = tmp_path / "saved" / "step=4.ckpt"
     saved = torch.load(path, weights_only=False)
     held = saved["callbacks"].pop(monitor().state_key)
@@ -154,6 +155,8 @@ def test_a_state_of_the_last_release_is_restored_though_the_key_holds_more_now(t
     assert another._reached == 0
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_named_callbacks_log_under_tags_of_their_own_and_resume_from_their_own_states(tmp_path: Path) -> None:
     def callbacks() -> list[Any]:
         noise = [ComplexityMonitor([GradientNoise()], every_n_steps=n, name=name) for n, name in ((2, ""), (3, "b"))]
@@ -161,7 +164,7 @@ def test_named_callbacks_log_under_tags_of_their_own_and_resume_from_their_own_s
 
     saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=4, save_top_k=-1, filename="{step}")
     first = callbacks()
-    trainer = fit(Regression(), [*first, saving], tmp_path, loader(), max_steps=6)
+    trainer = fit(Regression(), [*first, saving], tmp_path, loader(), max_steps=6, enable_checkpointing=True)
     tags = set(trainer.callback_metrics)
     assert {"gradient/norm", "gradient/norm-b", "complexity/overhead-b", "stopping/risk", "stopping/risk-b"} <= tags
     own = {tag for tag in tags if not tag.endswith("-b")}
@@ -203,6 +206,7 @@ def make(fails: bool, tag: str) -> Instrument:
     return Mine()
 
 
+@pytest.mark.filterwarnings("ignore:lightning_cx. Mine failed")
 def test_failures_of_one_instrument_are_not_counted_for_another_of_the_same_class_name(tmp_path: Path) -> None:
     broken, sound = make(True, "mine/broken"), make(False, "mine/sound")
     with pytest.warns(UserWarning, match="Mine is switched off after 3 failures") as told:
@@ -221,7 +225,10 @@ def test_two_instruments_that_log_one_tag_unannounced_are_told(tmp_path: Path) -
 
 
 def test_two_instruments_with_passes_have_accounts_and_states_of_their_own(tmp_path: Path) -> None:
-    kernels = [Kernel(on="probe", every_n_steps=2), Kernel(on="probe", examples=64, every_n_steps=3, name="small")]
+    kernels = [
+        Kernel(on="probe", blocks="off", every_n_steps=2),
+        Kernel(on="probe", blocks="off", examples=64, every_n_steps=3, name="small"),
+    ]
     monitor = ComplexityMonitor(kernels, every_n_steps=2)
     trainer = fit(Regression(), [monitor], tmp_path, loader(), max_steps=6)
     assert {"kernel/probe_decay", "kernel/probe_decay-small"} <= set(trainer.callback_metrics)
