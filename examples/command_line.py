@@ -4,7 +4,7 @@
     python examples/command_line.py fit --config examples/command_line.yaml --trainer.callbacks+=ComplexityMonitor
     python examples/command_line.py fit --trainer.callbacks.help=ComplexityEarlyStopping
 
-Expect a stop after some 600 of the 3770 steps, when the 30% of wrong labels begin to be learned by heart, and a
+Expect a stop after some 600 of the 3770 steps, when the 30% of wrong labels begin to be memorised, and a
 `config.yaml` beside the event file from which the run can be made again. `docs/command_line.md` explains it.
 """
 

@@ -80,7 +80,7 @@ def batch_size_of(trainer: Trainer, batch: Any) -> int:
     if len(sizes) > 1:
         lengths = " and ".join(sorted("no" if size is None else str(size) for size in sizes))
         raise PassedOverError(
-            f"batches in which loaders side by side give {lengths} examples are passed over, since nothing says which "
+            f"batches in which loaders side by side give {lengths} examples are skipped, since nothing says which "
             "of them belong together: give the loaders one batch size and drop_last=True, and combine them with "
             '"min_size" or "max_size_cycle"'
         )

@@ -127,7 +127,7 @@ def put_back(module: nn.Module, kept: dict[str, Tensor]) -> None:
             tensor.copy_(kept[name])
 
 
-WAY_OUT = "the last of the two in the list has the last word, and restore_best=False leaves it to the average"
+WAY_OUT = "whichever is later in `callbacks` sets the final weights, and restore_best=False keeps the average"
 
 
 def restore_in_all_processes(fit: Fit, kept: KeptWeights, wanted: bool, claim: bool) -> int | None:
@@ -171,9 +171,12 @@ def averages_beside(trainer: Trainer, callback: Callback) -> str | None:
     place = callbacks.index(callback)
     behind = next((type(c).__name__ for c in callbacks[place + 1 :] if _averages(c)), None)
     if behind:
-        return f"{behind} stands behind {own} and may replace the best weights by its average; {WAY_OUT}"
+        return f"{behind} comes after {own}in `callbacks` and may replace the best weights by its average; {WAY_OUT}"
     front = next((type(c).__name__ for c in callbacks[:place] if _averages(c)), None)
-    return front and f"{front} stands in front of {own}: best weights that go back will replace its average; {WAY_OUT}"
+    return (
+        front
+        and f"{front} comes before {own} in `callbacks`: the restored best weights will replace its average; {WAY_OUT}"
+    )
 
 
 def _averages(callback: Callback) -> bool:

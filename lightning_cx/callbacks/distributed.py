@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 REFUSED_STRATEGIES = {
     "FSDPStrategy": "flattens the parameters of a module into one, in which layers cannot be told apart: use "
     "ModelParallelStrategy, whose fully_shard keeps them apart",
-    "DeepSpeedStrategy": "runs the backward in an engine of its own, on parameters that it has cut in pieces: use "
+    "DeepSpeedStrategy": "runs the backward in its own engine, on partitioned parameters: use "
     "DDPStrategy, or ModelParallelStrategy with fully_shard",
-    "XLAStrategy": "runs graphs that a compiler has made, of which no node can be read: train on CPU or GPU",
-    "SingleDeviceXLAStrategy": "runs graphs that a compiler has made, of which no node can be read: train on CPU or "
-    "GPU",
+    "XLAStrategy": "runs compiled graphs, whose nodes cannot be read: train on CPU or GPU",
+    "SingleDeviceXLAStrategy": "runs compiled graphs, whose nodes cannot be read: train on CPU or GPU",
 }
 
 
@@ -196,7 +195,7 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 
 
 NO_PAIRS = (
-    "what the examples of all processes want together is not known (the module is sharded, the loss has a penalty on "
+    "the batch gradient over all processes is not known (the module is sharded, the loss has a penalty on "
     "parameters alone, or one process replays its examples): noise scale and signal come from pairs of examples within "
     "a process, and gradient/norm is what both make likely"
 )

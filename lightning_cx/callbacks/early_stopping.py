@@ -37,7 +37,7 @@ class ComplexityEarlyStopping(Callback):
     stops when that has certainly passed its minimum. Training is not disturbed: up to the stop, weights, optimizer
     states, random streams, buffers and your own logs are bit for bit those of a run without the callback.
 
-    The rule does not act, and says why, where it has no ground to stand on: fewer than 128 training examples, a loss
+    The rule is disabled, and says why, where it has no ground to stand on: fewer than 128 training examples, a loss
     from which no output gradient can be had, or features on which the target looks like noise from the start.
 
     With `restore_best` a copy of the best weights is held in host memory, up to 1 GiB of them; more go into a file of
@@ -62,7 +62,7 @@ class ComplexityEarlyStopping(Callback):
 
     Attributes:
         stopped_step: Optimizer steps done when training was stopped (`trainer.global_step`); None if it was not.
-        reason: In words, what the rule said last, or why it does not act.
+        reason: In words, what the rule said last, or why it is disabled.
 
     Raises:
         ValueError: If `every_n_steps` is less than 1, or tags cannot end in `name`.
@@ -179,7 +179,7 @@ class ComplexityEarlyStopping(Callback):
         if self._check is None:
             if self.strict:
                 raise ValueError(f"as before the checkpoint: {self.reason}")
-            self._failures.tell(f"ComplexityEarlyStopping does not act, as before the checkpoint: {self.reason}")
+            self._failures.tell(f"ComplexityEarlyStopping is disabled, as before the checkpoint: {self.reason}")
             return
         if self.restore_best and (conflict := averages_beside(trainer, self)):
             self._failures.tell(conflict)
@@ -288,7 +288,7 @@ class ComplexityEarlyStopping(Callback):
             self._run_check(self._check, self._fit.log_step)
         if self._check is None:
             return
-        with self._failures.guard("putting the best weights back"):
+        with self._failures.guard("restoring the best weights"):
             self.watch.mark_end(self._restore())
         self._publisher.show(self.watch.reading())
         self._draw()

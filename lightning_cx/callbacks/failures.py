@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from lightning_cx.callbacks._trainer import PassedOverError, rank_zero_info, rank_zero_warn
 
-PATIENCE = 3  # failures in a row after which a part is switched off
+PATIENCE = 3  # failures in a row after which a part is disabled
 
 
 class Failures:
@@ -64,9 +64,11 @@ class Failures:
             if self.strict:
                 raise
             self._in_a_row[part] += 1
-            self.tell(f"{part} failed, training goes on: {type(error).__name__}: {error}", part + type(error).__name__)
+            self.tell(
+                f"{part} failed, training continues: {type(error).__name__}: {error}", part + type(error).__name__
+            )
             if self.off(part):
-                self.tell(f"{part} is switched off after {PATIENCE} failures in a row (strict=True raises instead)")
+                self.tell(f"{part} is disabled after {PATIENCE} failures in a row (strict=True raises instead)")
         else:
             if last:
                 self._in_a_row[part] = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_cx.callbacks._trainer import Callback, Trainer, callbacks_being_validated
 
-ADVICE = 'pass name="..." to one of them, which tells their tags and their states in checkpoints apart'
+ADVICE = 'pass name="..." to one of them, which distinguishes their tags and their states in checkpoints'
 
 
 def checked_name(name: str) -> str:

@@ -350,8 +350,8 @@ class ProbeCheck:
         if self.probe.augmented:
             self.failures.tell(
                 "training examples are augmented at random, and the probe holds one version of each: labels that are "
-                "wrong are then hardly learned by heart, and weights may be kept that are too early; pass "
-                "ProbeSet(features=...) that augmentation leaves alone, or stop by a validation set"
+                "wrong are then hardly memorised, and weights may be kept that are too early; pass "
+                "ProbeSet(features=...) that augmentation does not change, or stop by a validation set"
             )
         return self.reader.read_share()
 
@@ -379,7 +379,7 @@ class ProbeCheck:
             raise error or RuntimeError(f"{CHECK} failed in process {met.process}: {met.words}")
         if met.lasting:
             self.off, self.refusal = True, met.words
-            self.failures.tell(f"ComplexityEarlyStopping does not act: {met.words}")
+            self.failures.tell(f"ComplexityEarlyStopping is disabled: {met.words}")
         else:
             with self.failures.guard(CHECK):
                 raise error or RuntimeError(met.words)

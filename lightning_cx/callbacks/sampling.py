@@ -246,8 +246,8 @@ class GradientSampler:
             return
         if (unseen := unseen_batch(self._fit.module)) is not None:
             self.refuse(
-                f"per-example gradients are off: {unseen}, so which examples a loss is of cannot be seen from outside: "
-                "let training_step take the batch"
+                f"per-example gradients are off: {unseen}, so the examples of a loss cannot be determined from "
+                "outside: let training_step take the batch"
             )
             return
         step = Rerun(self._fit.trainer, self._fit.module, batch, batch_idx, examples)
@@ -355,9 +355,7 @@ class GradientSampler:
             return True
         if not bool(norms.any() & norms.isfinite().all()):
             return True
-        self._failures.tell(
-            f"per-example gradients{self._whose}: {self._calibration.note}; such batches are passed over"
-        )
+        self._failures.tell(f"per-example gradients{self._whose}: {self._calibration.note}; such batches are skipped")
         return False
 
     def _tell_status(self, sample: GradientSample) -> None:
@@ -389,7 +387,7 @@ class GradientSampler:
     def _calibrate(self, step: Rerun) -> None:
         reason = self._fit.why_not_replayed()
         if reason is not None:
-            self._calibration = Calibration(note=f"not calibrated ({reason}): the loss is taken for a mean")
+            self._calibration = Calibration(note=f"not calibrated ({reason}): the loss is assumed to be a mean")
             return
         parameters = self._parameters
         try:
@@ -404,14 +402,14 @@ class GradientSampler:
         """Replay a model that the tap cannot read example by example, or say why that is no way out either."""
         reason = self._fit.why_not_replayed()
         if isinstance(refusal, InseparableError):
-            reason = "as for the same reason no example has a loss of its own"
+            reason = "since for the same reason no example has a loss of its own"
         coupled = [
             name for name, part in self._fit.module.named_modules() if isinstance(part, BatchNorm) and part.training
         ]
         if reason is None and coupled:
-            reason = f"{coupled[0]} is a BatchNorm, which needs company in training mode"
+            reason = f"{coupled[0]} is a BatchNorm, which needs more than one example in training mode"
         if reason is not None:
-            self.refuse(f"per-example gradients{self._whose} are off: {refusal}; and replay is no way out, {reason}")
+            self.refuse(f"per-example gradients{self._whose} are off: {refusal}; and replay does not help, {reason}")
             return
         self._replay = True
         self._failures.tell(f"{refusal}; sampled steps replay the batch one example at a time instead, which is slow")

@@ -22,7 +22,7 @@ class NoiseScale:
             not positive.
         low: ``[]`` lower end of the 95% interval; informative even where the value is not, because a negative
             signal counts as zero here.
-        high: ``[]`` upper end; inf while the signal cannot be told from zero.
+        high: ``[]`` upper end; inf while the signal is not distinguishable from zero.
         signal: ``[]`` unbiased estimate of ``|G|^2``, the squared norm of the expected gradient; may be negative.
         noise: ``[]`` unbiased estimate of ``tr Sigma``, the variance of one example's gradient.
         covariance: ``[2, 2]`` jackknife covariance of (signal, noise); nan for two examples.
@@ -43,7 +43,8 @@ class NoiseScale:
 
         The squared mean over the variance, both added up over the parameters (Liu et al. 2020, "Understanding why
         neural networks generalize well through GSNR of parameters", eq. 1, define it for one parameter). Neither
-        clamped nor biased, so that averages over time stay honest; negative where the signal cannot be told from zero.
+        clamped nor biased, so that averages over time stay honest; negative where the signal is not
+        distinguishable from zero.
         """
         return self.signal / self.noise
 

@@ -150,7 +150,7 @@ class BatchAdvice:
         speedup: How many times fewer steps twice the batch needs, 1 (nothing) to 2 (half the steps); nan where the
             noise scale has no upper end.
         low: Lower end of the 95% interval; 1 where nothing is known.
-        high: Upper end; 2 where the signal cannot be told from zero.
+        high: Upper end; 2 where the signal is not distinguishable from zero.
         batch_size: The present batch size.
         sentence: What to do, in words.
     """
@@ -180,8 +180,8 @@ def batch_size_advice(noise: NoiseScale, batch_size: int) -> BatchAdvice:
         batch_size: Examples that one optimizer step takes its mean over, accumulated batches and processes included.
 
     Returns:
-        BatchAdvice; nan with the interval [low, 2] where the signal cannot be told from zero, [1, 2] where nothing is
-        known.
+        BatchAdvice; nan with the interval [low, 2] where the signal is not distinguishable from zero, [1, 2] where
+        nothing is known.
 
     Raises:
         ValueError: If `batch_size` is not positive.

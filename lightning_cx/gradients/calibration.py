@@ -111,7 +111,7 @@ def calibrate_rows(company: Tensor, alone: Tensor, examples: int, widths: Sequen
     if not alone.isfinite().all():  # in company they were: a variance over the batch, for one
         return Calibration(CONTRIBUTION, note="one example alone has no finite gradient: rows are contributions")
     if examples > 1 and not (company.any() or alone.any()):
-        note = "the first examples have no gradient: a sum over examples cannot be told from a mean"
+        note = "the first examples have no gradient: a sum over examples cannot be distinguished from a mean"
         return Calibration(note=note, conclusive=False)
     tiny = torch.finfo(torch.float64).tiny
     # Midway, in logarithms, between the two sizes that rows would have.
@@ -218,7 +218,7 @@ def calibrate_in_training(
     except UnsupportedGradientError:
         raise
     except Exception as error:  # torchvision's detectors have no loss in eval mode
-        found = Calibration(note=f"not calibrated (in eval mode, {error}): the loss is taken for a mean")
+        found = Calibration(note=f"not calibrated (in eval mode, {error}): the loss is assumed to be a mean")
     if seen.status == CONTRIBUTION or not found.conclusive or (found.coupled and not drawn_in_eval):
         return found
     if not _stays(named_parameters, loss_of, exchanged, examples, mode):
@@ -299,7 +299,7 @@ def _in_company(
             return loss_of(start, stop)
         except Exception as error:
             words = f"{stop - start} of its examples have no loss without the rest, {type(error).__name__}: {error}"
-            raise InseparableError("the batch cannot be taken apart", words) from error
+            raise InseparableError("the batch cannot be split into examples", words) from error
 
     with mode(True, 0) as drawn:
         sample, _ = _tapped_company(parameters, some, company)

@@ -17,4 +17,4 @@ class UnreachedError(UnsupportedGradientError):
 
 
 class InseparableError(UnsupportedGradientError):
-    """The examples of the batch cannot be taken apart, so there is nothing to compare with and nothing to replay."""
+    """The batch cannot be split into examples, so there is nothing to compare with and nothing to replay."""

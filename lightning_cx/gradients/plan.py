@@ -110,7 +110,7 @@ def _refuse_what_cannot_be_seen(graph: Graph, parameters: Mapping[str, Tensor]) 
         raise UnsupportedGradientError(hidden, "parameters inside it cannot be seen before the backward")
     for name in (name for name, parameter in parameters.items() if hasattr(parameter, "device_mesh")):
         # The loss depends on the whole parameter: the piece would be taken for one that is not used.
-        raise UnsupportedGradientError(f"{name} is sharded: a piece of it lies in each process")
+        raise UnsupportedGradientError(f"{name} is sharded: each process holds a piece of it")
     for name in (name for name, parameter in parameters.items() if parameter.is_complex()):
         raise UnsupportedGradientError(f"{name} is complex", "only gradients of real parameters are read")
     for node, operands in graph.consumers.items():
@@ -132,7 +132,7 @@ def _say_what_rows_mean(
         "not used by this loss": [name for name in parameters if name not in graph.leaves],
         "penalty on parameters alone, left out": sorted(made.penalised),
         "rows are contributions, since BatchNorm in training mode couples the examples": [""] * coupled,
-        "rows are contributions, since examples meet outside of BatchNorm": [""] * contrasted,
+        "rows are contributions, since examples interact outside of BatchNorm": [""] * contrasted,
         "rows are contributions, since the loss divides by class weights or by what was not ignored": [""] * uneven,
         "rows are contributions, since the loss divides by a count that examples share unevenly": [""] * counted,
     }

@@ -278,7 +278,7 @@ class GradientTap:
 
     def _surprise(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None:
-            self._failure = f"a gradient of {name} came from a place that the graph of the loss does not show"
+            self._failure = f"a gradient of {name} came from outside the graph of the loss"
 
     def _read(self) -> GradientSample:
         totals, scale = self._totals, self.batch_size / self.loss_scale

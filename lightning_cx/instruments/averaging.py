@@ -100,11 +100,11 @@ class Averaging(Instrument):
     def _compare(self, model: ProbePasses) -> tuple[averaging.AveragingGain | None, str, list[str]]:
         """Return the gain, or the reason why there is none, and remarks for the card."""
         if self._average.count < MIN_WEIGHTS:
-            return None, f"an average takes {MIN_WEIGHTS} weights at least, so far there are {self._average.count}", []
+            return None, f"an average needs at least {MIN_WEIGHTS} weights, so far there are {self._average.count}", []
         live = model.parameters()
         average = self._average.value(like=live) if self._fits(live) else None
         if average is None:
-            return None, "other parameters are trained than those of the average: it begins anew", []
+            return None, "the trainable parameters have changed: the average starts afresh", []
         if not all(bool(values.isfinite().all()) for values in average.values()):
             return None, "the average holds weights that are not finite", []
         try:
@@ -116,7 +116,7 @@ class Averaging(Instrument):
             return None, f"the loss cannot be read: {error}", []
         if not bool(gain.value.isfinite()):
             return gain, "a loss is not finite (NaN or inf in the data, or an overflow)", []
-        why = "the probe is one batch: it takes two for an interval" if gain.chunks < 2 else ""
+        why = "the probe is a single batch: an interval needs two" if gain.chunks < 2 else ""
         return gain, why, [_BATCH_NORM] if normalised else []
 
     def _fits(self, live: dict[str, Tensor]) -> bool:

@@ -101,7 +101,7 @@ class Dwelling(Instrument):
             return
         gradient = torch.cat(known).mean(0)
         if len(gradient) != DIRECTIONS:
-            self._why_no_pairs = f"another instrument has {len(gradient)} projections taken: {DIRECTIONS} are needed"
+            self._why_no_pairs = f"another instrument has {len(gradient)} projections: {DIRECTIONS} are needed"
         elif bool(gradient.isfinite().all()):
             self._gradient = (step, gradient / math.sqrt(DIRECTIONS))
             self._pair()
@@ -142,7 +142,7 @@ class Dwelling(Instrument):
         """Return the one-point convexity of the present dwell; elsewhere there is no centre to return to."""
         present = report.present
         if present is None:
-            return trajectories.PointConvexity(math.nan, math.nan, 0, "there is no dwell whose centre could pull")
+            return trajectories.PointConvexity(math.nan, math.nan, 0, "there is no dwell at present")
         within = [(gradient, point) for step, gradient, point in self._pairs if step >= present.start]
         if not within:
             return trajectories.PointConvexity(math.nan, math.nan, 0, self._why_no_pairs)

@@ -78,7 +78,7 @@ class GradientNoise(Instrument):
         else:
             values = (torch.nan,) * 3
         if self._recent and values[0] != values[0]:
-            why = "the signal cannot be told from zero in these batches; the lower end of the interval holds"
+            why = "the signal is not distinguishable from zero in these batches; the lower end of the interval is valid"
             refusals = {tags.NOISE_SCALE: why}
         scalars.update(zip(TAGS[1:4], values, strict=True))
         return Reading(scalars, histograms={tags.EXAMPLE_NORMS: norms.cpu()}, refusals=refusals)

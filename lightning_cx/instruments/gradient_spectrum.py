@@ -90,7 +90,7 @@ class GradientSpectrum(Instrument):
         )
         refusals = {}
         if basis.n_levels < 3:  # the constant, and one for all that differs
-            why = "the graph of this batch orders nothing: its examples are all alike, or all equally unlike"
+            why = "the graph of this batch gives no order: its examples are all alike, or all equally different"
             refusals = dict.fromkeys(TAGS[:2], why)
         return Reading(scalars, pictures={tags.GRADIENT_SPECTRUM: picture}, refusals=refusals)
 

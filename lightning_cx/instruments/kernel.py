@@ -212,7 +212,10 @@ def _of_target(gram: Tensor, targets: Tensor | None, called: str) -> Reading:
 def of_blocks(found: kernels.BlockShares) -> Reading:
     """Return which block gives the descent, with a card of all intervals."""
     if not found.is_known:
-        why = "the descent that these batches have in common cannot be told from noise, so it cannot be shared out"
+        why = (
+            "the descent that these batches have in common is not distinguishable from noise, so it cannot be divided "
+            "among the blocks"
+        )
         return unknown_blocks(found.blocks, why)
     scalars, rows = {}, ["| block | share of the descent | 95% interval | share of the noise |", "|---|---|---|---|"]
     columns = (found.share, found.low, found.high, found.noise_share)
@@ -242,7 +245,7 @@ where the next has 6, the same 6."""
 
 NO_BLOCKS = (
     "no residual blocks: this model has no two numbered submodules, built alike, that hold layers of their own; pass "
-    "blocks=2 to share out by the first 2 parts of the parameters' names, a mapping from a name for each block to how "
+    "blocks=2 to divide by the first 2 parts of the parameters' names, a mapping from a name for each block to how "
     'its parameters\' names begin, or blocks="off"'
 )
 

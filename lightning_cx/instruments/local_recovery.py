@@ -81,7 +81,7 @@ class LocalRecovery(Instrument):
         self._new = 0
         self._law: convergence.LossTail | None = None
         self._local: convergence.LocalModel | None = None
-        self._predicted, self._why = math.nan, "the Jacobian was not looked at yet"
+        self._predicted, self._why = math.nan, "the Jacobian has not been computed yet"
         self._outputs: int | None = None
 
     @property
@@ -193,7 +193,7 @@ def _prediction(local: convergence.LocalModel, view: ProbePasses) -> tuple[float
     if not local.has_minimum:
         return math.nan, (
             f"no finite minimum is near: {local.removable:.0%} of the loss can still go, and it is no square of the "
-            "outputs (cross entropy of classes that can be told apart falls for ever, and ever more slowly)"
+            "outputs (the cross entropy of separable classes falls forever, ever more slowly)"
         )
     rate = local.rate(**descent)
     return rate, "no direction in parameter space changes the outputs" if math.isnan(rate) else ""
@@ -265,7 +265,7 @@ def card(law: convergence.LossTail | None, local: convergence.LocalModel | None,
         <BLANKLINE>
         The Jacobian predicts .0013 per step: what is left is the slowest direction.
     """
-    lines = [f"**{'waiting for readings of the loss' if law is None else law}**"]
+    lines = [f"**{'waiting for measurements of the loss' if law is None else law}**"]
     if law is not None and law.law in MEANING:
         lines.append(MEANING[law.law])
     if local is not None:

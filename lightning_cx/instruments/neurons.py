@@ -94,7 +94,10 @@ class Neurons(Instrument):
         missing = self._missing(module, activations, found)
         if not found:
             names = (*SHARES, *(TEACHER if self._teacher else ()))
-            why = "; ".join(missing.values()) or "the model has no hidden linear or convolution layer that can be told"
+            why = (
+                "; ".join(missing.values())
+                or "the model has no hidden linear or convolution layer that can be identified"
+            )
             return Reading.refused(names, why)
         reports = {layer: _report(layer, module, activations) for layer in found}
         scalars, refusals = _shares(list(reports.values()))

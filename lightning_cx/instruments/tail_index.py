@@ -251,7 +251,7 @@ def _unusable(sample: GradientSample) -> str:
         return "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
     smallest = min(block.batch_size for block in _blocks(sample))
     if smallest < MIN_BATCH:
-        return f"a batch of {smallest} is too small to take its mean off: {MIN_BATCH} are needed"
+        return f"a batch of {smallest} is too small to subtract its mean: {MIN_BATCH} are needed"
     return ""
 
 

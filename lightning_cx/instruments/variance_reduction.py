@@ -89,7 +89,7 @@ class VarianceReduction(Instrument):
             return Reading()
         noise, _ = whole_batch(gradients)
         if not bool(noise.noise.isfinite()):
-            why = "noise shows in batches of two or more finite gradients"
+            why = "noise can be estimated from two or more finite gradients"
             return Reading.refused(SPEEDUP, why)
         self._recent.append(noise)
         size = self.batch_size or sum(block.batch_size for block in gradients.blocks) or gradients.batch_size
@@ -97,8 +97,8 @@ class VarianceReduction(Instrument):
         values = (advice.speedup, advice.low, advice.high)
         refusals: dict[str, str] = {}
         if values[0] != values[0]:
-            why = "the noise scale has no upper end: the signal cannot be told from zero in these batches"
-            refusals = {tags.BATCH_SPEEDUP: f"{why}; the lower end holds"}
+            why = "the noise scale has no upper end: the signal is not distinguishable from zero in these batches"
+            refusals = {tags.BATCH_SPEEDUP: f"{why}; the lower end is valid"}
         scalars = dict(zip(SPEEDUP, values, strict=True))
         return Reading(scalars, refusals=refusals, texts={tags.BATCH_SPEEDUP: f"**{advice.sentence}**"})
 

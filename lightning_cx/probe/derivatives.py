@@ -169,7 +169,7 @@ def output_jacobian(passes: ProbePasses, examples: int) -> OutputJacobian:
     batch, n = reduce(lambda a, b: (join(a[0], b[0], (a[1], b[1])), a[1] + b[1]), chunks)
     if passes.calibration.coupled or passes.calibration.drawn:
         coupled = passes.calibration.coupled
-        why = "examples act on each other in the loss" if coupled else "the loss draws random numbers"
+        why = "examples affect each other in the loss" if coupled else "the loss draws random numbers"
         raise ValueError(f"the outputs of single examples have no Jacobian of their own: {why}")
     parameters = passes.trainable()
     with passes.isolated():

@@ -49,7 +49,7 @@ def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReadi
     """
     if isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_forward_module"):
         raise ValueError(
-            f"the probe got a {type(module).__name__}, which waits for other processes or wants a backward of its own: "
+            f"the probe got a {type(module).__name__}, which waits for other processes or needs its own backward: "
             "pass the model inside (`model.module`); under a precision of Fabric's, with `fabric.autocast()` in loss_fn"
         )
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -144,7 +144,7 @@ def find_output(
 
 
 def _refusal(linear: list[str]) -> str:
-    seen = f" (the loss is linear in the output of {linear[0]}, so its slope is no residual)" if linear else ""
+    seen = f" (the loss is linear in the output of {linear[0]}, so its slope is not a residual)" if linear else ""
     return (
         "no output of a submodule with the examples along its first axis carries the whole loss"
         f"{seen}, so residuals cannot be found: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] "

@@ -164,7 +164,7 @@ class ProbeSet:
         if self.examples < MIN_EXAMPLES:
             raise ValueError(
                 f"ProbeSet needs at least {MIN_EXAMPLES} examples to tell noise from target, and one epoch of the "
-                f"stream showed {self.examples}: what is measured on the probe is left out."
+                f"stream showed {self.examples}: nothing is measured on the probe."
             )
         self._wanted = min(self._wanted, self.examples)
 

@@ -99,6 +99,6 @@ class ResidualWhiteness(_Simple):
             tags.STOPPING_WHITE_P,
             "p-value of a white residual",
             "When to stop: does what is left of the target look like noise?",
-            "Near 0 something simple is left to learn. Above .05 what is left cannot be told from noise.",
+            "Near 0 something simple is left to learn. Above .05 what is left is not distinguishable from noise.",
             is_share=True,
         )

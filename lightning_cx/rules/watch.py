@@ -164,7 +164,7 @@ class ResidualWatch:
             raise RefusedError(
                 "the network does not learn simple functions first (strong gradients are complex: rank correlation "
                 f"{correlation:.2f}), so what it learns late need not be noise: pass ProbeSet(features=...) in which "
-                f"examples of like target are neighbours, {INSTEAD}"
+                f"examples with similar targets are neighbours, {INSTEAD}"
             )
 
     def _meet(self, features: Tensor) -> None:
@@ -189,8 +189,9 @@ class ResidualWatch:
         if not ordered:
             raise RefusedError(
                 "the features do not order the target: on them the initial residual looks like white noise (F test, "
-                f"p = {p:.2g}), so fitting the target cannot be told from fitting noise; pass "
-                f"ProbeSet(features=...) with embeddings in which examples of like target are neighbours, {INSTEAD}"
+                f"p = {p:.2g}), so fitting the target cannot be distinguished from fitting noise; pass "
+                f"ProbeSet(features=...) with embeddings in which examples with similar targets are neighbours, "
+                f"{INSTEAD}"
             )
         self.rule.begin(coefficients, order.least_noise)
         self._initial, self._first = residuals, coefficients

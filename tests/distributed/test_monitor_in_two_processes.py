@@ -188,7 +188,7 @@ def test_a_failure_in_one_process_is_told_once_and_training_goes_on(part: str, r
 def test_a_part_that_fails_in_one_process_for_good_is_switched_off_in_both(part: str) -> None:
     first, second = both(fails=[part, 99], rank=0 if part == "instrument" else 1)
     assert first["steps"] == second["steps"] == 12
-    assert len(told(first, "is switched off after 3 failures in a row")) == 1
+    assert len(told(first, "is disabled after 3 failures in a row")) == 1
     assert first["counts"] == second["counts"]
     lost = "complexity/residual_median" if part == "probe" else "gradient/noise_scale"
     kept = "gradient/noise_scale" if part == "probe" else "complexity/residual_median"

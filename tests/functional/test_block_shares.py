@@ -141,7 +141,7 @@ def test_where_nothing_is_common_to_the_examples_nothing_is_shared_out():
     assert not found.is_known
     assert found.low.tolist() == [0.0, 0.0]
     assert found.high.tolist() == [1.0, 1.0]
-    assert str(found) == "shares of the descent unknown: the mean gradient cannot be told from noise"
+    assert str(found) == "shares of the descent unknown: the mean gradient is not distinguishable from noise"
 
 
 def test_two_examples_give_shares_without_intervals():

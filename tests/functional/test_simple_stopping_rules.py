@@ -55,7 +55,7 @@ def test_whiteness_does_not_fire_while_something_simple_is_left() -> None:
     stop, decision = followed(WhitenessTracker(), residuals)
     early = WhitenessTracker().check(residuals[0])
     assert early.reason.startswith("the residual is not white yet (p = ")
-    assert "cannot be told from white noise" in decision.reason
+    assert "is not distinguishable from white noise" in decision.reason
     assert stop is not None
     assert error[stop] < 0.1 * error[0]
 

@@ -50,7 +50,7 @@ def test_examples_without_a_gradient_tell_nothing(reduction: str) -> None:
     """Zero agrees with whatever it is multiplied by, as of hinge losses that are met or labels that are ignored."""
     found = calibrate(PARAMETERS, lambda i, j: getattr(F.relu(LAYER(X[i:j]) - 100), reduction)(), N)
     assert not found.conclusive  # another batch may tell
-    assert "a sum over examples cannot be told from a mean" in found.note
+    assert "a sum over examples cannot be distinguished from a mean" in found.note
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -152,7 +152,7 @@ def test_a_walk_has_no_dwell_no_centre_and_says_so() -> None:
     assert (reading.scalars[tags.DWELL_COUNT], reading.scalars[tags.DWELL_LENGTH]) == (0, 0)
     assert reading.scalars[tags.DIFFUSION_EXPONENT] == pytest.approx(1, abs=0.1)
     assert reading.refusals[tags.DWELL_DISTANCE] == "no stretch of the path stays in one place"
-    assert reading.refusals[tags.ONE_POINT_CONVEXITY] == "there is no dwell whose centre could pull"
+    assert reading.refusals[tags.ONE_POINT_CONVEXITY] == "there is no dwell at present"
 
 
 def test_where_gradients_are_not_seen_only_convexity_is_refused() -> None:
@@ -176,7 +176,7 @@ def test_projections_on_other_directions_are_refused() -> None:
     assert gradients.shape == (150, K)
     instrument._new = instrument._seen
     reading = instrument.on_step(150, ParameterStep(points[-1], points[-1] - points[-2]))
-    assert reading.refusals[tags.ONE_POINT_CONVEXITY] == ("another instrument has 100 projections taken: 64 are needed")
+    assert reading.refusals[tags.ONE_POINT_CONVEXITY] == ("another instrument has 100 projections: 64 are needed")
 
 
 def test_the_gradient_of_several_processes_is_that_of_the_whole_batch() -> None:

@@ -251,7 +251,7 @@ def test_noise_is_not_shared_out() -> None:
     rows = rows_of(means=dict.fromkeys(MEANS, 0.0))
     reading = Kernel().on_gradients(*seen(sample_of(rows), one_hot()))
     refusals_match(reading)
-    assert "cannot be told from noise" in reading.refusals[f"{tags.KERNEL_BLOCK_SHARE}/blocks.0"]
+    assert "is not distinguishable from noise" in reading.refusals[f"{tags.KERNEL_BLOCK_SHARE}/blocks.0"]
     assert reading.texts[tags.KERNEL_BLOCK_SHARE].startswith("**unknown**")
 
 

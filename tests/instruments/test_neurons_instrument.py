@@ -95,7 +95,9 @@ def test_layers_can_be_chosen_and_what_cannot_be_told_is_refused_by_name() -> No
 
 def test_a_model_without_hidden_layers_is_refused() -> None:
     reading = read(nn.Linear(10, 2))
-    assert set(reading.refusals.values()) == {"the model has no hidden linear or convolution layer that can be told"}
+    assert set(reading.refusals.values()) == {
+        "the model has no hidden linear or convolution layer that can be identified"
+    }
     assert explained(reading)
 
 

@@ -201,7 +201,7 @@ def test_a_batch_that_says_nothing_is_refused_with_the_reason() -> None:
     for gradients, why in (
         (torch.full((16, 200), math.nan, dtype=torch.float64), "not finite"),
         (rows(16, 0) * 1e200, "not finite"),  # squares overflow
-        (rows(3, 0), "a batch of 3 is too small to take its mean off: 4 are needed"),
+        (rows(3, 0), "a batch of 3 is too small to subtract its mean: 4 are needed"),
     ):
         reading = instrument.on_gradients(0, sample(gradients))
         assert set(reading.scalars) == {*TAGS, *COORDINATES}

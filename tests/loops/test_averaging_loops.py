@@ -65,7 +65,7 @@ def test_an_average_beside_us_is_the_same_as_without_us(kind: str, order: str, t
     (told,) = seen.told
     place = "stands in front of" if order == "in front of us" else "stands behind"
     assert f"{kind} {place} ComplexityEarlyStopping" in told
-    assert "the last of the two in the list has the last word" in told
+    assert "whichever is later in `callbacks` sets the final weights" in told
 
 
 def test_the_epoch_that_only_renews_batch_norms_is_not_sampled(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_average_under_another_name_is_recognised_by_what_it_derives_from(tmp
     class Slowly(StochasticWeightAveraging):
         """A name of the user's own."""
 
-    with pytest.warns(UserWarning, match="Slowly stands behind ComplexityEarlyStopping"):
+    with pytest.warns(UserWarning, match="Slowly comes after ComplexityEarlyStopping"):
         trainer([ComplexityEarlyStopping(strict=True), Slowly(3e-3)], tmp_path, max_epochs=2, max_steps=8).fit(
             Fit(), batches(regression())
         )

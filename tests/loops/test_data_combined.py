@@ -82,7 +82,7 @@ def test_loaders_of_different_batch_sizes_are_refused_by_name(name: str, mode: s
     callback = ours(name)
     trainer, words = told(lambda: assert_undisturbed(run, callback))
     assert words[0] == (
-        "lightning_cx: batches in which loaders side by side give 20 and 32 examples are passed over, since nothing "
+        "lightning_cx: batches in which loaders side by side give 20 and 32 examples are skipped, since nothing "
         "says which of them belong together: give the loaders one batch size and drop_last=True, and combine them with "
         '"min_size" or "max_size_cycle"'
     )
@@ -103,7 +103,7 @@ def test_batches_in_which_a_loader_is_exhausted_are_passed_over(tmp_path: Path) 
     assert list(samples) == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]  # five batches are whole in each epoch of seven
     assert all(relative_error(sample.gram, truth[step]) < 1e-5 for step, sample in samples.items())
     assert len(words) == 1
-    assert "give 32 and no examples are passed over" in words[0]
+    assert "give 32 and no examples are skipped" in words[0]
 
 
 def test_a_short_batch_beside_a_full_one_is_passed_over(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_short_batch_beside_a_full_one_is_passed_over(tmp_path: Path) -> None:
     assert list(samples) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert all(relative_error(sample.gram, truth.grams[step]) < 1e-5 for step, sample in samples.items())
     assert len(words) == 1
-    assert "give 22 and 32 examples are passed over" in words[0]
+    assert "give 22 and 32 examples are skipped" in words[0]
 
 
 def test_the_stopping_rule_looks_at_pairs_of_which_the_loss_reads_one(tmp_path: Path) -> None:

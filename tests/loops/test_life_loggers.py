@@ -61,8 +61,8 @@ def test_a_logger_that_fails_is_named_and_others_get_their_values(name: str, tmp
     around = trainer([ours(name)], tmp_path, logger=[sound, Failing()])
     _, words = told(lambda: around.fit(Complete()))
     assert around.state.finished
-    assert words[0] == "lightning_cx: logging to Failing failed, training goes on: OSError: disk full"
-    assert "logging to Failing is switched off after 3 failures in a row" in words[1]
+    assert words[0] == "lightning_cx: logging to Failing failed, training continues: OSError: disk full"
+    assert "logging to Failing is disabled after 3 failures in a row" in words[1]
     assert len(words) == 2
     assert RISING[name] in measured(around)
     assert len([row for row in sound.rows if row[1] == RISING[name]]) >= 10

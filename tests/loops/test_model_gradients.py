@@ -94,7 +94,9 @@ def test_model_of_one_big_graph_has_no_rows_and_is_refused_by_name(
 ) -> None:
     run = Run(module_of(name), batches(name), tmp_path, caplog)
     assert run.samples == []
-    assert run.says("per-example gradients are off: unsupported: the batch cannot be taken apart (4 of its examples")
+    assert run.says(
+        "per-example gradients are off: unsupported: the batch cannot be split into examples (4 of its examples"
+    )
     assert len([text for text in run.warnings if "gradients" in text]) == 1
     assert run.trainer.state.finished
 

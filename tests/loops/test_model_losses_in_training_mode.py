@@ -99,7 +99,7 @@ LIES: dict[str, tuple[Loss, str]] = {
     "weights that the losses of the batch decide": (weighed_by_difficulty, NOT_ITS_OWN),
     "a mask that leaves the first examples whole": (masked, COUNTED),
     "a loss divided by the number of positives": (by_positives, NOT_ITS_OWN),
-    "the hardest half of the batch": (hardest, "rows are contributions, since examples meet outside of BatchNorm"),
+    "the hardest half of the batch": (hardest, "rows are contributions, since examples interact outside of BatchNorm"),
 }
 
 

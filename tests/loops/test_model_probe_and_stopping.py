@@ -65,10 +65,10 @@ def test_model_is_watched_by_early_stopping_or_refused_by_name(
     run = Run(module_of(name), batches(name), tmp_path, caplog, [stopping])
     assert run.trainer.state.finished
     if name in REFUSED:
-        assert run.says(f"ComplexityEarlyStopping does not act: {'the batch (dict) ' * (name in BIG)}{REFUSED[name]}")
+        assert run.says(f"ComplexityEarlyStopping is disabled: {'the batch (dict) ' * (name in BIG)}{REFUSED[name]}")
         assert REFUSED[name] in stopping.reason
     else:
-        assert not run.says("does not act")
+        assert not run.says("is disabled")
         assert stopping.reason.startswith("the estimated risk")
         assert stopping.watch.begun
 

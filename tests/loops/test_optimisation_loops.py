@@ -144,7 +144,7 @@ def test_manual_optimisation_without_losses_of_single_examples_says_what_to_pass
     assert len(seen.told) == 2
     assert all("cannot be replayed under manual optimisation" in words for words in seen.told)
     assert all("pass ProbeSet(loss_fn=...)" in words for words in seen.told)
-    assert "ComplexityEarlyStopping does not act" in "".join(seen.told)
+    assert "ComplexityEarlyStopping is disabled" in "".join(seen.told)
     assert not seen.stopping.watch.begun
 
 

@@ -89,7 +89,7 @@ def test_a_failing_sample_leaves_the_step_eager_and_the_next_one_compiled(
     monkeypatch.setattr("lightning_cx.callbacks.rerun.calibrate_in_training", lambda *_: pytest.fail("unexpected"))
     monkeypatch.setattr("lightning_cx.callbacks.sampling.replayable", lambda _: "not in this test")
     backend = Counting()
-    with pytest.warns(UserWarning, match="gradients failed, training goes on: ZeroDivisionError: on purpose"):
+    with pytest.warns(UserWarning, match="gradients failed, training continues: ZeroDivisionError: on purpose"):
         fit(loss(backend), [monitor(Watch(), strict=False)], tmp_path, max_epochs=1)
     assert backend.ran == BATCHES // 2 - 2  # of five batches two are sampled
     assert runs_compiled()

@@ -336,11 +336,11 @@ class Failing(StoppingRule):
 def test_a_rule_that_fails_is_switched_off_after_three_times_and_training_goes_on(tmp_path: Path) -> None:
     rule = Failing(after=2, times=10**6)
     fitted = trainer([ComplexityEarlyStopping(rule, every_n_steps=1)], tmp_path, max_steps=20)
-    with pytest.warns(UserWarning, match="out of order|switched off") as caught:
+    with pytest.warns(UserWarning, match="out of order|disabled") as caught:
         fitted.fit(Fit(), batches(regression()))
     assert fitted.global_step == 20
     assert rule.checks == 5
-    assert [str(w.message) for w in caught if "switched off after 3 failures" in str(w.message)]
+    assert [str(w.message) for w in caught if "disabled after 3 failures" in str(w.message)]
 
 
 def test_a_rule_that_fails_twice_is_given_another_chance(tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def test_averaged_weights_that_would_replace_the_best_are_named(tmp_path: Path) 
     behind = [ComplexityEarlyStopping(strict=True), MyWeightAveraging()]
     with pytest.warns(UserWarning, match="MyWeightAveraging stands behind"):
         trainer(behind, tmp_path, max_steps=1).fit(Fit(), batches(regression()))
-    with pytest.warns(UserWarning, match="MyWeightAveraging stands in front of .* replace its average"):
+    with pytest.warns(UserWarning, match="MyWeightAveraging comes before .* replace its average"):
         trainer(behind[::-1], tmp_path, max_steps=1).fit(Fit(), batches(regression()))
 
 

@@ -209,7 +209,7 @@ def make(fails: bool, tag: str) -> Instrument:
 @pytest.mark.filterwarnings("ignore:lightning_cx. Mine failed")
 def test_failures_of_one_instrument_are_not_counted_for_another_of_the_same_class_name(tmp_path: Path) -> None:
     broken, sound = make(True, "mine/broken"), make(False, "mine/sound")
-    with pytest.warns(UserWarning, match="Mine is switched off after 3 failures") as told:
+    with pytest.warns(UserWarning, match="Mine is disabled after 3 failures") as told:
         trainer = fit(
             Regression(), [ComplexityMonitor([broken, sound], every_n_steps=1)], tmp_path, loader(), max_steps=6
         )

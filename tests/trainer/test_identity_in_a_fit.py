@@ -46,8 +46,8 @@ def test_two_without_names_keep_failures_apart(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="lightning_cx") as told:
         fit(Classifier(), [ComplexityMonitor([Mine(), Mine(fails=True)], every_n_steps=1)], tmp_path)
     words = [str(warning.message) for warning in told]
-    assert any("Mine#2 is switched off after 3 failures in a row" in word for word in words)
-    assert not any("Mine is switched off" in word for word in words)
+    assert any("Mine#2 is disabled after 3 failures in a row" in word for word in words)
+    assert not any("Mine is disabled" in word for word in words)
 
 
 @pytest.mark.filterwarnings("ignore:lightning_cx")

@@ -33,7 +33,7 @@ from lightning_cx.instruments.kernel import SPECTRUM, TARGET
 
 # Runs of a few batches rarely tell descent from noise, and the callback says so once.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:lightning_cx.*kernel/.*cannot be told from noise",
+    "ignore:lightning_cx.*kernel/.*is not distinguishable from noise",
     "ignore:lightning_cx.*decay.*56 examples",
 )
 BLOCKS = ("net.2.1", "net.2.2", "net.2.3")

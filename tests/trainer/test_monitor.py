@@ -232,7 +232,7 @@ def test_a_logger_that_fails_is_named_and_does_not_end_the_training(tmp_path: Pa
                 raise OSError("disk full")
             super().log_metrics(metrics, step)
 
-    words = "logging to Full failed, training goes on: OSError: disk full"
+    words = "logging to Full failed, training continues: OSError: disk full"
     completes(tmp_path, Classifier(), words, logger=Full(tmp_path))
 
 
@@ -312,8 +312,8 @@ def test_a_failing_instrument_warns_once_and_is_switched_off_after_three(tmp_pat
         trainer = fit(Classifier(), [monitor(instruments=[GradientNoise(), Broken()])], tmp_path)
     ours = [str(w.message) for w in caught if "Broken" in str(w.message)]
     assert len(ours) == 2
-    assert "Broken failed, training goes on: ZeroDivisionError: on purpose" in ours[0]
-    assert "switched off after 3 failures in a row" in ours[1]
+    assert "Broken failed, training continues: ZeroDivisionError: on purpose" in ours[0]
+    assert "disabled after 3 failures in a row" in ours[1]
     assert trainer.global_step == 10
     assert "gradient/norm" in trainer.callback_metrics
 

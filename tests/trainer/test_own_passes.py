@@ -135,8 +135,8 @@ def test_each_instrument_with_passes_has_an_account_of_its_own_and_the_budget_ho
 
 def test_one_that_fails_is_told_and_switched_off_and_the_others_go_on(tmp_path: Path) -> None:
     own, average = Everything(fails=True), Average()
-    failed = pytest.warns(UserWarning, match="Everything failed, training goes on: RuntimeError: no pass")
-    with failed, pytest.warns(UserWarning, match="Everything is switched off after 3 failures in a row"):
+    failed = pytest.warns(UserWarning, match="Everything failed, training continues: RuntimeError: no pass")
+    with failed, pytest.warns(UserWarning, match="Everything is disabled after 3 failures in a row"):
         fit(classifier(), [ComplexityMonitor([own, average], every_n_steps=1)], tmp_path)
     assert len(own.steps) == 3
     assert average.count == 10

@@ -87,6 +87,8 @@ def test_a_first_batch_without_gradients_does_not_make_later_sums_means(tmp_path
 def test_a_batch_whose_compared_examples_have_no_gradient_is_passed_over_by_name(tmp_path: Path) -> None:
     margin = torch.tensor([-100.0] * (2 * SIZE))
     margin[[1, SIZE + 1]] = 5.0  # one of eight
-    with pytest.warns(UserWarning, match="a sum over examples cannot be told from a mean; such batches are passed"):
+    with pytest.warns(
+        UserWarning, match="a sum over examples cannot be distinguished from a mean; such batches are passed"
+    ):
         norms = fit([list(range(SIZE)), list(range(SIZE, 2 * SIZE))], margin, tmp_path)
     assert all(math.isnan(measured) for measured in norms.measured)

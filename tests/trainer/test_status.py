@@ -137,7 +137,7 @@ def test_a_loss_that_cannot_be_replayed_is_taken_for_a_mean_and_says_so(
     (line,) = told.lines
     assert line.startswith("exact, read from the training's own backward")
     why = "under manual optimisation training_step steps the optimizer itself"
-    assert line.endswith(f"not calibrated ({why}): the loss is taken for a mean")
+    assert line.endswith(f"not calibrated ({why}): the loss is assumed to be a mean")
 
 
 def test_a_batch_that_shows_nothing_is_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

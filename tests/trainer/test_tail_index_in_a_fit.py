@@ -236,8 +236,8 @@ def test_a_trajectory_that_cannot_be_followed_is_told_switched_off_and_left_alon
         trainer = fit(Classifier(), [monitor(TailIndex(), strict=False)], tmp_path, max_epochs=6)
     ours = [str(w.message) for w in caught if "trajectory" in str(w.message)]
     assert len(ours) == 2
-    assert "the trajectory failed, training goes on: RuntimeError: no room" in ours[0]
-    assert "switched off after 3 failures" in ours[1]
+    assert "the trajectory failed, training continues: RuntimeError: no room" in ours[0]
+    assert "disabled after 3 failures" in ours[1]
     assert len(calls) == 3
     assert math.isfinite(trainer.callback_metrics[tags.TAIL_INDEX])  # the rest goes on
     with pytest.raises(RuntimeError, match="no room"):

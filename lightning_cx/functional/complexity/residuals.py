@@ -282,14 +282,14 @@ class Whiteness:
 
     @property
     def ratio(self) -> Tensor:
-        """``[]`` distance over limit; up to 1 the residual cannot be told from white noise."""
+        """``[]`` distance over limit; up to 1 the residual is not distinguishable from white noise."""
         return self.distance / self.limit
 
     def __str__(self) -> str:
         if not bool(self.ratio.isfinite()):
             return "whiteness unknown: there is no energy, or it is not finite"
         if self.ratio <= 1:
-            return f"cannot be told from white noise: distance {self.distance:.3f}, limit {self.limit:.3f}"
+            return f"is not distinguishable from white noise: distance {self.distance:.3f}, limit {self.limit:.3f}"
         side = "simple" if self.excess_is_low else "complex"
         return f"not white: too much on the {side} side, distance {self.distance:.3f}, limit {self.limit:.3f}"
 
@@ -325,7 +325,7 @@ def whiteness(energy: Tensor, sizes: Tensor, outputs: float = 1.0) -> Whiteness:
     Example:
         >>> import torch
         >>> print(whiteness(torch.ones(100), torch.ones(100)))
-        cannot be told from white noise: distance 0.000, limit 0.188
+        is not distinguishable from white noise: distance 0.000, limit 0.188
         >>> print(whiteness(1 / torch.arange(1, 101), torch.ones(100)))
         not white: too much on the simple side, distance 0.494, limit 0.188
     """

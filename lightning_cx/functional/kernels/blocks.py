@@ -21,7 +21,7 @@ class BlockShares:
         share: ``[B]`` share of the descent, unbiased parts over their unbiased sum, adding up to 1. Not clamped: a
             block that gives nothing comes out a little above or below 0. nan where the sum is not positive.
         low: ``[B]`` lower end of the 95% interval, between 0 and 1; above 0 the block surely gives something.
-        high: ``[B]`` upper end, between 0 and 1; 1 for all while the descent cannot be told from noise.
+        high: ``[B]`` upper end, between 0 and 1; 1 for all while the descent is not distinguishable from noise.
         noise_share: ``[B]`` share of the variance of one example's gradient that lies in the block, adding up to 1; nan
             without variance.
         signal: ``[B]`` unbiased estimate of ``|G_b|^2``, the squared norm of the block's expected gradient; may be
@@ -43,12 +43,12 @@ class BlockShares:
 
     @property
     def is_known(self) -> bool:
-        """Whether the intervals say anything: not where the descent of all blocks cannot be told from noise."""
+        """Whether the intervals say anything: not where the descent of all blocks is not distinguishable from noise."""
         return bool((self.high < 1).any() | (self.low > 0).any())
 
     def __str__(self) -> str:
         if not self.is_known:
-            return "shares of the descent unknown: the mean gradient cannot be told from noise"
+            return "shares of the descent unknown: the mean gradient is not distinguishable from noise"
         return "descent: " + ", ".join(
             f"{name} {100 * share:.0f}% ({100 * low:.0f} to {100 * high:.0f}%)"
             for name, share, low, high in zip(

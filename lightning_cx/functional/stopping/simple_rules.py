@@ -165,7 +165,9 @@ class WhitenessTracker:
         self._in_a_row = self._in_a_row + 1 if p > LEVEL and number > 0 else 0
         if p <= LEVEL:
             return Decision(False, number, f"the residual is not white yet (p = {p:.2g})", p, math.nan)
-        reason = f"the residual cannot be told from white noise (p = {p:.2g}), for {self._in_a_row} checks in a row"
+        reason = (
+            f"the residual is not distinguishable from white noise (p = {p:.2g}), for {self._in_a_row} checks in a row"
+        )
         return Decision(self._in_a_row >= self.patience, number, reason, p, math.nan)
 
     def state_dict(self) -> dict[str, Any]:

@@ -145,9 +145,10 @@ def tail_report(
     less their mean get `xi_dedh` and `hill`. Then:
 
     - ``"gaussian"``: a normal law is not ruled out (at .001, or at .05 where the whole interval of the index lies below
-      1.95); or it is, but the interval reaches 1.95 and sums are not told from normal: another shape, no heavy tail.
+      1.95); or it is, but the interval reaches 1.95 and sums are not distinguishable from normal: another
+      shape, no heavy tail.
     - ``"heavy-aggregates-to-gaussian"``: the interval of the index lies below 1.95, sums are lighter than those of a
-      stable law (p < .02) and not told from normal (p > .05, and their interval reaches 1.95).
+      stable law (p < .02) and not distinguishable from normal (p > .05, and their interval reaches 1.95).
     - ``"stable"``: neither a stable law (at .05) nor sums that keep the index (at .02) are ruled out, although there
       are enough of them to notice normal ones, and these sums are told from normal.
     - ``"indeterminate"``: anything else, with the reason.
@@ -304,7 +305,7 @@ def decide(evidence: Evidence) -> tuple[Verdict, str]:
         return _another_shape(e)
     if e.p_shift < SHIFT_LEVEL and e.sums_normal:
         return "heavy-aggregates-to-gaussian", (
-            f"single samples are heavy (index {e.index:.2f}), sums of {e.sum_size} are not told from normal "
+            f"single samples are heavy (index {e.index:.2f}), sums of {e.sum_size} are not distinguishable from normal "
             f"({in_words(e.p_sum_gaussian)}): the heaviness averages away"
         )
     if e.p_stable >= LEVEL and e.p_shift >= SHIFT_LEVEL and e.largest_shift < 2 - e.index and not e.sums_normal:
@@ -406,7 +407,7 @@ def _another_shape(e: Evidence) -> tuple[Verdict, str]:
     if e.sums_normal:
         return "gaussian", (
             f"{shape}, but their tail is not heavy: the interval of the index reaches {e.high:.2f}, and sums of "
-            f"{e.sum_size} are not told from normal"
+            f"{e.sum_size} are not distinguishable from normal"
         )
     if e.sums_heavy:
         return "indeterminate", (

@@ -277,7 +277,7 @@ class ExampleAxis:
             raise AmbiguousLayoutError(
                 where,
                 f"{self._ambiguous} {self._n} examples, so their axis is ambiguous: use a batch of another "
-                "size, or pass batch_first=True or False, which lightning_cx.gradients.find_layout finds out",
+                "size, or pass batch_first=True or False, which lightning_cx.gradients.find_layout determines",
             )
         outputs = [(node, output) for output in range(len(output_metadata(node)))]
         stride = next((reading.strides[key] for key in outputs if reading.strides.get(key)), None)

@@ -62,7 +62,7 @@ def _fused_lstm(site: Site) -> Joint:
 
 
 def _whole_stack(site: Site) -> Capture:
-    site.refuse("one kernel holds all layers of it and keeps their gates to itself: replay_gradients reads it")
+    site.refuse("one kernel computes all its layers and does not expose their gates: use replay_gradients")
 
 
 def _unroll_lstm(node: Node, gradients: Sequence[Tensor | None]) -> Unrolled:

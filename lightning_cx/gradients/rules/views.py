@@ -32,7 +32,7 @@ def _selected(move: AxisMove) -> Strides:
 def _stacked(move: AxisMove) -> Strides:
     new = move.saved_axis("dim", len(move.shape))
     if move.axis == new:
-        return move.everywhere("StackBackward0 puts examples together that were read one by one")
+        return move.everywhere("StackBackward0 joins examples that were processed one by one")
     return [move.at(i, move.axis - (move.axis > new)) for i in range(len(move.inputs))]
 
 
