@@ -36,7 +36,7 @@ class ComplexityMonitor(Callback):
     Several processes sample at the same steps and put together what they saw: norms, noise scale and tails are those of
     the whole batch, spectra those of the first process's share, and all processes know the same numbers. A sampled
     backward holds one more copy of the gradients then, and adds it up over the processes. With several optimizers each
-    has a series of its own: the first has the plain tags, the others `<tag>/optimizer_1` and so on.
+    has a series of its own: the first has the plain tags, the others `<tag>-optimizer_1` and so on.
 
     Args:
         instruments: What to measure: a list of instruments, or the name of a set: `"default"` (`GradientNoise`,

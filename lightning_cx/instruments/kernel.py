@@ -220,8 +220,8 @@ def of_blocks(found: kernels.BlockShares) -> Reading:
     scalars, rows = {}, ["| block | share of the descent | 95% interval | share of the noise |", "|---|---|---|---|"]
     columns = (found.share, found.low, found.high, found.noise_share)
     for block, share, low, high, noise in zip(found.blocks, *(column.tolist() for column in columns), strict=True):
-        scalars[tags.of_layer(tags.KERNEL_BLOCK_SHARE, block)] = share
-        scalars[tags.of_layer(tags.KERNEL_BLOCK_SHARE_LOW, block)] = low
+        scalars[tags.of_block(tags.KERNEL_BLOCK_SHARE, block)] = share
+        scalars[tags.of_block(tags.KERNEL_BLOCK_SHARE_LOW, block)] = low
         rows.append(f"| {block} | {share:.1%} | {low:.1%} to {high:.1%} | {noise:.1%} |")
     return Reading(scalars, texts={tags.KERNEL_BLOCK_SHARE: "\n".join(rows)})
 
@@ -229,7 +229,7 @@ def of_blocks(found: kernels.BlockShares) -> Reading:
 def unknown_blocks(blocks: Sequence[str], why: str) -> Reading:
     """Return why no block has a share; ends of intervals are cleared too, or those of an earlier reading would stay."""
     kinds = (tags.KERNEL_BLOCK_SHARE, tags.KERNEL_BLOCK_SHARE_LOW)
-    scalars = {tags.of_layer(kind, block): torch.nan for kind in kinds for block in blocks}
+    scalars = {tags.of_block(kind, block): torch.nan for kind in kinds for block in blocks}
     card = {tags.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
     return Reading(scalars, refusals=dict.fromkeys(scalars, why), texts=card)
 

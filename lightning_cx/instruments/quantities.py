@@ -159,8 +159,22 @@ def half_life(number: int) -> str:
 
 
 def of_layer(tag: str, layer: str) -> str:
-    """Tag of the same quantity for one layer alone."""
-    return f"{tag}/{layer}"
+    """Tag of the same quantity for one layer alone.
+
+    No tag may be a folder that holds another: MLflow's file store and others that write a file for each tag lose all of
+    a batch of values then. So layers lie in a folder beside the quantity, and everything else is a suffix.
+    """
+    return f"{tag}_layers/{layer}"
+
+
+def of_block(tag: str, block: str) -> str:
+    """Tag of a share of one block of the network; the quantity has no value of its own."""
+    return f"{tag}/{block}"
+
+
+def suffixed(tag: str, name: str) -> str:
+    """Tag of the same quantity of another instrument, callback, optimizer or backward of that name."""
+    return f"{tag}-{name}" if name else tag
 
 
 def on_probe(tag: str) -> str:
@@ -182,7 +196,7 @@ class Series(NamedTuple):
 
     Example:
         >>> Series().of("gradient/norm"), Series(1).of("gradient/norm"), Series(0, 1).of("gradient/norm")
-        ('gradient/norm', 'gradient/norm/optimizer_1', 'gradient/norm/optimizer_0_backward_1')
+        ('gradient/norm', 'gradient/norm-optimizer_1', 'gradient/norm-optimizer_0-backward_1')
     """
 
     optimizer: int = 0
@@ -193,8 +207,8 @@ class Series(NamedTuple):
         """Short name; empty for the first."""
         if not any(self):
             return ""
-        return f"optimizer_{self.optimizer}" + (f"_backward_{self.backward}" if self.backward else "")
+        return f"optimizer_{self.optimizer}" + (f"-backward_{self.backward}" if self.backward else "")
 
     def of(self, tag: str) -> str:
         """Tag of a quantity in this series."""
-        return f"{tag}/{self.name}" if self.name else tag
+        return suffixed(tag, self.name)

@@ -59,7 +59,7 @@ class TailIndex(Instrument):
         batch_size: How many gradients one step of the optimizer sums; None takes the size of the sampled batches. Give
             it where batches are accumulated; that processes share one is known.
         window: Number of examples that are pooled; None takes 64 batches, and at least 512 examples.
-        per_layer: Log the index of each layer's own gradients as well, under `tail/index/<layer>`.
+        per_layer: Log the index of each layer's own gradients as well, under `tail/index_layers/<layer>`.
         coordinates: About how many coordinates of the gradient to pool, as much of the literature does, beside normal
             noise with the same scales; 0 leaves that out.
         trajectory: Whether to follow the steps of the parameters.

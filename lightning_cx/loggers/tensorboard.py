@@ -349,20 +349,22 @@ def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
     """
     logged = set(there)
     charts = {category: dict(of_category) for category, of_category in _CHARTS.items()}
+    names = _names_of_others(logged, [tag for of in charts.values() for _, wanted in of.values() for tag in wanted])
     for title, (kind, wanted) in charts["What the kernel prefers"].items():
-        blocks = [tag for tag in sorted(logged) if tag.startswith(_of_blocks(wanted)) and "/optimizer_" not in tag]
+        begins, others = _of_blocks(wanted), tuple(f"-{name}" for name in names)
+        blocks = [tag for tag in sorted(logged) if tag.startswith(begins) and not tag.endswith(others)]
         charts["What the kernel prefers"][title] = (kind, [*wanted, *blocks])
     for title, tag_of in _PER_BAND.items():
         bands = [tag_of(number) for number in range(MAX_BANDS)]
         charts["What is being learned"][title] = ("Multiline", bands)
-    series = sorted({tag.rpartition("/")[2] for tag in logged if "/optimizer_" in tag})
     for of_category in charts.values():
         for title, (kind, wanted) in list(of_category.items()):
+            of_others = {name: [quantities.suffixed(tag, name) for tag in wanted] for name in names}
             if kind == "Multiline":  # the control belongs beside what it controls, one optimizer beside the other
-                beside = [*map(quantities.shuffled, wanted), *(f"{tag}/{name}" for name in series for tag in wanted)]
+                beside = [*map(quantities.shuffled, wanted), *(tag for tags in of_others.values() for tag in tags)]
                 of_category[title] = (kind, [*wanted, *beside])
             else:
-                of_category |= {f"{title}, {name}": (kind, [f"{tag}/{name}" for tag in wanted]) for name in series}
+                of_category |= {f"{title}, {name}": (kind, tags) for name, tags in of_others.items()}
     layout: dict[str, dict[str, list]] = {}
     for category, of_category in charts.items():
         for title, (kind, wanted) in of_category.items():
@@ -370,6 +372,12 @@ def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
             if kept and (kind != "Margin" or len(kept) == len(wanted)):
                 layout.setdefault(category, {})[title] = [kind, kept]
     return layout
+
+
+def _names_of_others(logged: set[str], tags: list[str]) -> list[str]:
+    """Return what tags end in that belong to another optimizer, backward, instrument or callback."""
+    named = {tag.removeprefix(f"{one}-") for one in tags for tag in logged if tag.startswith(f"{one}-")}
+    return sorted(named | {f"optimizer_{tag.partition('-optimizer_')[2]}" for tag in logged if "-optimizer_" in tag})
 
 
 def _of_blocks(wanted: list[str]) -> tuple[str, ...]:

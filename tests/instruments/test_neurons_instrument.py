@@ -51,10 +51,10 @@ def test_planted_copies_dead_and_silent_neurons_are_counted_over_all_layers() ->
     assert reading.scalars[tags.NEURONS_DUPLICATES] == pytest.approx(1 / 14)
     assert reading.scalars[tags.NEURONS_DEAD] == pytest.approx(1 / 14)
     assert reading.scalars[tags.NEURONS_SILENT] == pytest.approx(1 / 14)
-    assert reading.scalars["neurons/duplicates/0"] == pytest.approx(1 / 8)
-    assert reading.scalars["neurons/dead/2"] == pytest.approx(1 / 6)
-    assert reading.scalars["neurons/silent/0"] == pytest.approx(1 / 8)
-    assert reading.scalars["neurons/silent/2"] == 0
+    assert reading.scalars["neurons/duplicates_layers/0"] == pytest.approx(1 / 8)
+    assert reading.scalars["neurons/dead_layers/2"] == pytest.approx(1 / 6)
+    assert reading.scalars["neurons/silent_layers/0"] == pytest.approx(1 / 8)
+    assert reading.scalars["neurons/silent_layers/2"] == 0
     assert explained(reading)
     assert "- `0`, read by `2` from `1`: 8 neurons: 12% are copies" in reading.texts[tags.NEURONS_CARD]
 
@@ -84,8 +84,8 @@ def test_layers_can_be_chosen_and_what_cannot_be_told_is_refused_by_name() -> No
         net[2].bias[2] = -100
     assert read(net, layers=["0"]).scalars[tags.NEURONS_DEAD] == 0
     reading = read(net, layers=["0", "4", "nope"])
-    assert "no layer was found that reads '4' neuron by neuron" in reading.refusals["neurons/duplicates/4"]
-    assert reading.refusals["neurons/duplicates/nope"].endswith("of the model; it has 0, 2, 4")
+    assert "no layer was found that reads '4' neuron by neuron" in reading.refusals["neurons/duplicates_layers/4"]
+    assert reading.refusals["neurons/duplicates_layers/nope"].endswith("of the model; it has 0, 2, 4")
     assert math.isfinite(reading.scalars[tags.NEURONS_DEAD])
     assert explained(reading)
     nothing = read(net, layers=["4"], teacher=net)

@@ -145,8 +145,8 @@ def test_each_layer_has_its_own_index_on_request() -> None:
             "b.weight": LayerGradients("node", projections=second),
         }
         reading = instrument.on_gradients(step, sample(rows(64, step), layers=layers))
-    assert reading.scalars["tail/index/a"] == pytest.approx(reading.scalars[tags.TAIL_INDEX], abs=1e-3)
-    assert reading.scalars["tail/index/b"] == pytest.approx(1.3, abs=0.2)
+    assert reading.scalars["tail/index_layers/a"] == pytest.approx(reading.scalars[tags.TAIL_INDEX], abs=1e-3)
+    assert reading.scalars["tail/index_layers/b"] == pytest.approx(1.3, abs=0.2)
     assert instrument.needs.per_layer
 
 
@@ -251,7 +251,7 @@ def test_layers_are_forgotten_where_a_resumed_run_does_not_ask_for_them() -> Non
     second = TailIndex()
     second.load_state_dict(first.state_dict())
     reading = [r for r in (second.on_gradients(s, sample(rows(64, s))) for s in range(10)) if r.scalars][-1]
-    assert not [tag for tag in reading.scalars if tag.startswith("tail/index/")]
+    assert not [tag for tag in reading.scalars if tag.startswith("tail/index_layers/")]
 
 
 def test_a_batch_larger_than_1024_is_judged_by_sums_of_1024() -> None:

@@ -122,7 +122,7 @@ def test_curves_of_a_second_optimizer_stand_beside_those_of_the_first() -> None:
     interval = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH)
     both = [name for tag in (*interval, tags.GRADIENT_NORM) for name in (tag, second.of(tag))]
     charts = custom_scalars_layout(both)["How the examples agree"]
-    assert charts["gradient norm of the batch"][1] == [tags.GRADIENT_NORM, "gradient/norm/optimizer_1"]
+    assert charts["gradient norm of the batch"][1] == [tags.GRADIENT_NORM, "gradient/norm-optimizer_1"]
     first, other = (chart for chart in charts.values() if chart[0] == "Margin")
     assert first[1] == list(interval)
     assert other[1] == [second.of(tag) for tag in interval]
@@ -134,8 +134,8 @@ def test_blocks_stand_in_one_chart_however_many_there_are() -> None:
     on_probe = tags.on_probe(shares[0])
     charts = custom_scalars_layout([*shares, f"{low}/rest", on_probe])["What the kernel prefers"]
     assert list(charts.values()) == [["Multiline", [*shares, on_probe]], ["Multiline", [f"{low}/rest"]]]
-    charts = custom_scalars_layout([shares[0], f"{shares[0]}/optimizer_1"])["What the kernel prefers"]
-    assert list(charts.values()) == [["Multiline", [shares[0], f"{shares[0]}/optimizer_1"]]]
+    charts = custom_scalars_layout([shares[0], f"{shares[0]}-optimizer_1"])["What the kernel prefers"]
+    assert list(charts.values()) == [["Multiline", [shares[0], f"{shares[0]}-optimizer_1"]]]
 
 
 def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path) -> None:
