@@ -181,7 +181,7 @@ def read(probe: ProbeSet, network: nn.Module, data: Data, first: bool) -> tuple[
         return data.losses(network(batch[0]), batch[1]).mean()
 
     reading = probe.read(network, loss_of)
-    return reading, probe.gradients(network, loss_of, examples=GATE_EXAMPLES) if first else None
+    return reading, probe.passes(network, loss_of).gradients(GATE_EXAMPLES) if first else None
 
 
 def mean_loss(network: nn.Module, data: Data) -> float:

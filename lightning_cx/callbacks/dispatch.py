@@ -67,16 +67,17 @@ class Dispatcher:
         for key, instrument in self._of(series).items():
             if method in instrument.shown and concerned(key) and not failures.off(key):
                 with failures.guard(key):
-                    reading = show(instrument).renamed(partial(self._tag_of, key, failures))
+                    reading = show(instrument).renamed(instrument.tag)
+                    self._claim(key, reading, failures)
                     readings.append(reading.renamed(series.of))
         return readings
 
-    def _tag_of(self, key: str, failures: Failures, tag: str) -> str:
-        tag = self.instruments[key].tag(tag)
-        owner = self._owners.setdefault(tag, key)
-        if owner != key:
-            failures.tell(f"{owner} and {key} both log {tag}: give one of them a name", f"{owner} and {key}")
-        return tag
+    def _claim(self, key: str, reading: Reading, failures: Failures) -> None:
+        """Warn once where two instruments give a number under one tag; a picture or a card may replace another."""
+        for tag in reading.scalars:
+            owner = self._owners.setdefault(tag, key)
+            if owner != key:
+                failures.tell(f"{owner} and {key} both log {tag}: give one of them a name", f"{owner} and {key}")
 
     def _of(self, series: Series) -> dict[str, Instrument]:
         if series == FIRST:

@@ -58,7 +58,7 @@ def draw(picture: Picture) -> Figure:
 
     Example:
         >>> import torch
-        >>> from lightning_cx.instruments.base import Spectrogram
+        >>> from lightning_cx.instruments import Spectrogram
         >>> energy = torch.tensor([[4.0, 4.0], [1.0, 4.0]])
         >>> figure = draw(Spectrogram([0, 100], energy, ["low", "high"], "Residual", "Low bands go first."))
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]

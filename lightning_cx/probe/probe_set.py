@@ -218,7 +218,8 @@ class ProbeSet:
         Raises:
             ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found.
         """
-        passes, features = self.passes(module, replay, place), self.feature_matrix()
+        features = self.feature_matrix()  # first: where there are no inputs, that is the reason to give
+        passes = self.passes(module, replay, place)
         own = self._chunks[share[0] :: share[1]]
         # A forward pass may wait for other processes, so each makes as many: one that has run out passes the first.
         spare = [self._chunks[0]] * (-(-len(self._chunks) // share[1]) - len(own))

@@ -448,7 +448,7 @@ def test_modes_that_a_cut_basis_hardly_expresses_do_not_spoil_the_ranks(n, colum
 @pytest.mark.parametrize(
     ("basis", "gradients", "reason"),
     [
-        (laplacian_basis(torch.ones(20, 3)), torch.randn(20, 9, generator=generator()), "orders nothing"),
+        (laplacian_basis(torch.ones(20, 3)), torch.randn(20, 9, generator=generator()), "gives no order"),
         (
             Basis(BASIS.vectors[:, 60:70], BASIS.complexity[60:70]),
             BASIS.vectors[:, 2:6],

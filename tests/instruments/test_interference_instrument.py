@@ -83,13 +83,13 @@ def test_layers_are_measured_apart_on_request_the_parameters_of_one_together() -
     scalars = instrument.on_gradients(*on_batch(sample, features)).scalars
     body = sample.layers["body.weight"].gram + sample.layers["body.bias"].gram
     expected = interference_profile(body, laplacian_basis(features), shuffles=0)
-    assert scalars[f"{tags.INTERFERENCE}/body"] == float(expected.cii)
-    assert scalars[f"{tags.INTERFERENCE}/body"] > 0.6
-    assert abs(scalars[f"{tags.INTERFERENCE}/head"]) < 0.25
+    assert scalars[tags.of_layer(tags.INTERFERENCE, "body")] == float(expected.cii)
+    assert scalars[tags.of_layer(tags.INTERFERENCE, "body")] > 0.6
+    assert abs(scalars[tags.of_layer(tags.INTERFERENCE, "head")]) < 0.25
     assert set(scalars) == {
         f"{tag}{layer}"
         for tag in (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
-        for layer in ("", "/body", "/head")
+        for layer in ("", "_layers/body", "_layers/head")
     }
 
 
@@ -130,7 +130,7 @@ def test_shuffling_takes_the_principle_away_and_leaves_strength_alone() -> None:
     scalars = Interference(control="shuffle", per_layer=True).on_gradients(*on_batch(sample, features)).scalars
     assert scalars[tags.INTERFERENCE] > 0.6
     assert abs(scalars[tags.shuffled(tags.INTERFERENCE)]) < 0.25
-    assert abs(scalars[tags.shuffled(f"{tags.INTERFERENCE}/layer")]) < 0.25
+    assert abs(scalars[tags.shuffled(tags.of_layer(tags.INTERFERENCE, "layer"))]) < 0.25
     other = shuffled_gradients(sample)
     torch.testing.assert_close(other.gram.diagonal().sort().values, sample.gram.diagonal().sort().values)
     assert torch.equal(shuffled_gradients(sample).gram, other.gram), "another order at every step"

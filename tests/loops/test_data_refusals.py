@@ -40,7 +40,7 @@ def test_dataloader_iter_is_refused_by_name(name: str, tmp_path: Path) -> None:
     if name == "ComplexityMonitor":
         assert words[1] == (
             "lightning_cx: per-example gradients are off: training_step fetches its own batches (dataloader_iter), so "
-            "which examples a loss is of cannot be seen from outside: let training_step take the batch"
+            "the examples of a loss cannot be determined from outside: let training_step take the batch"
         )
     assert len(words) == (2 if name == "ComplexityMonitor" else 1)
 

@@ -106,7 +106,8 @@ def test_a_name_that_tags_cannot_end_in_is_refused(kind: Any) -> None:
 
 def test_keys_are_the_same_in_every_process() -> None:
     code = (
-        "from test_callbacks_of_a_kind import PAIRS; print([one.state_key for pair in PAIRS.values() for one in pair()] == "
+        "from test_callbacks_of_a_kind import PAIRS; "
+        "print([one.state_key for pair in PAIRS.values() for one in pair()] == "
         f"{[one.state_key for pair in PAIRS.values() for one in pair()]!r})"
     )
     paths = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]; "

@@ -12,7 +12,8 @@ from _lightning import fit
 from test_monitor import Watch
 from torch import Tensor
 
-from lightning_cx.gradients import GradientTap
+from lightning_cx.callbacks.sampling import GradientSampler
+from lightning_cx.gradients import Calibration, GradientTap
 
 __all__ = ["fresh_compiler"]
 
@@ -87,7 +88,8 @@ def test_a_failing_sample_leaves_the_step_eager_and_the_next_one_compiled(
 
     monkeypatch.setattr(GradientTap, "attach", explode)
     monkeypatch.setattr("lightning_cx.callbacks.rerun.calibrate_in_training", lambda *_: pytest.fail("unexpected"))
-    monkeypatch.setattr("lightning_cx.callbacks.sampling.replayable", lambda _: "not in this test")
+    not_compared = Calibration(note="not in this test")
+    monkeypatch.setattr(GradientSampler, "_calibrate", lambda self, _: setattr(self, "_calibration", not_compared))
     backend = Counting()
     with pytest.warns(UserWarning, match="gradients failed, training continues: ZeroDivisionError: on purpose"):
         fit(loss(backend), [monitor(Watch(), strict=False)], tmp_path, max_epochs=1)

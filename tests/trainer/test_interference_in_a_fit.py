@@ -44,7 +44,7 @@ def test_every_number_and_its_shuffled_twin_reach_the_event_file(tmp_path: Path)
     events = EventAccumulator(logger.log_dir).Reload()
     scalars = set(events.Tags()["scalars"])
     for tag in (tags.INTERFERENCE, tags.PROBE_INTERFERENCE, tags.RANK_CORRELATION, tags.PROBE_INTERFERENCE_P):
-        layers = {logged for logged in scalars if logged.startswith(f"{tag}/")}
+        layers = {logged for logged in scalars if logged.startswith(f"{tag}_layers/")}
         assert {tag, tags.shuffled(tag)} <= scalars
         assert any(layer.endswith("_shuffled") for layer in layers)
         assert len(layers) >= 4
@@ -89,7 +89,7 @@ def test_gradients_on_the_probe_that_cannot_be_read_are_refused_once_and_the_res
 def test_a_layer_that_is_replayed_has_numbers_of_its_own_as_well(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(100, 16), Unread(), nn.Linear(16, 5))
     trainer = fit(Classifier(net=net), [monitor(instruments=[Interference(per_layer=True)])], tmp_path, max_epochs=1)
-    assert math.isfinite(trainer.callback_metrics[f"{tags.INTERFERENCE}/net.2.1"])
+    assert math.isfinite(trainer.callback_metrics[tags.of_layer(tags.INTERFERENCE, "net.2.1")])
 
 
 def test_the_network_learns_simple_functions_and_the_control_does_not_follow(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ class Keep(pl.Callback):
     @staticmethod
     def kernel_of(module: nn.Module, view: Any) -> dict[str, Any]:
         """The tangent kernel by one backward for each output of each example."""
-        batch, count = view._chunks[0]
+        batch, count = view.chunks[0]
         n, mode = min(count, 32), module.training
         module.eval()
         parameters = [p for p in module.parameters() if p.requires_grad]

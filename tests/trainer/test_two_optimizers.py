@@ -191,7 +191,7 @@ def test_an_optimizer_that_steps_rarely_is_sampled_when_it_does(every: int, tmp_
 
 
 def test_optimizers_that_step_behind_lightnings_back_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_cx.callbacks.backwards.PATIENCE", 3)
+    monkeypatch.setattr("lightning_cx.callbacks.sampling.PATIENCE", 3)
     steps = Steps()
     with pytest.warns(UserWarning, match=r"optimizer 0, 1 made no step in 3 batches.*self.optimizers\(\)"):
         fit(Outside(), [monitor(), steps], tmp_path)

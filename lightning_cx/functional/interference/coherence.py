@@ -137,7 +137,7 @@ def _reason(gram: Tensor, eigenvalues: Tensor, axis: Axis) -> str:
     if eigenvalues.numel() == 0:
         return "the gradients do not differ between examples"
     if axis.n_levels < 2:
-        return "the basis orders nothing: all of its functions are equally complex"
+        return "the basis gives no order: all of its functions are equally complex"
     return "the basis expresses less than half of every mode of the gradients"
 
 
