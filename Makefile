@@ -11,7 +11,7 @@ MARKS = not slow and not timing
 # In chunks of neighbours, so that what a file sets up is set up once; whoever is done early takes over from the other.
 XDIST = --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-slow test-floor lint types unit timing format benchmark benchmark-stopping clean
+.PHONY: demo test test-slow test-floor lint types unit timing tables format benchmark benchmark-stopping clean
 
 demo: $(VENV)/.test-installed
 	$(BIN)/python examples/quickstart.py --logdir $(LOGDIR)
@@ -48,6 +48,10 @@ unit: $(VENV)/.test-installed
 # Alone, since other work would be in what they measure.
 timing: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m "timing and not slow"
+
+# The tables of curves in the README, from lightning_cx/instruments/quantities.py; a test holds them together.
+tables: $(VENV)/.test-installed
+	$(BIN)/python -W ignore::RuntimeWarning -m lightning_cx.instruments.quantities README.md
 
 format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .
