@@ -171,7 +171,7 @@ def averages_beside(trainer: Trainer, callback: Callback) -> str | None:
     place = callbacks.index(callback)
     behind = next((type(c).__name__ for c in callbacks[place + 1 :] if _averages(c)), None)
     if behind:
-        return f"{behind} comes after {own}in `callbacks` and may replace the best weights by its average; {WAY_OUT}"
+        return f"{behind} comes after {own} in `callbacks` and may replace the best weights by its average; {WAY_OUT}"
     front = next((type(c).__name__ for c in callbacks[:place] if _averages(c)), None)
     return (
         front

@@ -139,7 +139,7 @@ def test_products_that_compare_examples_give_contributions_and_say_so() -> None:
         loss.backward()
     assert tap.sample is not None
     assert tap.sample.status == "contribution"
-    assert any("examples meet" in note for note in tap.sample.notes)
+    assert any("examples interact" in note for note in tap.sample.notes)
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -167,7 +167,7 @@ def test_too_few_weights_are_refused_with_their_number(steps):
     reading = instrument.on_model(steps, view_of(net))
     assert reading.scalars[tags.AVERAGING_WINDOW] == count
     if count < MIN_WEIGHTS:
-        refused(reading, AVERAGING, f"takes 16 weights at least, so far there are {count}")
+        refused(reading, AVERAGING, f"needs at least 16 weights, so far there are {count}")
     else:
         assert not reading.refusals
 
@@ -207,7 +207,7 @@ def test_other_parameters_than_those_averaged_are_refused():
     net, instrument = net_for(), Averaging()
     follow(net, instrument)
     net[0].weight.requires_grad_(False)
-    refused(instrument.on_model(60, view_of(net)), AVERAGING, "other parameters are trained")
+    refused(instrument.on_model(60, view_of(net)), AVERAGING, "the trainable parameters have changed")
 
 
 def test_a_probe_of_one_batch_has_a_gain_without_an_interval():
@@ -215,7 +215,7 @@ def test_a_probe_of_one_batch_has_a_gain_without_an_interval():
     follow(net, instrument)
     reading = instrument.on_model(60, view_of(net, chunk=128))
     assert math.isfinite(reading.scalars[tags.AVERAGING_GAIN])
-    refused(reading, GAIN[1:], "the probe is one batch")
+    refused(reading, GAIN[1:], "the probe is a single batch")
     assert set(reading.refusals) == set(GAIN[1:])
 
 

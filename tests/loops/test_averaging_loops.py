@@ -1,4 +1,4 @@
-"""Weights that are averaged beside us: nothing is disturbed, and who has the last word is said."""
+"""Weights that are averaged beside us: nothing is disturbed, and who sets the final weights is said."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_average_beside_us_is_the_same_as_without_us(kind: str, order: str, t
     assert len(seen.samples) == len(seen.readings) == 15
     assert seen.stopping.watch.begun
     (told,) = seen.told
-    place = "stands in front of" if order == "in front of us" else "stands behind"
+    place = "comes before" if order == "in front of us" else "comes after"
     assert f"{kind} {place} ComplexityEarlyStopping" in told
     assert "whichever is later in `callbacks` sets the final weights" in told
 
@@ -97,10 +97,10 @@ def stopped_with(kind: str, folder: Path, behind: bool, restore_best: bool = Tru
 
 
 @pytest.mark.parametrize("kind", AFTER_A_STOP)
-def test_the_last_of_the_two_has_the_last_word_where_training_is_stopped(kind: str, tmp_path: Path) -> None:
+def test_the_last_of_the_two_sets_the_final_weights_where_training_is_stopped(kind: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="may replace the best weights by its average"):
         assert stopped_with(kind, tmp_path, behind=True) == (True, False)
-    with pytest.warns(UserWarning, match="best weights that go back will replace its average"):
+    with pytest.warns(UserWarning, match="the restored best weights will replace its average"):
         assert stopped_with(kind, tmp_path, behind=False) == (False, True)
 
 
@@ -112,7 +112,7 @@ def test_without_restore_best_the_average_stays_in_either_order(kind: str, behin
 
 @pytest.mark.parametrize("behind", [False, True])
 def test_lightnings_swa_puts_no_average_in_before_its_last_epoch(behind: bool, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="StochasticWeightAveraging stands"):
+    with pytest.warns(UserWarning, match="StochasticWeightAveraging comes"):
         assert stopped_with("StochasticWeightAveraging", tmp_path, behind) == (False, True)
 
 

@@ -20,8 +20,8 @@ REPLAYED = "sampled steps replay the batch one example at a time instead, which 
 CONTRIBUTIONS = {
     "a causal language model with padded labels": "the loss divides by class weights or by what was not ignored",
     "a ResNet with BatchNorm": "BatchNorm in training mode couples the examples",
-    "experts with a load-balancing loss": "examples meet outside of BatchNorm",
-    "a contrastive loss": "examples meet outside of BatchNorm",
+    "experts with a load-balancing loss": "examples interact outside of BatchNorm",
+    "a contrastive loss": "examples interact outside of BatchNorm",
 }
 REPLAYS = {
     "an LSTM over packed sequences": "IndexSelectBackward0 picks or reorders rows",

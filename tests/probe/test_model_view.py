@@ -194,7 +194,7 @@ def test_too_many_rows_are_refused_with_what_to_do():
 def test_losses_in_which_examples_act_on_each_other_have_no_jacobian():
     module = network()
     view = view_of(module, lambda f, y: F.cross_entropy(f - f.mean(0), y))
-    with pytest.raises(ValueError, match="examples act on each other"):
+    with pytest.raises(ValueError, match="examples affect each other"):
         view.jacobian(10)
 
 

@@ -466,7 +466,7 @@ def test_averaged_weights_that_would_replace_the_best_are_named(tmp_path: Path) 
         pass
 
     behind = [ComplexityEarlyStopping(strict=True), MyWeightAveraging()]
-    with pytest.warns(UserWarning, match="MyWeightAveraging stands behind"):
+    with pytest.warns(UserWarning, match="MyWeightAveraging comes after"):
         trainer(behind, tmp_path, max_steps=1).fit(Fit(), batches(regression()))
     with pytest.warns(UserWarning, match="MyWeightAveraging comes before .* replace its average"):
         trainer(behind[::-1], tmp_path, max_steps=1).fit(Fit(), batches(regression()))

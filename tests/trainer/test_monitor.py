@@ -486,7 +486,7 @@ def test_a_module_without_parameters_is_named(tmp_path: Path) -> None:
 
 def test_batchnorm_with_a_layer_that_the_tap_cannot_read_is_off_with_the_reason(tmp_path: Path) -> None:
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(100, 16), Unread(), nn.Linear(16, 5))
-    completes(tmp_path, Classifier(net), "replay is no way out, .* BatchNorm, which needs company")
+    completes(tmp_path, Classifier(net), "replay does not help, .* BatchNorm, which needs more than one example")
 
 
 def test_hooks_are_gone_after_an_exception_in_the_middle_of_a_sampled_step(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_batch_whose_compared_examples_have_no_gradient_is_passed_over_by_name
     margin = torch.tensor([-100.0] * (2 * SIZE))
     margin[[1, SIZE + 1]] = 5.0  # one of eight
     with pytest.warns(
-        UserWarning, match="a sum over examples cannot be distinguished from a mean; such batches are passed"
+        UserWarning, match="a sum over examples cannot be distinguished from a mean; such batches are skipped"
     ):
         norms = fit([list(range(SIZE)), list(range(SIZE, 2 * SIZE))], margin, tmp_path)
     assert all(math.isnan(measured) for measured in norms.measured)

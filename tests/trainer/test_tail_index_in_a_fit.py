@@ -33,7 +33,7 @@ def test_curves_pictures_card_and_margin_charts_reach_the_board(tmp_path: Path) 
     fit(Classifier(), [monitor()], tmp_path, logger=logger, max_epochs=30)  # 150 batches of 32
     events = read_events(logger.log_dir)
     found = events.Tags()
-    layers = {tag for tag in found["scalars"] if tag.startswith(f"{tags.TAIL_INDEX}/")}
+    layers = {tag for tag in found["scalars"] if tag.startswith(f"{tags.TAIL_INDEX}_layers/")}
     wanted = {*SINGLE, *BATCH, *NORMS, *COORDINATES, *TRAJECTORY, tags.TAIL_VERDICT}
     assert wanted <= set(found["scalars"])
     assert len(layers) >= 2
