@@ -66,9 +66,9 @@ def test_the_budget_of_two_percent_is_kept_over_a_run_of_a_convnet(
     inside: list[float] = []
     finish = GradientSampler.finish
 
-    def counted(self: GradientSampler, module: pl.LightningModule) -> None:
+    def counted(self: GradientSampler) -> None:
         inside.append(self.hook_seconds)  # spent by hooks during the backward, where no callback runs
-        finish(self, module)
+        finish(self)
 
     monkeypatch.setattr(GradientSampler, "finish", counted)
     data = TensorDataset(torch.randn(640, 3, 32, 32), torch.randint(10, (640,)))
