@@ -279,7 +279,7 @@ class Cadence:
         period = self._period(work)
         if period is not None:
             at_period = self._fit.batches % period == 0
-            if work == PICTURES:  # nobody looks at every sample
+            if work == PICTURES:  # drawn at every sample they would hide one another
                 at_period = perf_counter() - self._pictures_drawn > PICTURE_PAUSE
             return at_period and self._wanted(work)
         now = perf_counter()

@@ -19,7 +19,7 @@ from lightning_cx.callbacks.budget import PICTURE_PAUSE, next_check
 from lightning_cx.callbacks.distributed import check_strategy
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.fit import Fit
-from lightning_cx.callbacks.identity import check_distinct, checked_name, distinct, is_of_another, key_of, settings
+from lightning_cx.callbacks.identity import checked_name, distinct, key_of, keys_of_others, settings
 from lightning_cx.callbacks.monitor import ComplexityMonitor
 from lightning_cx.callbacks.probing import ProbeCheck
 from lightning_cx.callbacks.publishing import Publisher
@@ -102,6 +102,7 @@ class ComplexityEarlyStopping(Callback):
         of_probe = settings(probe, ("size", "seed")) if probe is not None else {}
         self._told_apart_by = {"name": name, "restores": "" if restore_best else "nothing", "probe_settings": of_probe}
         self._key_in_fit = ""  # set from `setup` to `teardown`
+        self._others: frozenset[str] = frozenset()  # keys of the trainer's other callbacks of this class
         self._module: weakref.ref[LightningModule] | None = None
         self._check: ProbeCheck | None = None
         self._forget()
@@ -136,7 +137,7 @@ class ComplexityEarlyStopping(Callback):
 
     @property
     def _legacy_state_key(self) -> Any:
-        """Where Lightning looks for the state of a checkpoint that has none under `state_key`."""
+        """The key of releases: Lightning takes the state under it where a checkpoint has none under `state_key`."""
         return self._generate_state_key(**self._released_key)
 
     @property
@@ -156,8 +157,7 @@ class ComplexityEarlyStopping(Callback):
         if stage != "fit":
             return
         check_strategy(trainer, self, keeps_weights=self.restore_best)
-        check_distinct(trainer, self, self._key)
-        self._key_in_fit = self._key
+        self._others, self._key_in_fit = keys_of_others(trainer, self, self._key), self._key
         if self._module is not None and self._module() is not pl_module:
             self.probe.forget()
             self._forget()
@@ -326,7 +326,7 @@ class ComplexityEarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if is_of_another(state_dict, self._key):
+        if state_dict.get("key") in self._others:  # found under the key of a release, which theirs was then too
             return
         self._resumed = True
         self.watch.load_state_dict(state_dict["watch"])

@@ -157,11 +157,19 @@ class Fit:
             return "the module is sharded, and its processes run it together"
         return _trainer.unseen_batch(self.module)
 
+    def replayed_loss(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Run `training_step` again and return its loss, inside `isolated(module)`.
+
+        Raises:
+            ValueError: If the step returns no loss.
+        """
+        return _trainer.replayed_loss(self.trainer, self.module, batch, batch_idx)
+
     def loss_of(self, together: bool = False) -> LossOf | None:
         """Return what runs `training_step` on a batch, inside `isolated(module)`; None if it cannot be run again."""
         if self.why_not_replayed(together) is not None:
             return None
-        return lambda batch: _trainer.replayed_loss(self.trainer, self.module, batch, 0)
+        return self.replayed_loss
 
     # What its processes tell each other.
 

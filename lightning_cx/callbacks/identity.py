@@ -49,24 +49,21 @@ def distinct(callback: Callback, key: str) -> str:
     return key
 
 
-def check_distinct(trainer: Trainer, callback: Callback, key: str) -> None:
-    """Refuse a callback that cannot be told from another one of the trainer, however that one came in.
+def keys_of_others(trainer: Trainer, callback: Callback, key: str) -> frozenset[str]:
+    """Return the keys of the trainer's other callbacks of a kind, however they came in; refuse one of the same key.
 
     Raises:
         ValueError: If another one has the same key.
     """
-    _refuse_twins(callback, key, trainer.callbacks)  # type: ignore[attr-defined]
+    return _refuse_twins(callback, key, trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def _refuse_twins(callback: Callback, key: str, callbacks: Sequence[Callback]) -> None:
-    for other in callbacks:
-        if other is not callback and type(other) is type(callback) and other._key == key:  # type: ignore[attr-defined]
-            raise ValueError(f"two {type(callback).__name__} with the same settings cannot be told apart: {ADVICE}.")
-
-
-def is_of_another(state: Mapping[str, Any], key: str) -> bool:
-    """Return whether a state in a checkpoint is that of another callback, of the same kind and other settings."""
-    return state.get("key", key) != key
+def _refuse_twins(callback: Callback, key: str, callbacks: Sequence[Callback]) -> frozenset[str]:
+    alike: list[Any] = [other for other in callbacks if type(other) is type(callback) and other is not callback]
+    others = frozenset(other._key for other in alike)
+    if key in others:
+        raise ValueError(f"two {type(callback).__name__} with the same settings cannot be told apart: {ADVICE}.")
+    return others
 
 
 def settings(thing: Any, leave_out: Sequence[str] = ()) -> dict[str, str]:

@@ -15,7 +15,7 @@ from lightning_cx.callbacks.budget import EveryNSteps, FullBatches, OverheadBudg
 from lightning_cx.callbacks.dispatch import Dispatcher
 from lightning_cx.callbacks.distributed import check_strategy
 from lightning_cx.callbacks.fit import Fit
-from lightning_cx.callbacks.identity import check_distinct, checked_name, distinct, is_of_another, key_of, settings
+from lightning_cx.callbacks.identity import checked_name, distinct, key_of, keys_of_others, settings
 from lightning_cx.callbacks.presets import Preset, preset
 from lightning_cx.callbacks.session import Session
 from lightning_cx.instruments import Control, Instrument
@@ -99,6 +99,7 @@ class ComplexityMonitor(Callback):
         self._session: Session | None = None
         self._full_batches = FullBatches().state_dict()
         self._key_in_fit = ""  # set from `setup` to `teardown`
+        self._others: frozenset[str] = frozenset()  # keys of the trainer's other callbacks of this class
         self._module: weakref.ref[LightningModule] | None = None
         self._reached = 0  # optimizer steps done at the last batch that was seen
 
@@ -128,7 +129,7 @@ class ComplexityMonitor(Callback):
 
     @property
     def _legacy_state_key(self) -> Any:
-        """Where Lightning looks for the state of a checkpoint that has none under `state_key`."""
+        """The key of releases: Lightning takes the state under it where a checkpoint has none under `state_key`."""
         return self._generate_state_key(**self._released_key)
 
     @property
@@ -149,8 +150,7 @@ class ComplexityMonitor(Callback):
         if stage != "fit":
             return
         check_strategy(trainer, self)
-        check_distinct(trainer, self, self._key)
-        self._key_in_fit = self._key
+        self._others, self._key_in_fit = keys_of_others(trainer, self, self._key), self._key
         if self._module is not None and self._module() is not pl_module:
             self._start_afresh()  # another model: nothing that was seen of the last one is comparable
         self._module = weakref.ref(pl_module)
@@ -237,7 +237,7 @@ class ComplexityMonitor(Callback):
         return {"key": self._key, **own, **self._dispatcher.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if is_of_another(state_dict, self._key):
+        if state_dict.get("key") in self._others:  # found under the key of a release, which theirs was then too
             return
         self.probe.load_state_dict(state_dict["probe"])
         self._full_batches = state_dict.get("full_batches", self._full_batches)

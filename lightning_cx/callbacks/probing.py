@@ -78,7 +78,7 @@ class ProbeReader:
 
     @property
     def streaming(self) -> bool:
-        """Whether examples have no index and are still being collected as they come by."""
+        """Whether examples have no index and are still being collected as they arrive."""
         return self._data is None and not self.probe.complete
 
     def estimate(self, step_seconds: float) -> float:
@@ -221,7 +221,7 @@ class MonitoredProbe:
                 )
 
     def keep(self, batch: Any) -> None:
-        """Keep examples of a stream as they come by."""
+        """Keep examples of a stream as they arrive."""
         if self.reader.streaming:
             with self._failures.guard(PROBE, last=False):
                 self._probe.keep(batch, self._fit.batch_size_of(batch))
@@ -307,7 +307,7 @@ class ProbeCheck:
         return not self._failed(error) and bool(changed)
 
     def keep(self, batch: Any) -> None:
-        """Keep examples of a stream as they come by."""
+        """Keep examples of a stream as they arrive."""
         if self.reader.streaming:
             with self.failures.guard(PROBE, last=False):
                 self.probe.keep(batch, self._fit.batch_size_of(batch))

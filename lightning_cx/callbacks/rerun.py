@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_cx.batch import join, spread_out, take
-from lightning_cx.callbacks._trainer import LightningModule, Trainer, replayed_loss
+from lightning_cx.callbacks.fit import Fit
 from lightning_cx.functional import linalg
 from lightning_cx.gradients import (
     CONTRIBUTION,
@@ -37,15 +37,13 @@ class Rerun:
     """A training step that can be run again, without a trace.
 
     Attributes:
-        trainer: Of the fit.
-        module: Whose `training_step` it is.
+        fit: Whose `training_step` it is.
         batch: What it was given.
         batch_idx: Its number.
         examples: Number of examples in it.
     """
 
-    trainer: Trainer
-    module: LightningModule
+    fit: Fit
     batch: Any
     batch_idx: int
     examples: int
@@ -53,7 +51,7 @@ class Rerun:
     def calibration(
         self, parameters: Mapping[str, Parameter], ambiguous: bool, layout: bool | None
     ) -> tuple[Calibration, bool | None]:
-        """What a tap's rows mean, and whether examples lead in what the loss averages over.
+        """Return what a tap's rows mean, and whether examples lead in what the loss averages over.
 
         Args:
             parameters: Those that are tapped.
@@ -64,7 +62,7 @@ class Rerun:
             UnsupportedGradientError: If the tap cannot read this model.
         """
         mixed = replace(self, batch=spread_out(self.batch, self.examples))
-        mode = partial(watched_pass, self.module)
+        mode = partial(watched_pass, self.fit.module)
         with eagerly(), linalg.one_thread():  # a handful of examples
             found = calibrate_in_training(parameters, mixed._loss_of, mixed._exchanged, self.examples, mode)
             if ambiguous:
@@ -73,32 +71,32 @@ class Rerun:
         return found, layout
 
     def sample(self, projections: int, coordinates: int) -> GradientSample:
-        """Examples one at a time, as many as memory allows."""
-        count = affordable_examples(self.module.parameters(), self.examples)
-        with eagerly(), isolated(self.module, training=self.module.training, guard=True):
+        """Return the gradients of examples that are run one at a time, as many as memory allows."""
+        count = affordable_examples(self.fit.module.parameters(), self.examples)
+        with eagerly(), isolated(self.fit.module, training=self.fit.module.training, guard=True):
             sample = replay_gradients(
                 lambda i: self._loss_of(i, i + 1),
-                self.module.named_parameters(),
+                self.fit.module.named_parameters(),
                 count,
                 projections=projections,
                 coordinates=coordinates,
             )
             with drawing() as drawn:
-                together = replay_gradients(lambda _: self._loss_of(0, count), self.module.named_parameters(), 1)
+                together = replay_gradients(lambda _: self._loss_of(0, count), self.fit.module.named_parameters(), 1)
         if drawn or add_up(sample, together):
             return sample
         return replace(sample, notes=(*sample.notes, NOT_THEIR_MEAN))
 
     def _loss_of(self, start: int, stop: int) -> Tensor:
         some = take(self.batch, start, stop, self.examples)
-        return replayed_loss(self.trainer, self.module, some, self.batch_idx)
+        return self.fit.replayed_loss(some, self.batch_idx)
 
     def _exchanged(self, stay: int, total: int) -> Tensor:
-        """The loss of the first examples in the company of others."""
+        """Return the loss of the first examples in the company of others."""
         first = take(self.batch, 0, stay, self.examples)
         rest = take(self.batch, total, 2 * total - stay, self.examples)
         joined = join(first, rest, (stay, total - stay))
-        return replayed_loss(self.trainer, self.module, joined, self.batch_idx)
+        return self.fit.replayed_loss(joined, self.batch_idx)
 
     def _layout(self, parameters: Mapping[str, Parameter], found: Calibration) -> bool:
         try:

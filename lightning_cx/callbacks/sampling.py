@@ -76,7 +76,7 @@ class Backwards:
         return all(sampler.off for sampler in self.samplers)
 
     def calibrates(self, examples: int) -> bool:
-        """Whether a sampled step on so many examples begins with a comparison of a few of them alone."""
+        """Return whether a sampled step on so many examples begins with a comparison of a few of them alone."""
         return any(sampler.calibrates(examples) for sampler in self.samplers)
 
     @property
@@ -231,7 +231,7 @@ class GradientSampler:
         return self._wanted and not (self._replay or self.off)
 
     def calibrates(self, examples: int) -> bool:
-        """Whether a step on so many examples begins with a comparison of a few of them alone."""
+        """Return whether a step on so many examples begins with a comparison of a few of them alone."""
         return self.taps and (self._calibration is None or self._compared < 2 <= examples)
 
     def begin(self, batch: Any, batch_idx: int, examples: int) -> None:
@@ -250,7 +250,7 @@ class GradientSampler:
                 "outside: let training_step take the batch"
             )
             return
-        step = Rerun(self._fit.trainer, self._fit.module, batch, batch_idx, examples)
+        step = Rerun(self._fit, batch, batch_idx, examples)
         if self._replay:
             self.sample = step.sample(self._projections, self._coordinates)
             if NOT_THEIR_MEAN in self.sample.notes:
@@ -498,11 +498,11 @@ class ParameterFollower:
 
 
 class BatchPart:
-    """Finds one row for each example in a batch, where an instrument needs it.
+    """Find one row for each example in a batch, where an instrument needs it.
 
     Args:
         name: What is looked for.
-        wanted: Whether anybody needs it.
+        wanted: Whether an instrument needs it.
         read: Finds it in a batch of so many examples; a `ValueError` says why it cannot be had.
         refusal: What is lost without it, in words.
         failures: Where refusals are told.
@@ -514,7 +514,7 @@ class BatchPart:
         self._name, self._wanted, self._read, self._refusal, self._failures = name, wanted, read, refusal, failures
 
     def read(self, batch: Any, examples: int) -> Tensor | None:
-        """[N, d], or None where nothing needs it or it cannot be had; the reason was told."""
+        """Return [N, d], or None where nothing needs it or it cannot be had; the reason was told."""
         if not self._wanted or self._failures.off(self._name):
             return None
         with self._failures.guard(self._name):  # the user's own code may run here
@@ -526,7 +526,7 @@ class BatchPart:
 
 
 def features_and_targets(probe: ProbeSet, needs: Sequence[Needs], failures: Failures) -> tuple[BatchPart, BatchPart]:
-    """What is read of batches: features by the probe's rule, and targets by name or place."""
+    """Return what is read of batches: features by the probe's rule, and targets by name or place."""
     unordered = "the examples of a batch cannot be ordered by their inputs"
     unknown = "the targets of a batch are not known"
     return (

@@ -148,12 +148,41 @@ def test_a_state_of_the_last_release_is_restored_though_the_key_holds_more_now(t
     torch.save(saved, path)
     resumed = monitor()
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):  # Lightning sees the other key
-        fit(Regression(), [resumed], tmp_path, loader(), max_steps=5, ckpt_path=path)
+        fit(Regression(), [resumed], tmp_path, loader(), max_steps=5, ckpt_path=str(path))
     assert resumed.probe.indices == held["probe"]["indices"]
     assert resumed._reached == 5
-    another = ComplexityMonitor([GradientNoise(), Interference()], every_n_steps=2)
-    another.load_state_dict({**held, "key": monitor().state_key})  # of another monitor: none of its business
-    assert another._reached == 0
+
+
+class Counter(Instrument):
+    def __init__(self, of: str = "") -> None:
+        super().__init__()
+        self.of, self.seen = of, 0
+
+    def on_gradients(self, step: int, gradients: Any, batch: BatchView) -> Reading:
+        self.seen += 1
+        return Reading({f"mine/seen{self.of}": float(self.seen)})
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_other_settings_than_in_the_checkpoint_resume_from_it_but_not_from_the_state_of_another(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=4, save_top_k=-1, filename="{step}")
+    first = ComplexityMonitor([Counter()], every_n_steps=2)
+    fit(Regression(), [first, saving], tmp_path, loader(), max_steps=4, enable_checkpointing=True)
+
+    def resumed(*counters: Counter) -> list[int]:
+        monitors: list[pl.Callback] = [ComplexityMonitor([counter], every_n_steps=2) for counter in counters]
+        fit(Regression(), monitors, tmp_path, loader(), max_steps=6, ckpt_path=str(tmp_path / "saved" / "step=4.ckpt"))
+        return [counter.seen for counter in counters]
+
+    assert resumed(Counter("_b")) == [3]
+    assert resumed(Counter("_b"), Counter()) == [1, 3]
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint")
@@ -171,7 +200,7 @@ def test_named_callbacks_log_under_tags_of_their_own_and_resume_from_their_own_s
     own = {tag for tag in tags if not tag.endswith("-b")}
     assert {f"{tag}-b" for tag in own} == tags - own  # whole sets, and no folder below a tag
     second = callbacks()
-    fit(Regression(), second, tmp_path, loader(), max_steps=6, ckpt_path=tmp_path / "saved" / "step=4.ckpt")
+    fit(Regression(), second, tmp_path, loader(), max_steps=6, ckpt_path=str(tmp_path / "saved" / "step=4.ckpt"))
     assert [one._reached for one in second[:2]] == [6, 6]
     assert [one.best_step for one in second[2:]] == [one.best_step for one in first[2:]]
 
