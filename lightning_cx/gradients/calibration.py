@@ -30,8 +30,10 @@ from lightning_cx.gradients.replay import replay_gradients
 from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample
 from lightning_cx.gradients.tap import GradientTap
 
-AGREEMENT = 0.02
-"""Relative error up to which rows agree: half precision agrees to .01, a class weight of 1.05 shows."""
+AGREEMENT = 0.025
+"""Relative error up to which rows agree: a class weight of 1.05 still shows, and half precision agrees. Of 336
+comparisons under autocast, of four small networks while they learned eight examples by heart, 4 did not agree at .025,
+11 at .02 and 2 at .03."""
 
 UNCHANGED = 5e-4
 """The same for two batches of one shape, whose rows agree to rounding; mixup with a factor of .999 shows."""

@@ -10,7 +10,14 @@ from _models import Computing, Unread, mean_square, naive_rows, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_cx.gradients import GradientTap, UnsupportedGradientError, calibrate, find_layout, replay_gradients
+from lightning_cx.gradients import (
+    GradientTap,
+    UnsupportedGradientError,
+    calibrate,
+    calibrate_rows,
+    find_layout,
+    replay_gradients,
+)
 
 N = 8
 torch.manual_seed(0)
@@ -43,6 +50,43 @@ def test_the_loss_is_found_out(case: str) -> None:
     found = calibrate(PARAMETERS, lambda start, stop: loss(X[start:stop], Y[start:stop]), N)
     assert (found.status, found.sums) == (status, sums)
     assert bool(found.note) == (case not in ("mean", "two means"))
+
+
+ALONE = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+SHARES: dict[str, tuple[Tensor, str, bool, bool]] = {  # in company of four: status, a sum, another direction
+    "a mean": (ALONE / 4, "exact", False, False),
+    "a sum": (ALONE, "exact", True, False),
+    "a mean that is rounded": (
+        ALONE / 4 * (1 + 0.02 * torch.tensor([[1.0], [-1.0], [1.0]]).double()),
+        "exact",
+        False,
+        False,
+    ),
+    "a mean with weights": (ALONE / 4 * torch.tensor([[1.05], [0.95], [1.05]]).double(), "contribution", False, False),
+    "a sum with weights": (ALONE * torch.tensor([[1.1], [0.9], [1.1]]).double(), "contribution", True, False),
+    "a mixture": ((ALONE + 0.5 * ALONE.roll(1, 0)) / 4, "contribution", False, True),
+}
+
+
+@pytest.mark.parametrize("case", SHARES)
+@pytest.mark.parametrize("widths", [(), (1, 3, 2)], ids=["each row", "each part"])
+def test_shares_in_company_tell_how_a_loss_adds_up(case: str, widths: tuple[int, ...]) -> None:
+    shares, status, sums, mixed = SHARES[case]
+    found = calibrate_rows(shares, ALONE, 4, widths)
+    assert (found.status, found.sums, found.mixed) == (status, sums, mixed)
+
+
+def test_a_part_that_is_nothing_but_rounding_agrees_and_one_that_counts_has_to() -> None:
+    alone = ALONE.clone()
+    alone[:, :2] *= 0.15 * alone[:, 2:].norm() / alone[:, :2].norm()
+    company = alone / 4
+    company[:, :2] *= 1.15
+    assert calibrate_rows(company, alone, 4, (6,)).status == "exact"  # all in all
+    assert calibrate_rows(company, alone, 4, (2, 4)).status == "contribution"
+    alone[:, :2] *= 1e-4
+    company = alone / 4
+    company[:, :2] = 1e-4
+    assert calibrate_rows(company, alone, 4, (2, 4)).status == "exact"
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_cx.gradients import calibrate
 from lightning_cx.probe import ProbeReading, ProbeSet
 from lightning_cx.probe.reading import MAX_OUTPUTS, Columns, fold
 
@@ -66,6 +67,18 @@ def test_class_weights_couple_the_examples_also_if_one_has_the_average_weight() 
     assert read(module, lambda b: F.cross_entropy(module(b[0]), b[1], weight), (X, y), [150]).coupled
     one = torch.ones(150, dtype=torch.long)
     assert not read(module, lambda b: F.cross_entropy(module(b[0]), b[1], weight), (X, one), [150]).coupled
+
+
+def test_the_probe_compares_its_own_batches_since_a_tap_on_four_examples_of_one_class_sees_no_class_weights() -> None:
+    module, weight = nn.Linear(6, 4).double(), torch.tensor([1.0, 0.2, 3.0, 0.2]).double()
+    y = torch.cat([torch.ones(4, dtype=torch.long), Y[4:]])
+
+    def loss_of(batch: Any) -> Tensor:
+        return F.cross_entropy(module(batch[0]), batch[1], weight)
+
+    tapped = calibrate(dict(module.named_parameters()), lambda i, j: loss_of((X[i:j], y[i:j])), 150)
+    assert not tapped.coupled
+    assert read(module, loss_of, (X, y), [150]).coupled
 
 
 def test_in_batch_losses_are_called_coupled() -> None:
