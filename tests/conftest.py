@@ -6,8 +6,10 @@ Hypothesis's deadlines are times of single examples, which say nothing where wor
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from _once import Once
@@ -36,6 +38,14 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
     root = (folder if worker_id == "master" else folder.parent) / "once"
     root.mkdir(exist_ok=True)
     return Once(root)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start each test from the same generators, whichever tests its worker has run before."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)
