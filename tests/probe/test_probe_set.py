@@ -87,8 +87,9 @@ class Augmented(Dataset):
 def test_random_augmentations_neither_disturb_nor_depend_on_other_streams_or_the_batch_size() -> None:
     dataset = Augmented()
     before = dataset.states()
-    one = read(drawn(ProbeSet(128), dataset, 50))
+    probe = drawn(ProbeSet(128), dataset, 50)
     assert dataset.states() == before
+    one = read(probe)
     torch.manual_seed(9), np.random.seed(9), random.seed(9)
     two = read(drawn(ProbeSet(128), dataset, 32))
     torch.testing.assert_close(one.outputs, two.outputs)
