@@ -1,6 +1,28 @@
 """What a batch of the user's is: its examples, cut out and joined, its inputs and its targets."""
 
-from lightning_cx.batch.anatomy import inputs_of, targets_of
-from lightning_cx.batch.take import alike, join, leaves, padded_cat, spread_out, take, to_cpu
+from lightning_cx.batch.anatomy import Anatomy, anatomy_of, structure_of
+from lightning_cx.batch.features import as_features, join_inputs, raw_inputs
+from lightning_cx.batch.parts import map_batch, parts_of, replaced
+from lightning_cx.batch.spec import BatchSpec
+from lightning_cx.batch.take import alike, choose, join, leaves, padded_cat, spread_out, take, to_cpu
 
-__all__ = ["alike", "inputs_of", "join", "leaves", "padded_cat", "spread_out", "take", "targets_of", "to_cpu"]
+__all__ = [
+    "Anatomy",
+    "BatchSpec",
+    "alike",
+    "anatomy_of",
+    "as_features",
+    "choose",
+    "join",
+    "join_inputs",
+    "leaves",
+    "map_batch",
+    "padded_cat",
+    "parts_of",
+    "raw_inputs",
+    "replaced",
+    "spread_out",
+    "structure_of",
+    "take",
+    "to_cpu",
+]

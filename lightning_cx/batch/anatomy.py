@@ -1,130 +1,377 @@
-"""Find the inputs and the targets of a batch without asking what it is."""
+"""Find out what a batch is: how many examples, which of its tensors are inputs and which are targets.
+
+A batch does not say. What is found here is what its structure and its names show, so it is stated in one line for the
+user to read, and can be said outright by a `BatchSpec`. Where the model can be run, `lightning_cx.probe` asks it what
+its output depends on, and `Anatomy.after_asking` takes the answer up.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cx.batch.take import leaves
-
-# Names under which batches carry what is not an input, lower case.
-NOT_INPUTS = frozenset(
-    {"label", "labels", "target", "targets", "y", "mask", "attention_mask", "token_type_ids", "position_ids"}
-    | {"idx", "index", "indices", "id", "weight", "weights", "sample_weight", "length", "lengths"}
-)
+from lightning_cx.batch.graphs import graphs_in
+from lightning_cx.batch.parts import Part, Path, children_of, is_graph_batch, names_of, parts_of
+from lightning_cx.batch.spec import BatchSpec, Key
+from lightning_cx.batch.take import per_example
 
 TARGET_NAMES = ("label", "labels", "target", "targets", "y")
 """Keys and fields under which batches carry their targets, lower case, the surest first."""
 
-MAX_CLASSES = 1000
-"""Different whole numbers in one batch that are still taken for classes; more are numbers, or names of examples."""
+PAST = ("past", "encoder", "history", "historic", "insample", "context", "observed", "input")
+"""What the name of a target that is an input begins with: the past of a series whose future is asked for."""
 
-MAX_CODE = 1 << 15
-"""Span of the whole numbers that are still taken for classes; ImageNet-21k has 21 841 of them."""
+MASKS = ("mask", "padding", "is_pad", "observed_values")
+WEIGHTS = frozenset({"w", "weight", "weights", "sample_weight", "sample_weights", "example_weight", "obs_weight"})
+POSITIONS = frozenset({"position_ids", "positions", "position", "pos_ids", "time_idx", "token_type_ids", "ptr"})
+NUMBERS = frozenset({"idx", "index", "indices", "id", "row", "row_id", "example_id", "sample_id", "uid"})
 
-MAX_OUTPUTS = 1024
-"""Numbers of one example's target; more are images or maps, whose products among themselves would fill the memory."""
-
-_WHAT_TO_DO = (
-    'let batches be pairs (inputs, targets), or carry the targets, one row for each example, under the key "target"'
-)
+BESIDE = "it comes beside the targets"
+UNUSED = "nothing in the loss depends on it"
+LOSS_ALONE = "the loss depends on it, the output does not"
 
 
-def inputs_of(batch: Any, examples: int) -> Tensor:
-    """Return the tensor of a batch that most likely holds the inputs: the first per-example one that is no target.
+@dataclass(frozen=True)
+class Anatomy:
+    """What a batch is.
 
-    Raises:
-        ValueError: If there is none; says to pass `features=`.
+    Attributes:
+        examples: Number of examples N.
+        inputs: Paths of the tensors that are inputs.
+        targets: Paths of those that are to be predicted.
+        left_out: Paths of the others that have one entry for each example, and why they are neither.
+        shapes: Name and shape of each, for the reader.
+        counted: Paths of what has one entry for each example, by which later batches are counted.
+        asked: Whether the model was asked what its output depends on.
+        said: Which of size, inputs and targets the user said outright.
     """
-    tensors = [
-        leaf
-        for name, leaf in leaves(batch)
-        if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples and name.lower() not in NOT_INPUTS
-    ]
-    if not tensors:
-        raise ValueError(
-            f"the batch ({type(batch).__name__}) holds no tensor of inputs with {examples} examples along its first "
-            "axis: pass ProbeSet(features=...), a function from a batch to a tensor [n, d]"
-        )
-    return tensors[0]
+
+    examples: int
+    inputs: tuple[Path, ...] = ()
+    targets: tuple[Path, ...] = ()
+    left_out: tuple[tuple[Path, str], ...] = ()
+    shapes: tuple[tuple[Path, str], ...] = ()
+    counted: tuple[Path, ...] = ()
+    asked: bool = False
+    said: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        """Return one line: "64 examples; inputs x [64, 3]; targets y [64, 1]"."""
+        shapes = dict(self.shapes)
+
+        def listed(paths: Sequence[Path], what: str, by_function: str) -> str:
+            if by_function in self.said and not paths:
+                return f"{what} by your function"
+            return f"{what} {', '.join(shapes[path] for path in paths)}" if paths else f"no {what} found"
+
+        words = [f"{self.examples} example{'s' * (self.examples != 1)}"]
+        words += [listed(self.inputs, "inputs", "inputs"), listed(self.targets, "targets", "targets")]
+        if self.left_out:
+            words.append("left out: " + ", ".join(f"{shapes[path]} ({why})" for path, why in self.left_out))
+        return "; ".join(words)
+
+    def after_asking(self, output: Mapping[Path, bool], loss: Mapping[Path, bool]) -> Anatomy:
+        """Return what the batch is once it is known what the output and the loss of the model depend on.
+
+        Args:
+            output: Whether the output changes where the rows of a tensor change places among the examples.
+            loss: Whether the loss does.
+        """
+        inputs = self.inputs if "inputs" in self.said else tuple(p for p in self.inputs if output.get(p, True))
+        targets, dropped = self.targets, [p for p in self.inputs if p not in inputs]
+        only_loss = [p for p in dropped if loss.get(p, False)]
+        if not targets and "targets" not in self.said and only_loss:
+            targets = (only_loss[0],)
+        elif "targets" not in self.said:
+            targets = tuple(p for p in targets if loss.get(p, True) or output.get(p, False))
+            dropped += [p for p in self.targets if p not in targets]
+        if not inputs:  # an output of no input is no answer: a loss without a module, or rows that do not count
+            return replace(self, asked=True)
+        why = [(p, LOSS_ALONE if loss.get(p, False) else UNUSED) for p in dropped if p not in targets]
+        return replace(self, inputs=inputs, targets=targets, left_out=(*self.left_out, *why), asked=True)
+
+    def count(self, batch: Any) -> int:
+        """Return the number of examples in another batch of this make, as most of what has one entry each tells.
+
+        Raises:
+            ValueError: If nothing that had one entry for each example is there.
+        """
+        lengths: dict[int, int] = defaultdict(int)
+        own = set(self.counted)
+        for path, length in _lengths(batch):
+            if path in own:
+                lengths[length] += 1
+        if not lengths:
+            raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear")
+        return max(lengths, key=lambda length: lengths[length])
 
 
-def targets_of(batch: Any, examples: int) -> Tensor:
-    """Return what a batch most likely asks the model to predict: what is named so, or the second tensor of a pair.
+def structure_of(batch: Any) -> tuple[Any, ...]:
+    """Return what two batches of one make have in common: paths, numbers of axes and dtypes, hashable."""
+    return tuple((p.path, getattr(p.value, "ndim", 0), str(getattr(p.value, "dtype", ""))) for p in parts_of(batch))
 
-    Whole numbers, one for each example, are classes and become one-hot rows of the classes that this batch holds; true
-    and false, and several zeros and ones for each example (labels that exclude each other in no way), stay numbers, as
-    floating-point targets do.
+
+def anatomy_of(batch: Any, spec: BatchSpec | None = None, expected: int | None = None) -> Anatomy:
+    """Find out what a batch is.
 
     Args:
-        batch: Nested mappings, lists, tuples, dataclasses of tensors and arrays.
-        examples: Number of examples N.
-
-    Returns:
-        ``[N, C]`` float64 on the device of the targets, C the numbers or classes; NaN and inf as they are.
+        batch: Any nesting of mappings, lists, tuples, dataclasses and objects with tensors.
+        spec: What the user says of it.
+        expected: Batch size of the loader, where it is known.
 
     Raises:
-        ValueError: If no targets are found, or they are token sequences, too many numbers for each example, or whole
-            numbers that can hardly be classes; says what to do.
+        ValueError: If the number of examples is not to be found, or the specification does not fit; says what was
+            found.
 
     Example:
-        >>> targets_of((torch.zeros(3, 2), torch.tensor([4, 7, 4])), 3).tolist()
-        [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+        >>> x, y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 1, 0])
+        >>> print(anatomy_of({"positions": torch.arange(3), "x": x, "labels": y}))
+        4 examples; inputs x [4, 3]; targets labels [4]
     """
-    found = _found(batch, examples).detach()
-    if found.is_complex():
-        raise ValueError(f"targets are complex numbers: {_WHAT_TO_DO} as real ones")
-    rows = found.reshape(examples, found.shape[1:].numel())
-    if 0 in rows.shape:
-        raise ValueError(f"targets have shape {list(found.shape)}, which holds no numbers: {_WHAT_TO_DO}")
-    if rows.is_floating_point() or rows.dtype == torch.bool:
-        return _numbers(rows)
-    if rows.shape[1] == 1:
-        return _one_hot(rows[:, 0])
-    if bool(((rows == 0) | (rows == 1)).all()):
-        return _numbers(rows)
-    raise ValueError(
-        f"targets are {rows.shape[1]} whole numbers for each example, a sequence of tokens or a map of classes, and "
-        "similarity of such targets is not defined here: measure something else, or a model with one target per example"
-    )
+    spec = spec or BatchSpec()
+    parts = list(parts_of(batch))
+    names = names_of(parts)
+    shapes = tuple((part.path, f"{names[part.path]} {part.sizes}") for part in parts)
+    examples = _count(batch, parts, spec, expected)
+    held = [part for part in parts if part.length == examples] + list(_node_parts(batch, examples))
+    said = frozenset(name for name in ("size", "inputs", "targets") if getattr(spec, name) is not None)
+    targets = _said(parts, spec.targets, "targets", examples)
+    targets = _targets(batch, held) if targets is None else targets
+    inputs = _said(parts, spec.inputs, "inputs", examples)
+    left_out: list[tuple[Path, str]] = []
+    if inputs is None:
+        inputs = []
+        for part in held:
+            if part.path in targets:
+                continue
+            why = _why_no_input(part, targets, parts)
+            if why:
+                left_out.append((part.path, why))
+            else:
+                inputs.append(part.path)
+    counted = tuple(path for path, length in _lengths(batch) if length == examples)
+    return Anatomy(examples, tuple(inputs), tuple(targets), tuple(left_out), shapes, counted, said=said)
 
 
-def _found(batch: Any, examples: int) -> Tensor:
-    named = [
-        (name.lower(), torch.as_tensor(leaf))
-        for name, leaf in leaves(batch)
-        if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim > 0 and leaf.shape[0] == examples
-    ]
+def _lengths(batch: Any) -> list[tuple[Path, int]]:
+    """The way to everything that may have one entry for each example, and how many entries it has."""
+    found = [(part.path, part.length) for part in parts_of(batch) if part.length is not None]
+    return found + _other_lengths(batch, ())
+
+
+def _other_lengths(batch: Any, path: Path) -> list[tuple[Path, int]]:
+    """Numbers of graphs and of texts, which no tensor's length tells."""
+    found: list[tuple[Path, int]] = []
+    if is_graph_batch(batch):
+        return [((*path, "num_graphs"), int(batch.num_graphs))]
+    if path and isinstance(batch, list | tuple) and len(batch) > 1 and per_example(batch, len(batch)):
+        found.append((path, len(batch)))  # texts
+    if not isinstance(batch, list | tuple | Tensor | np.ndarray) and (graphs := graphs_in(batch)) is not None:
+        found.append(((*path, "number of graphs"), graphs.count))
+    for key, value in children_of(batch):
+        if not isinstance(value, Tensor | np.ndarray):
+            found += _other_lengths(value, (*path, key))
+    return found
+
+
+def _count(batch: Any, parts: Sequence[Part], spec: BatchSpec, expected: int | None) -> int:
+    lengths = _lengths(batch)
+    seen = ", ".join(f"{name}" for name in (f"{names_of(list(parts))[p.path]} {p.sizes}" for p in parts)) or "no tensor"
+    if spec.size is not None:
+        return _said_size(batch, parts, lengths, spec.size, seen)
+    if not lengths:
+        if isinstance(batch, list | tuple) and len(batch) > 1:
+            return len(batch)  # of texts
+        raise ValueError(
+            f"the number of examples in a batch of type {type(batch).__name__} is not clear, which holds {seen}: pass "
+            "BatchSpec(size=...), a number, a key of the batch, or a function of it"
+        )
+    graphs = [n for path, n in lengths if path[-1:] in (("num_graphs",), ("number of graphs",))]
+    if graphs:
+        return graphs[0]
+    limits = [p for p in parts if p.key == "ptr" and p.tensor.ndim == 1 and p.length]
+    if limits:
+        return len(limits[0].tensor) - 1
+    if expected is not None and any(n == expected for _, n in lengths):
+        return expected
+    votes: dict[int, tuple[float, int]] = {}
+    by_path = {part.path: part for part in parts}
+    for path, length in lengths:
+        part = by_path.get(path)
+        weight, size = votes.get(length, (0.0, 0))
+        weight += 1.0 if part is None else _weight_of_vote(part, parts)
+        votes[length] = weight, size + (0 if part is None else part.numbers)
+    return max(votes, key=lambda n: votes[n])
+
+
+def _weight_of_vote(part: Part, parts: Sequence[Part]) -> float:
+    """How much the length of a tensor says of the number of examples: little where it is the length of sequences."""
+    if part.key in POSITIONS or "index" in part.key:
+        return 0.25
+    flat = getattr(part.value, "ndim", 2) == 1
+    inner = any(part.length in tuple(getattr(p.value, "shape", ()))[1:] for p in parts if p is not part)
+    return 0.5 if flat and inner else 1.0
+
+
+def _said_size(
+    batch: Any,
+    parts: Sequence[Part],
+    lengths: Sequence[tuple[Path, int]],
+    size: int | str | Callable[[Any], int],
+    seen: str,
+) -> int:
+    if isinstance(size, str):
+        part = next((p for p in parts if p.path and p.path[-1] == size), None) or _only(parts, size)
+        if part is not None and part.length is not None:
+            return part.length
+        value = part.tensor.item() if part is not None else dict(_scalars(batch)).get(size)
+        if value is None:
+            raise ValueError(f"BatchSpec(size={size!r}): the batch has no such key; it holds {seen}")
+        return _positive(int(value), f"BatchSpec(size={size!r})")
+    if callable(size):
+        value = size(batch)
+        if isinstance(value, Tensor):
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"BatchSpec(size=...) must return a whole number, and returned {value!r}")
+        return _positive(value, "BatchSpec(size=...)")
+    if not any(length == size for _, length in lengths):
+        raise ValueError(
+            f"BatchSpec(size={size}): nothing in the batch has {size} entries along its first axis; it holds {seen}"
+        )
+    return size
+
+
+def _positive(value: int, what: str) -> int:
+    if value < 1:
+        raise ValueError(f"{what} gives {value} examples: a batch has at least one")
+    return value
+
+
+def _scalars(batch: Any) -> list[tuple[str, Any]]:
+    whole = [(str(key), value) for key, value in children_of(batch) if isinstance(value, int)]
+    return [(key, value) for key, value in whole if not isinstance(value, bool)]
+
+
+def _only(parts: Sequence[Part], key: Key) -> Part | None:
+    """The part that a key or position names: by its innermost key, its position, or the dotted way to it."""
+    wanted = str(key)
+    for part in parts:
+        if part.path and ((part.path[0] == key and len(part.path) == 1) or ".".join(map(str, part.path)) == wanted):
+            return part
+    named = [part for part in parts if (part.path and part.path[-1] == key) or part.key == wanted.lower()]
+    inside = [part for part in parts if part.path and part.path[0] == key]
+    return (named or inside or [None])[0]
+
+
+def _said(parts: Sequence[Part], wanted: Any, what: str, examples: int) -> list[Path] | None:
+    """The paths that the user named; none if a function makes them, None if nothing was said."""
+    if wanted is None:
+        return None
+    if callable(wanted):
+        return []
+    found = []
+    names = names_of(list(parts))
+    for key in [wanted] if isinstance(wanted, str | int) else wanted:
+        part = _only(parts, key)
+        seen = ", ".join(f"{names[p.path]} {p.sizes}" for p in parts) or "no tensor"
+        if part is None:
+            raise ValueError(f"BatchSpec({what}={key!r}): the batch has no such tensor; it holds {seen}")
+        if part.length != examples:
+            raise ValueError(
+                f"BatchSpec({what}={key!r}): {names[part.path]} {part.sizes} has not one row for each of {examples} "
+                f"examples; the batch holds {seen}"
+            )
+        found.append(part.path)
+    return found
+
+
+def _node_parts(batch: Any, examples: int, path: Path = ()) -> list[Part]:
+    """Tensors with one row for each node of graphs, which are inputs of the graphs."""
+    found: list[Part] = []
+    graphs = graphs_in(batch)
+    for key, value in children_of(batch):
+        if graphs is not None and isinstance(value, Tensor) and graphs.kind(key, value, examples) == "nodes":
+            if len(value) != examples:
+                found.append(Part((*path, key), value))
+        elif not isinstance(value, Tensor | np.ndarray):
+            found += _node_parts(value, examples, (*path, key))
+    return found
+
+
+def _targets(batch: Any, held: Sequence[Part]) -> list[Path]:
+    """What is named as targets are; else the second of several things that a batch is made of, or its first tensor."""
     for wanted in TARGET_NAMES:
-        for name, leaf in named:
-            if name == wanted:
-                return leaf
-    rest = [leaf for name, leaf in named if name not in NOT_INPUTS]
-    if len(rest) != 2:
-        raise ValueError(
-            f"no targets were found: the batch ({type(batch).__name__}) holds {len(rest)} tensors with {examples} "
-            f"examples along their first axis, and none is named as targets are; {_WHAT_TO_DO}"
-        )
-    return rest[1]
+        named = [part.path for part in held if part.key == wanted and _ends_in_key(part)]
+        if named:
+            return named[:1]
+    named = [part.path for part in held if _is_target_name(part.key) and _ends_in_key(part)]
+    if not isinstance(batch, list | tuple) or hasattr(batch, "_fields") or len(batch) < 2:
+        return named[:1]
+    codes = [part.path for part in held if part.path[0] != 0 and _holds_codes(part)]
+    second = [part.path for part in held if part.path[0] == 1 and part.path[-1] not in WEIGHTS]
+    if len(batch) > 2:  # two images and whether they are alike; a picture, its number and its label
+        return codes[-1:] or named[:1]
+    return second[:1] or named[:1]
 
 
-def _numbers(rows: Tensor) -> Tensor:
-    if rows.shape[1] > MAX_OUTPUTS:
-        raise ValueError(
-            f"targets have {rows.shape[1]} numbers for each example, more than {MAX_OUTPUTS}: measure something else, "
-            "or let the batch carry smaller targets"
-        )
-    return rows.double()
+def _holds_codes(part: Part) -> bool:
+    """Whether a tensor holds one whole number for each example, as classes are."""
+    tensor = part.tensor
+    whole = not tensor.is_floating_point() and not tensor.is_complex()
+    return whole and tensor.ndim == 1 and len(tensor.unique()) < max(3, len(tensor))
 
 
-def _one_hot(codes: Tensor) -> Tensor:
-    classes, member = codes.unique(return_inverse=True)
-    if len(classes) > MAX_CLASSES or int(classes[-1]) - int(classes[0]) >= MAX_CODE:
-        raise ValueError(
-            f"targets are {len(classes)} different whole numbers between {int(classes[0])} and {int(classes[-1])}, "
-            "hardly classes: let them be floating-point numbers if they are quantities"
-        )
-    return torch.nn.functional.one_hot(member, len(classes)).double()
+def _ends_in_key(part: Part) -> bool:
+    """Whether the key is the tensor's own: in {"target": (y, weight)} it is that of the first."""
+    return bool(part.path) and (isinstance(part.path[-1], str) or part.path[-1] == 0)
+
+
+def _is_target_name(key: str) -> bool:
+    if key.startswith(PAST):
+        return False
+    return any(key.endswith(f"_{name}") or key.startswith(f"{name}_") for name in TARGET_NAMES if len(name) > 1)
+
+
+def _why_no_input(part: Part, targets: Sequence[Path], parts: Sequence[Part]) -> str:
+    """Why a tensor with one row for each example is no input, in words; empty where it may be one."""
+    value = part.tensor if not (isinstance(part.value, Tensor) and part.value.is_nested) else part.value
+    if value.numel() == 0:
+        return "empty"
+    key = part.key
+    if key in TARGET_NAMES or _is_target_name(key):
+        return "named as targets are"
+    if any(path[:1] == part.path[:1] and len(path) > 1 for path in targets if isinstance(path[0], int)):
+        return BESIDE
+    if any(word in key for word in MASKS):
+        return "a mask"
+    if key in WEIGHTS or key.endswith(("_weight", "_weights")):
+        return "weights"
+    if key in POSITIONS or key.endswith(("position_ids", "_positions")):
+        return "positions"
+    if key in NUMBERS or key.endswith(("_idx", "_index")):
+        return "numbers of examples or of their places"
+    if key in ("length", "lengths") or key.endswith(("_length", "_lengths", "_len", "_lens", "seq_len")):
+        return "lengths"
+    if value.is_nested:
+        return ""
+    if value.dtype == torch.bool and value.ndim > 1 and any(_is_beside(part, other) for other in parts):
+        return "a mask"
+    if len(value) > 1 and bool((value == value[:1]).all()):
+        return "the same in every example"
+    whole = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+    if whole and value[0].numel() == 1 and len(value) > 2 and len(value.unique()) == len(value):
+        return "another whole number in each example, as names of examples are"
+    return ""
+
+
+def _is_beside(mask: Part, other: Part) -> bool:
+    """Whether a tensor begins with the axes of a mask, of which more than the examples."""
+    shape, axes = tuple(getattr(other.value, "shape", ())), mask.tensor.shape
+    return other is not mask and shape[: len(axes)] == tuple(axes)

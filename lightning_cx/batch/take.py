@@ -1,55 +1,27 @@
 """Cut examples out of a batch and join batches, without knowing what they are.
 
-A batch is any nesting of lists, tuples, mappings and dataclasses. The one thing known of it is its number of examples
-N: a part is cut if it has one entry for each example (`per_example`), and everything else, a scalar, a shared table, a
-name, stays whole. Cutting by the number of entries alone would take the pair `(inputs, targets)` of a batch of two for
-two examples, so a list counts as per example only if it holds no tensor that is.
+The one thing known of a batch is its number of examples N: a part is cut if it has one entry for each example
+(`per_example`), and everything else, a scalar, a shared table, a name, stays whole. Cutting by the number of entries
+alone would take the pair `(inputs, targets)` of a batch of two for two examples, so a list counts as per example only
+if it holds no tensor that is. Graphs are cut with their nodes and edges, sequences of unequal length on demand with
+the padding that they would have without the others.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, unpack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+
+from lightning_cx.batch.graphs import choose_graphs, graphs_in, join_graphs
+from lightning_cx.batch.padding import filling, trimmed
+from lightning_cx.batch.parts import is_graph_batch, map_batch, parts_of
 
 GOLDEN = 0.6180339887  # multiples of it, modulo 1, are as evenly spread as can be
-
-
-def map_batch(batch: Any, function: Callable[[Any], Any], whole: Callable[[Any], bool] = lambda part: False) -> Any:
-    """Apply a function to every leaf of nested lists, tuples, mappings and dataclasses, and to `whole` parts."""
-
-    def mapped(part: Any) -> Any:
-        return map_batch(part, function, whole)
-
-    if whole(batch) or isinstance(batch, PackedSequence):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return _same_mapping(batch, {key: mapped(value) for key, value in batch.items()})
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(mapped, batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(map(mapped, batch))
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = copy.copy(batch)  # not replace(): fields that the constructor does not take are mapped as well
-        for field in dataclasses.fields(batch):
-            object.__setattr__(changed, field.name, mapped(getattr(batch, field.name)))
-        return changed
-    return function(batch)
-
-
-def _same_mapping(batch: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
-    if type(batch) is dict or not isinstance(batch, MutableMapping):
-        return values
-    changed = copy.copy(batch)  # its constructor may take anything, as that of defaultdict does
-    for key, value in values.items():
-        changed[key] = value
-    return changed
 
 
 def per_example(part: Any, examples: int) -> bool:
@@ -57,55 +29,119 @@ def per_example(part: Any, examples: int) -> bool:
 
     A list as long as the batch that holds no per-example tensor is itself per example: texts, images of all sizes.
     """
+    if isinstance(part, Tensor) and part.is_nested:
+        return part.size(0) == examples
     if isinstance(part, Tensor | np.ndarray):
         return part.ndim > 0 and part.shape[0] == examples
     if isinstance(part, PackedSequence):
         return _count_sequences(part) == examples
     if not isinstance(part, list | tuple) or hasattr(part, "_fields") or len(part) != examples:
         return False
-    return not any(isinstance(leaf, Tensor | np.ndarray) and per_example(leaf, examples) for _, leaf in leaves(part))
+    return not any(per_example(inner.value, examples) for inner in parts_of(part))
+
+
+def holds_graphs(part: Any) -> bool:
+    """Whether a part of a batch holds graphs, whose nodes lie along one axis."""
+    return is_graph_batch(part) or graphs_in(part) is not None
+
+
+def _is_cut(examples: int) -> Callable[[Any], bool]:
+    return lambda part: holds_graphs(part) or per_example(part, examples)
 
 
 def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
     """Put two batches of the same make together; what is not per example is taken from the first.
 
+    Padded sequences of different lengths are padded to the longer, with what pads the one that is padded already,
+    and zeros else.
+
     Raises:
-        ValueError: If what is per example in them cannot be joined, as padded sequences of different lengths.
+        ValueError: If what is per example in them cannot be joined, as tensors with different numbers of axes.
     """
-    parts: list[Any] = []
-    map_batch(other, parts.append, lambda part: per_example(part, sizes[1]))
-    theirs = iter(parts)
+    theirs: list[Any] = []
+    map_batch(other, theirs.append, _is_cut(sizes[1]))
+    remaining = iter(theirs)
 
     def joined(part: Any) -> Any:
-        theirs_part: Any = next(theirs, None)
+        theirs_part: Any = next(remaining, None)
+        if holds_graphs(part):
+            return join_graphs(part, theirs_part, sizes)
         if not per_example(part, sizes[0]):
             return part
-        if isinstance(part, PackedSequence) and isinstance(theirs_part, PackedSequence):
-            return _join_sequences(part, theirs_part)
-        if type(part) is type(theirs_part) and isinstance(part, Tensor | np.ndarray):
-            if part.shape[1:] == theirs_part.shape[1:]:
-                return (
-                    torch.cat([part, theirs_part]) if isinstance(part, Tensor) else np.concatenate([part, theirs_part])
-                )
-        elif type(part) is type(theirs_part):
-            return part + theirs_part
+        if type(part) is type(theirs_part) or (isinstance(part, Tensor) and isinstance(theirs_part, Tensor)):
+            if isinstance(part, PackedSequence):
+                return pack_sequence([*unpack_sequence(part), *unpack_sequence(theirs_part)], enforce_sorted=False)
+            if isinstance(part, Tensor) and part.is_nested:
+                return _nested([*part.unbind(), *theirs_part.unbind()], part)
+            if isinstance(part, Tensor | np.ndarray) and part.ndim == theirs_part.ndim:
+                return _concatenated(part, theirs_part)
+            if isinstance(part, list | tuple):
+                return part + theirs_part
         shapes = [list(getattr(p, "shape", [])) or type(p).__name__ for p in (part, theirs_part)]
         raise ValueError(f"two batches cannot be joined: {shapes[0]} does not fit {shapes[1]}")
 
-    return map_batch(one, joined, lambda part: per_example(part, sizes[0]))
+    return map_batch(one, joined, _is_cut(sizes[0]))
 
 
-def take(batch: Any, start: int, stop: int, examples: int) -> Any:
+def _concatenated(one: Tensor | np.ndarray, other: Tensor | np.ndarray) -> Any:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return _concatenated(torch.as_tensor(one), torch.as_tensor(other)).numpy()
+    wider = one if one[0].numel() >= other[0].numel() else other
+    return padded_cat([one, other], filling(wider))
+
+
+def take(batch: Any, start: int, stop: int, examples: int, trim: bool = False) -> Any:
     """Cut examples [start, stop) out of a batch of `examples`; leaves that are not per example stay whole.
+
+    Args:
+        batch: What to cut.
+        start: First example.
+        stop: One past the last.
+        examples: Number of examples in the batch.
+        trim: Whether padded sequences lose the padding that is there for longer ones (`lightning_cx.batch.padding`).
 
     Raises:
         TypeError: If nothing in the batch is per example.
     """
+    taken = choose(batch, range(start, min(stop, examples)), examples)
+    return trimmed(taken, batch, range(start, min(stop, examples)), examples) if trim else taken
 
-    def some(part: Any) -> Any:
-        return _cut_sequences(part, range(start, stop)) if isinstance(part, PackedSequence) else part[start:stop]
 
-    return _cut(batch, some, examples)
+def choose(batch: Any, chosen: Sequence[int], examples: int) -> Any:
+    """Return a batch of the chosen examples, in their order.
+
+    Raises:
+        TypeError: If nothing in the batch is per example.
+    """
+    found = False
+
+    def cut(part: Any) -> Any:
+        nonlocal found
+        if holds_graphs(part):
+            found = True
+            return choose_graphs(part, chosen, examples)
+        if not per_example(part, examples):
+            return part
+        found = True
+        if isinstance(part, PackedSequence):
+            sequences = unpack_sequence(part)
+            return pack_sequence([sequences[number] for number in chosen], enforce_sorted=False)
+        if isinstance(part, Tensor) and part.is_nested:
+            rows = part.unbind()
+            return _nested([rows[number] for number in chosen], part)
+        if isinstance(part, Tensor | np.ndarray):
+            in_a_row = isinstance(chosen, range) and chosen.step == 1
+            return part[chosen.start : chosen.stop] if in_a_row else part[list(chosen)]
+        return type(part)(part[number] for number in chosen)
+
+    taken = map_batch(batch, cut, _is_cut(examples))
+    if not found:
+        raise TypeError(f"cannot take single examples out of a batch of type {type(batch).__name__}")
+    return taken
+
+
+def _nested(rows: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.nested.as_nested_tensor(list(rows), layout=like.layout)
 
 
 def spread_out(batch: Any, examples: int) -> Any:
@@ -114,56 +150,31 @@ def spread_out(batch: Any, examples: int) -> Any:
     Raises:
         TypeError: If nothing in the batch is per example.
     """
-    order = sorted(range(examples), key=lambda i: i * GOLDEN % 1)
-
-    def reorder(part: Any) -> Any:
-        if isinstance(part, PackedSequence):
-            return _cut_sequences(part, order)
-        return part[order] if isinstance(part, Tensor | np.ndarray) else type(part)(part[i] for i in order)
-
-    return _cut(batch, reorder, examples)
+    return choose(batch, sorted(range(examples), key=lambda i: i * GOLDEN % 1), examples)
 
 
-def _cut(batch: Any, cut: Callable[[Any], Any], examples: int) -> Any:
-    found = []
-
-    def cut_if_per_example(part: Any) -> Any:
-        if not per_example(part, examples):
-            return part
-        found.append(part)
-        return cut(part)
-
-    taken = map_batch(batch, cut_if_per_example, lambda part: per_example(part, examples))
-    if not found:
-        raise TypeError(f"cannot take single examples out of a batch of type {type(batch).__name__}")
-    return taken
-
-
-def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a batch, packed sequences padded, with the name of the innermost key or field that holds it."""
-    if isinstance(batch, PackedSequence):
-        yield name, _pad_sequences(batch)
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            yield from leaves(value, str(key))
-    elif isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        for key, value in zip(batch._fields, batch, strict=True):  # type: ignore[attr-defined]
-            yield from leaves(value, key)
-    elif isinstance(batch, list | tuple):
-        for value in batch:
-            yield from leaves(value, name)
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        for field in dataclasses.fields(batch):
-            yield from leaves(getattr(batch, field.name), field.name)
-    else:
-        yield name, batch
+def leaves(batch: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a batch, packed sequences padded, with the name of the innermost key or field that holds it."""
+    for part in parts_of(batch):
+        yield part.key, part.tensor
 
 
 def alike(one: Any, other: Any) -> bool:
     """Whether two batches hold the same tensors; nan is like nan."""
-    pairs = zip((leaf for _, leaf in leaves(one)), (leaf for _, leaf in leaves(other)), strict=False)
-    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
-    return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in tensors)
+    pairs = list(zip(parts_of(one), parts_of(other), strict=False))
+    return all(_same(a.value, b.value) for a, b in pairs)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, PackedSequence):
+        return _same(one.data, other.data) and torch.equal(one.batch_sizes, other.batch_sizes)
+    if isinstance(one, np.ndarray):
+        return one.shape == other.shape and bool(np.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))
+    if one.is_nested:
+        return one.size(0) == other.size(0) and all(map(_same, one.unbind(), other.unbind()))
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def to_cpu(batch: Any) -> Any:
@@ -171,18 +182,19 @@ def to_cpu(batch: Any) -> Any:
 
     def copied(leaf: Any) -> Any:
         if isinstance(leaf, PackedSequence):
-            return _copy_sequences(leaf)
+            with torch.no_grad():
+                return pack_sequence(unpack_sequence(leaf.cpu()), enforce_sorted=False)
         return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf
 
     return map_batch(batch, copied)
 
 
-def padded_cat(parts: list[Tensor], value: float = 0) -> Tensor:
+def padded_cat(parts: list[Tensor], value: float | Sequence[float] = 0) -> Tensor:
     """Concatenate along the examples; where other axes differ (padded sequences), fill up with `value`."""
     if len({part.shape[1:] for part in parts}) <= 1:
         return torch.cat(parts)
     widest = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
-    whole = parts[0].new_full((sum(len(part) for part in parts), *widest), value)
+    whole = parts[0].new_full((sum(len(part) for part in parts), *widest), value)  # type: ignore[arg-type]
     start = 0
     for part in parts:
         whole[(slice(start, start + len(part)), *(slice(0, size) for size in part.shape[1:]))] = part
@@ -190,27 +202,5 @@ def padded_cat(parts: list[Tensor], value: float = 0) -> Tensor:
     return whole
 
 
-# Sequences of different lengths that torch has packed into one tensor: time leads there and sequences are sorted by
-# length, so an index into it means nothing. They are unpacked, chosen and packed again.
-
-
 def _count_sequences(packed: PackedSequence) -> int:
     return int(packed.batch_sizes[0])  # every one of them has a first element
-
-
-def _cut_sequences(packed: PackedSequence, numbers: Iterable[int]) -> PackedSequence:
-    sequences = unpack_sequence(packed)
-    return pack_sequence([sequences[number] for number in numbers], enforce_sorted=False)
-
-
-def _copy_sequences(packed: PackedSequence) -> PackedSequence:
-    with torch.no_grad():
-        return _cut_sequences(packed.cpu(), range(_count_sequences(packed)))
-
-
-def _join_sequences(one: PackedSequence, other: PackedSequence) -> PackedSequence:
-    return pack_sequence([*unpack_sequence(one), *unpack_sequence(other)], enforce_sorted=False)
-
-
-def _pad_sequences(packed: PackedSequence) -> Tensor:
-    return pad_packed_sequence(packed, batch_first=True)[0]
