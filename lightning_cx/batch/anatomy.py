@@ -91,7 +91,9 @@ class Anatomy:
         elif "targets" not in self.said:
             targets = tuple(p for p in targets if loss.get(p, True) or output.get(p, False))
             dropped += [p for p in self.targets if p not in targets]
-        if not inputs:  # an output of no input is no answer: a loss without a module, or rows that do not count
+        if (
+            not inputs and self.inputs
+        ):  # an output of no input is no answer: a loss without a module, or rows that do not count
             return replace(self, asked=True)
         why = [(p, LOSS_ALONE if loss.get(p, False) else UNUSED) for p in dropped if p not in targets]
         return replace(self, inputs=inputs, targets=targets, left_out=(*self.left_out, *why), asked=True)
@@ -375,3 +377,49 @@ def _is_beside(mask: Part, other: Part) -> bool:
     """Whether a tensor begins with the axes of a mask, of which more than the examples."""
     shape, axes = tuple(getattr(other.value, "shape", ())), mask.tensor.shape
     return other is not mask and shape[: len(axes)] == tuple(axes)
+
+
+class Anatomies:
+    """The anatomies of the batches of one fit: found once for each make of batch, then looked up.
+
+    Args:
+        spec: What the user says of a batch.
+
+    Attributes:
+        spec: The same.
+    """
+
+    def __init__(self, spec: BatchSpec | None = None) -> None:
+        self.spec = spec or BatchSpec()
+        self._known: dict[tuple[Any, ...], Anatomy] = {}
+
+    def of(self, batch: Any, expected: int | None = None) -> Anatomy:
+        """Return the anatomy of a batch.
+
+        Args:
+            batch: As it is handed to the model, or as it comes from the loader.
+            expected: How many examples it should have, where that is known.
+
+        Raises:
+            ValueError: As `anatomy_of`.
+        """
+        structure = structure_of(batch)
+        known = self._known.get(structure)
+        if known is None:
+            known = self._known[structure] = anatomy_of(batch, self.spec, expected)
+            return known
+        if callable(self.spec.size):
+            return replace(known, examples=_count(batch, [], self.spec, None))
+        return replace(known, examples=known.count(batch))
+
+    def learn(self, batch: Any, output: Mapping[Path, bool], loss: Mapping[Path, bool]) -> Anatomy:
+        """Take up what the output and the loss of a model depend on, for all batches of one make.
+
+        Args:
+            batch: One of them, of which the anatomy is known.
+            output: As in `Anatomy.after_asking`.
+            loss: As there.
+        """
+        structure = structure_of(batch)
+        self._known[structure] = self._known[structure].after_asking(output, loss)
+        return self._known[structure]

@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  #
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, SubsetRandomSampler
 
-from lightning_cx.batch import leaves
+from lightning_cx.batch import Anatomies
 from lightning_cx.callbacks._flavour import (
     Callback,
     DummyLogger,
@@ -67,27 +67,51 @@ def optimizer_parameters(trainer: Trainer, number: int | None) -> set[int] | Non
     return {id(p) for group in trainer.optimizers[number].param_groups for p in group["params"]}
 
 
-def batch_size_of(trainer: Trainer, batch: Any) -> int:
-    """Return the number of examples in a batch: the length of its first tensor.
+def batch_size_of(trainer: Trainer, batch: Any, anatomies: Anatomies) -> int:
+    """Return the number of examples in a batch.
 
-    Lightning's own function warns where tensors differ in length, which need not concern the user here.
+    Lightning's own function takes the first tensor's length, whatever it is of.
 
     Raises:
-        ValueError: If the batch holds no tensor with an axis.
-        PassedOverError: If loaders that run side by side gave batches of different sizes.
+        ValueError: If nothing in the batch shows it.
+        PassedOverError: If loaders that run side by side gave batches of different sizes, or the batch is empty.
     """
-    sizes = {_first_length(part) for part in _parts(trainer.train_dataloader, batch)}
+    loaders, size_of_loader = trainer.train_dataloader, loader_batch_size(trainer)
+    parts = _parts(loaders, batch)
+    expected = logged_batch_size(trainer) if size_of_loader is None else size_of_loader
+    if len(parts) == 1:
+        size = anatomies.of(batch, expected).examples
+        if size == 0:
+            raise PassedOverError("batches without an example are skipped")
+        return size
+    sizes = {anatomies.of(part).examples for part in parts}
     if len(sizes) > 1:
-        lengths = " and ".join(sorted("no" if size is None else str(size) for size in sizes))
+        lengths = " and ".join(sorted(map(str, sizes)))
         raise PassedOverError(
             f"batches in which loaders side by side give {lengths} examples are skipped, since nothing says which "
             "of them belong together: give the loaders one batch size and drop_last=True, and combine them with "
             '"min_size" or "max_size_cycle"'
         )
-    size = sizes.pop()
-    if size is None:
-        raise ValueError(f"the number of examples in a batch of type {type(batch).__name__} is not clear")
-    return size
+    return sizes.pop()
+
+
+def loader_batch_size(trainer: Trainer) -> int | None:
+    """Return how many examples the training loader puts into a batch; None where it does not say."""
+    loader = trainer.train_dataloader
+    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
+
+
+def logged_batch_size(trainer: Trainer) -> int | None:
+    """Return the `batch_size` that the module passes to `self.log`, as far as the means of the epoch tell it."""
+    loop = trainer.fit_loop.epoch_loop
+    batches = loop.batch_progress.current.completed
+    for metric in loop._results.values():
+        total = getattr(metric, "cumulated_batch_size", None)
+        if metric.meta.on_epoch and metric.meta.is_mean_reduction and isinstance(total, Tensor) and batches > 0:
+            size = float(total) / batches
+            return int(size) if size == int(size) and size > 0 else None
+    return None
 
 
 class PassedOverError(Exception):
@@ -101,13 +125,6 @@ def _parts(loaders: Any, batch: Any) -> list[Any]:
     if isinstance(loaders, list | tuple) and isinstance(batch, list | tuple) and len(loaders) == len(batch) > 0:
         return [part for pair in zip(loaders, batch, strict=True) for part in _parts(*pair)]
     return [batch]
-
-
-def _first_length(batch: Any) -> int | None:
-    for _, leaf in leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.dim() > 0:
-            return leaf.shape[0]
-    return None
 
 
 def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], int] | None:

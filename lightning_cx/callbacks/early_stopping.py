@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from lightning_cx.batch import Anatomies, BatchSpec
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, can_stop, rank_zero_info
 from lightning_cx.callbacks.best_weights import (
     KeptWeights,
@@ -59,6 +60,8 @@ class ComplexityEarlyStopping(Callback):
         name: Tells several of them in one trainer apart: their tags end in it (`stopping/risk-b` for `name="b"`), and
             their states in checkpoints are kept by it. Without one they are told apart by their settings, and two of
             the same settings are refused.
+        batch: What the examples of a batch are, and which of its tensors are inputs and targets; what it leaves open
+            is found out from the first batch. None takes what the `ComplexityMonitor` beside it was told.
 
     Attributes:
         stopped_step: Optimizer steps done when training was stopped (`trainer.global_step`); None if it was not.
@@ -83,15 +86,21 @@ class ComplexityEarlyStopping(Callback):
         verbose: bool = True,
         strict: bool = False,
         name: str = "",
+        batch: BatchSpec | None = None,
     ) -> None:
         super().__init__()
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
         if rule is not None and not isinstance(rule, StoppingRule):
             raise TypeError(f"rule must be a StoppingRule such as SpectralRisk(), got {rule!r}.")
+        if batch is not None and not isinstance(batch, BatchSpec):
+            raise TypeError(f"batch must be a BatchSpec(size=, inputs=, targets=), got {batch!r}.")
         self.rule = SpectralRisk() if rule is None else rule
         self.every_n_steps = every_n_steps
         self.probe = ProbeSet() if probe is None else probe
+        if batch is not None:
+            self.probe.anatomies = Anatomies(batch)
+        self._own_batch = batch is not None
         self.restore_best = restore_best
         self.verbose = verbose
         self.strict = strict
@@ -163,7 +172,7 @@ class ComplexityEarlyStopping(Callback):
             self._forget()
         self._module = weakref.ref(pl_module)
         monitor = next((c for c in trainer.callbacks if isinstance(c, ComplexityMonitor)), None)  # type: ignore[attr-defined]
-        if not self._own_probe and monitor is not None:
+        if not self._own_probe and not self._own_batch and monitor is not None:
             self.probe = monitor.probe
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,7 +182,7 @@ class ComplexityEarlyStopping(Callback):
             self._forget()
         self.stopped_step, self._resumed = None, False
         self._failures = Failures(self.strict)
-        self._fit = Fit(trainer, pl_module)
+        self._fit = Fit(trainer, pl_module, self.probe.anatomies)
         self._publisher, self._drawn = Publisher(self._fit, self._failures, self, self.name), perf_counter()
         self._check = None if self._off else ProbeCheck(self._fit, self.probe, self.watch, self._failures)
         if self._check is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from lightning_cx.batch import Anatomies
 from lightning_cx.callbacks import _trainer, distributed
 from lightning_cx.callbacks._trainer import LightningModule, PassedOverError, Trainer
 from lightning_cx.gradients import UnsupportedGradientError
@@ -52,8 +53,10 @@ class Fit:
     Args:
         trainer: About to train.
         module: Its LightningModule.
+        anatomies: What its batches are, as far as others found out; None starts with nothing.
 
     Attributes:
+        anatomies: What its batches are.
         rank: Number of this process.
         world_size: Number of processes.
         is_first: Whether this is the process that logs.
@@ -62,7 +65,8 @@ class Fit:
         has_tensorboard: Whether one of the loggers writes for TensorBoard.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, anatomies: Anatomies | None = None) -> None:
+        self.anatomies = Anatomies() if anatomies is None else anatomies
         self._trainer, self._module = weakref.ref(trainer), weakref.ref(module)
         self.rank, self.world_size, self.is_first = trainer.global_rank, trainer.world_size, trainer.is_global_zero
         self.is_sharded = distributed.is_sharded(module)
@@ -121,10 +125,10 @@ class Fit:
         """Return the number of examples in a batch.
 
         Raises:
-            ValueError: If the batch holds no tensor with an axis.
-            PassedOverError: If loaders that run side by side gave batches of different sizes.
+            ValueError: If nothing in the batch shows it.
+            PassedOverError: If loaders that run side by side gave batches of different sizes, or the batch is empty.
         """
-        return _trainer.batch_size_of(self.trainer, batch)
+        return _trainer.batch_size_of(self.trainer, batch, self.anatomies)
 
     def to_device(self, batch: Any) -> Any:
         """Put a fetched batch where and how the training loop would, its transfer hooks included."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_cx.batch import Anatomies, BatchSpec
 from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_cx.callbacks.budget import EveryNSteps, FullBatches, OverheadBudget, Schedule
 from lightning_cx.callbacks.dispatch import Dispatcher
@@ -52,6 +53,8 @@ class ComplexityMonitor(Callback):
         name: Tells several monitors in one trainer apart: their tags end in it (`gradient/norm-b` for `name="b"`), and
             their states in checkpoints are kept by it. Without one, monitors are told apart by their settings, and two
             of the same settings are refused.
+        batch: What the examples of a batch are, and which of its tensors are inputs and targets; what it leaves open
+            is found out from the first batch, and logged.
 
     Raises:
         ValueError: If `every_n_steps` or `overhead_budget` is out of range, there is no set of that name, or `control`
@@ -75,8 +78,11 @@ class ComplexityMonitor(Callback):
         strict: bool = False,
         control: Control = None,
         name: str = "",
+        batch: BatchSpec | None = None,
     ) -> None:
         super().__init__()
+        if batch is not None and not isinstance(batch, BatchSpec):
+            raise TypeError(f"batch must be a BatchSpec(size=, inputs=, targets=), got {batch!r}.")
         if instruments is None or isinstance(instruments, str):
             chosen = preset("default" if instruments is None else instruments, control)
         elif control is not None:
@@ -87,6 +93,8 @@ class ComplexityMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.overhead_budget = overhead_budget
         self.probe = ProbeSet() if probe is None else probe
+        if batch is not None:
+            self.probe.anatomies = Anatomies(batch)
         self.strict = strict
         self.name = checked_name(name)
         # As they were given: what instruments learn later must not change the key.
@@ -164,7 +172,7 @@ class ComplexityMonitor(Callback):
         if trainer.global_step < self._reached:  # steps are counted anew: the same model in another trainer, or a copy
             self._start_afresh()
         # A smoke test should run what the real run will.
-        fit = Fit(trainer, pl_module)
+        fit = Fit(trainer, pl_module, self.probe.anatomies)
         schedule = EveryNSteps(1) if fit.is_smoke_test else self._schedule
         self._session = Session(fit, self._dispatcher, self.probe, schedule, self.strict, self, self.name)
         if fit.is_first:  # a checkpoint knows the batches of the first process

@@ -529,7 +529,10 @@ def features_and_targets(probe: ProbeSet, needs: Sequence[Needs], failures: Fail
     """Return what is read of batches: features by the probe's rule, and targets by name or place."""
     unordered = "the examples of a batch cannot be ordered by their inputs"
     unknown = "the targets of a batch are not known"
+    def read_targets(batch: Any, examples: int) -> Tensor:
+        return targets_of(batch, probe.anatomies.of(batch, examples), probe.anatomies.spec)
+
     return (
         BatchPart("features of a batch", any(n.features for n in needs), probe.features_of, unordered, failures),
-        BatchPart("targets of a batch", any(n.targets for n in needs), targets_of, unknown, failures),
+        BatchPart("targets of a batch", any(n.targets for n in needs), read_targets, unknown, failures),
     )

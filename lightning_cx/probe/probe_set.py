@@ -11,9 +11,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import default_collate
 
-from lightning_cx.batch import alike, inputs_of, padded_cat, take, to_cpu
-from lightning_cx.functional import complexity, default_features
+from lightning_cx.batch import (
+    Anatomies,
+    Anatomy,
+    alike,
+    as_features,
+    choose,
+    join_inputs,
+    parts_of,
+    raw_inputs,
+    take,
+    to_cpu,
+)
+from lightning_cx.functional import complexity
 from lightning_cx.gradients import Calibration
+from lightning_cx.probe.asking import ask
 from lightning_cx.probe.derivatives import passes_of, some_chunks
 from lightning_cx.probe.isolation import isolated_rng, isolated_streams
 from lightning_cx.probe.outputs import LossOf
@@ -33,9 +45,9 @@ class ProbeSet:
     Args:
         size: Number of examples; all of a smaller data set.
         seed: Seed of the draw, and of random augmentations of the drawn examples.
-        features: A function from a batch to a tensor [n, d] in which neighbours are alike; by default z-scored
-            pixels or columns, bag-of-words counts for token ids. Pass embeddings where raw inputs do not order
-            the target.
+        features: A function from a batch to a tensor [n, d] in which neighbours are alike; by default all that the
+            model's output depends on: standardised pixels and columns, counts of ids. Pass embeddings where raw inputs
+            do not order the target.
         loss_fn: A function (module, batch) -> losses [n] for models whose `training_step` cannot be replayed
             (manual optimisation, losses over the batch); by default `training_step` is replayed in isolation.
 
@@ -46,6 +58,7 @@ class ProbeSet:
         indices: Chosen rows of the data set; None before, and on a stream.
         latest: The last reading, and the moment of it: callbacks that share a probe pass it once.
         augmented: Whether the data set gives an example differently each time.
+        anatomies: What the batches of the probe are; a callback's `batch=` is known there.
 
     Example:
         >>> ProbeSet(size=60)
@@ -73,6 +86,7 @@ class ProbeSet:
         self.indices: list[int] | None = None
         self.lost = False  # whether a checkpoint was of examples of a stream, which it does not hold
         self._out_of: int | None = None  # examples in the data set that these were chosen from
+        self.anatomies = Anatomies()
         self.forget()
 
     def forget(self) -> None:
@@ -80,6 +94,8 @@ class ProbeSet:
         self._chunks: list[tuple[Any, int]] = []  # batches in host memory
         self._alone: list[Any] = []  # the first examples, of a chunk, each as a batch of its own
         self._company = 0  # the number of that chunk
+        self._ragged = False
+        self._items: list[Any] = []  # what was fetched, while examples differ in length
         self._wanted = self.size
         self._feature_matrix: Tensor | None = None
         self._calibration: Calibration | None = None
@@ -135,10 +151,34 @@ class ProbeSet:
             if not self._chunks:
                 again = self._fetch(dataset, some[0], other=1) if not many else many(some[:1])[0]
                 self.augmented = not alike(collate(items[:1]), collate([again]))
-            self._chunks.append((collate(items), len(items)))
+                self._ragged = len({_shape_of(item) for item in items}) > 1
+            batch = collate(items)
+            self._chunks.append((batch, self._count(batch, len(items))))
             if len(self._alone) < min(ALONE, len(items)):
                 self._alone = [collate(items[i : i + 1]) for i in range(min(ALONE, len(items)))]
                 self._company = len(self._chunks) - 1
+            self._even_out(items, collate)
+
+    def _count(self, batch: Any, items: int) -> int:
+        """How many examples a batch has that was made of so many items; a collate function may leave some out."""
+        return min(items, self.anatomies.of(batch, items).examples)
+
+    def _even_out(self, items: list[Any], collate: Callable[[list[Any]], Any]) -> None:
+        """Pad sequences of unequal length to one length once all are there, as the loader itself would pad them."""
+        if not self._ragged:
+            return
+        self._items += items
+        if not self.complete:
+            return
+        fetched, self._items = self._items, []
+        if len({tuple(_widths_of(batch)) for batch, _ in self._chunks}) > 1:
+            whole, counts = collate(fetched), [count for _, count in self._chunks]
+            if sum(counts) == len(fetched):
+                stops = [sum(counts[: k + 1]) for k in range(len(counts))]
+                parts = [
+                    choose(whole, range(stop - n, stop), len(fetched)) for stop, n in zip(stops, counts, strict=True)
+                ]
+                self._chunks = list(zip(parts, counts, strict=True))
 
     def _fetch(self, dataset: Any, index: int, other: int = 0) -> Any:
         with isolated_rng(self.seed + index + other):  # so an example is augmented alike whatever the batch size
@@ -171,33 +211,47 @@ class ProbeSet:
     def features_of(self, batch: Any, examples: int) -> Tensor:
         """Features of any batch by the probe's rule, [examples, d] float64.
 
+        Args:
+            batch: As it is handed to the model.
+            examples: Number of its examples.
+
         Raises:
             ValueError: If the batch shows no inputs, only one id each, or `features` returned another shape.
         """
-        return self._comparable(self._raw_features(batch, examples))
+        chosen = self._chosen_features(batch, examples)
+        if chosen is not None:
+            return complexity.as_matrix(chosen)
+        return as_features(raw_inputs(batch, self.anatomies.of(batch, examples)))
 
     def feature_matrix(self) -> Tensor:
         """Features of the probe, [n, d] float64, computed once."""
         if self._feature_matrix is None:
-            parts = [self._raw_features(batch, count) for batch, count in self._chunks]
-            integers = not parts[0].is_floating_point()
-            self._feature_matrix = self._comparable(padded_cat(parts, -1 if integers else 0))
+            chosen = [self._chosen_features(batch, count) for batch, count in self._chunks]
+            given = [values for values in chosen if values is not None]
+            if given:
+                self._feature_matrix = complexity.as_matrix(torch.cat(given))
+            else:
+                inputs = [raw_inputs(batch, self.anatomies.of(batch, count)) for batch, count in self._chunks]
+                self._feature_matrix = as_features(join_inputs(inputs))
         return self._feature_matrix
 
-    def _raw_features(self, batch: Any, examples: int) -> Tensor:
-        """Features as they come: what the user's function returns, or the inputs of the batch."""
-        if self.features is None:
-            return inputs_of(batch, examples)
+    def _chosen_features(self, batch: Any, examples: int) -> Tensor | None:
+        """What the user's own function makes of a batch; None without one."""
+        inputs = self.anatomies.spec.inputs
+        function = self.features if self.features is not None or not callable(inputs) else inputs
+        if function is None:
+            return None
         with isolated_rng(self.seed), torch.no_grad():
-            values = self.features(batch)
+            values = function(batch)
         if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != examples:
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"features must return a tensor [{examples}, d], got {shape}")
         return values.detach()
 
-    def _comparable(self, values: Tensor) -> Tensor:
-        """What the user chose is taken as it is; raw inputs are made comparable, [n, d] float64."""
-        return default_features(values) if self.features is None else complexity.as_matrix(values)
+    @property
+    def anatomy(self) -> Anatomy | None:
+        """What the batches of the probe are, as far as it is known; None before there are any."""
+        return self.anatomies.of(*self._chunks[self._company]) if self._chunks else None
 
     def read(
         self,
@@ -218,8 +272,8 @@ class ProbeSet:
         Raises:
             ValueError: If neither `replay` nor `loss_fn` is there, or residuals cannot be found.
         """
-        features = self.feature_matrix()  # first: where there are no inputs, that is the reason to give
         passes = self.passes(module, replay, place)
+        features = self.feature_matrix()  # first: where there are no inputs, that is the reason to give
         own = self._chunks[share[0] :: share[1]]
         # A forward pass may wait for other processes, so each makes as many: one that has run out passes the first.
         spare = [self._chunks[0]] * (-(-len(self._chunks) // share[1]) - len(own))
@@ -269,6 +323,8 @@ class ProbeSet:
             company, count = self._chunks[self._company]
             alone = self._alone if count > 1 else [batch for batch, _ in self._chunks[:ALONE]]
             self._calibration = calibrate_probe(passes, (company, count), alone)
+            if self._chosen_features(company, count) is None:
+                ask(passes, company, count, self.anatomies)
         return replace(passes, calibration=self._calibration)
 
     def positions(self, share: tuple[int, int]) -> Tensor:
@@ -303,6 +359,20 @@ class ProbeSet:
         indices: Sequence[int] | None = state.get("indices")
         self.indices, self._out_of = None if indices is None else list(indices), state.get("out_of")
         self.lost = bool(state.get("streamed")) and not self._chunks
+
+
+def _widths_of(batch: Any) -> list[tuple[int, ...]]:
+    """Shapes of the tensors of a batch without their first axis."""
+    return [tuple(getattr(part.value, "shape", ()))[1:] for part in parts_of(batch)]
+
+
+def _shape_of(item: Any) -> tuple[Any, ...]:
+    """Shapes of all that one example holds, by which examples of unequal length differ."""
+    if not isinstance(item, dict | list | tuple):
+        return tuple(getattr(item, "shape", ()))
+    if isinstance(item, list | tuple) and item and all(isinstance(number, int | float) for number in item):
+        return (len(item),)
+    return tuple(_shape_of(value) for value in (item.values() if isinstance(item, dict) else item))
 
 
 def fill(
