@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from lightning_cx.gradients.graph.loss_terms import divides_by_a_count, is_penal
 from lightning_cx.gradients.graph.nodes import Capture, Joint, Node, Site, capture_of, record_of
 from lightning_cx.gradients.graph.walk import Edge, input_edges, root_of, walk
 from lightning_cx.gradients.graph.weights import Graph, Operand, read_graph
-from lightning_cx.gradients.sample import CONTRIBUTION, EXACT
+from lightning_cx.gradients.sample import CONTRIBUTION, COUNT_UNEVENLY, EXACT
 
 Work = list[tuple[Operand, Capture | Joint]]
 
@@ -74,7 +74,7 @@ def make_plan(
     Raises:
         UnsupportedGradientError: If a parameter is consumed in a way that no rule reads.
     """
-    axis = ExampleAxis(root_of(loss), batch_size, batch_first)
+    axis = ExampleAxis(root_of(loss), batch_size, batch_first, {id(p) for p in parameters.values()})
     graph = read_graph(loss, parameters, axis.shared)
     _refuse_what_cannot_be_seen(graph, parameters)
     made = Plan(leaves=graph.leaves)
@@ -100,6 +100,13 @@ def make_plan(
         made.work[node] = work
     made.penalised = frozenset(penalised)
     counted = batch_size > 1 and divides_by_a_count(root_of(loss), batch_size)
+    counted |= batch_size > 1 and any(
+        record.counts is not None and not axis.counts_evenly(node, record.counts(node))
+        for nodes in graph.by_name.values()
+        for record in [record_of(nodes[0])]
+        for node in nodes
+        if record.divides_unevenly is not None and record.divides_unevenly(node)
+    )
     _say_what_rows_mean(made, graph, parameters, contrasted, counted, batch_size)
     return made
 
@@ -125,27 +132,22 @@ def _say_what_rows_mean(
     made: Plan, graph: Graph, parameters: Mapping[str, Tensor], contrasted: bool, counted: bool, batch_size: int
 ) -> None:
     several = batch_size > 1
-    coupled = several and _any_node(graph, "couples")
-    uneven = several and _any_node(graph, "divides_unevenly")
-    made.status = CONTRIBUTION if coupled or contrasted or uneven or counted else EXACT
+    coupled = several and any(
+        record.couples(node)
+        for nodes in graph.by_name.values()
+        for record in [record_of(nodes[0])]
+        if record.couples is not None
+        for node in nodes
+    )
+    made.status = CONTRIBUTION if coupled or contrasted or counted else EXACT
     notes = {
         "not used by this loss": [name for name in parameters if name not in graph.leaves],
         "penalty on parameters alone, left out": sorted(made.penalised),
         "rows are contributions, since BatchNorm in training mode couples the examples": [""] * coupled,
         "rows are contributions, since examples interact outside of BatchNorm": [""] * contrasted,
-        "rows are contributions, since the loss divides by class weights or by what was not ignored": [""] * uneven,
-        "rows are contributions, since the loss divides by a count that examples share unevenly": [""] * counted,
+        f"rows are contributions, since {COUNT_UNEVENLY}": [""] * counted,
     }
     made.notes = tuple(f"{text}: {', '.join(names)}".rstrip(": ") for text, names in notes.items() if names)
-
-
-def _any_node(graph: Graph, test: Literal["couples", "divides_unevenly"]) -> bool:
-    """Whether a test of the record of its type holds for any node of a graph."""
-    for alike in graph.by_name.values():
-        holds = getattr(record_of(alike[0]), test)
-        if holds is not None and any(holds(node) for node in alike):
-            return True
-    return False
 
 
 def _hiding(graph: Graph) -> str | None:
@@ -291,5 +293,7 @@ def _details(node: Node, edges: Sequence[Edge], nodes: Mapping[Node, int]) -> tu
     children = [-1 if child is None else nodes[child] for child, _ in edges]
     key = [saved(node, name) for name in record.plan_key or ()]
     details = [value.item() if isinstance(value, Tensor) else value for value in key]
-    uneven = record.divides_unevenly is not None and record.divides_unevenly(node)
+    uneven = None
+    if record.divides_unevenly is not None and record.divides_unevenly(node) and record.counts is not None:
+        uneven = hash(record.counts(node).cpu().numpy().tobytes())
     return node.name(), output_shape(node), children, details, uneven

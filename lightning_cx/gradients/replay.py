@@ -61,7 +61,8 @@ def replay_gradients(
             loss = loss_of(i)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-            rows[name].append(torch.zeros_like(parameter) if gradient is None else gradient.detach().to_dense())
+            rows[name].append(_real(torch.zeros_like(parameter) if gradient is None else gradient.detach().to_dense()))
+    parameters = {name: _real(parameter.detach()) for name, parameter in parameters.items()}
     gram = next(iter(parameters.values())).new_zeros(examples, examples, dtype=torch.float64)
     projected = gram.new_zeros(examples, projections)
     layers: dict[str, LayerGradients] = {}
@@ -90,6 +91,11 @@ def replay_gradients(
         layers=layers,
         notes=(f"read by replaying {examples} examples one at a time",),
     )
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex number as the two real ones it is to an optimizer, [..., 2]."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def add_up(alone: GradientSample, together: GradientSample, tolerance: float = 0.05) -> bool:

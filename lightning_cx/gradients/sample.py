@@ -11,6 +11,8 @@ from lightning_cx.functional import NoiseScale
 
 EXACT = "exact"
 CONTRIBUTION = "contribution"
+UNVERIFIED = "unverified"
+COUNT_UNEVENLY = "examples count unequally: longer sequences, or classes of a larger weight, count more"
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class GradientSample:
     """Per-example gradients of one batch, as far as they were asked for.
 
     A row g_i is N times the share of example i in the batch gradient: the derivative of the example's own loss
-    where examples do not meet (`exact`), and its contribution where they do (`contribution`).
+    where examples do not meet and count alike (`exact`), and its contribution where they do not (`contribution`).
+    Where a few examples could not be run without the others, nobody compared (`unverified`): rows are exact if the
+    loss is the mean of the examples' own.
 
     Attributes:
         batch_size: Number of examples N.
-        status: `"exact"` or `"contribution"`; says what the numbers mean. A tap alone takes the loss for the mean of
-            the examples' own losses; where that is not known, `calibrate` compares.
+        status: `"exact"`, `"contribution"` or `"unverified"`; says what the numbers mean. A tap alone takes the loss
+            for the mean of the examples' own losses; where that is not known, `calibrate` compares.
         gram: Inner products <g_i, g_j>, [N, N] float64.
         squared_norms: |g_i|^2, [N] float64.
         projections: Inner products with fixed random directions, [N, k] float64; the same directions for the
@@ -79,6 +83,8 @@ class GradientSample:
         blocks: Where processes share a batch, the share of each, this one's included; everything else here is of this
             process alone.
         squared_sum: Then, |sum_i g_i|^2 over the examples of all processes, [] float64; None where it is not known.
+        multiple: The gradient that training steps along is this multiple of the mean of the rows: 1 where the loss is
+            a mean over the examples, N where it is a sum.
     """
 
     batch_size: int
@@ -93,6 +99,7 @@ class GradientSample:
     sums: Mapping[str, Tensor] | None = None
     blocks: tuple[Block, ...] = ()
     squared_sum: Tensor | None = None
+    multiple: float = 1.0
 
     def __str__(self) -> str:
         lines = [

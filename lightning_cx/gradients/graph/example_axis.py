@@ -15,7 +15,7 @@ worked out anew at each view.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -29,6 +29,7 @@ from lightning_cx.gradients.graph.nodes import Node, record_of, signed
 from lightning_cx.gradients.graph.walk import input_edges, inputs, walk
 
 Shape = tuple[int, ...]
+EVEN = 1e-6  # up to which counts are the same
 Key = tuple[Node, int]  # one output of one node
 Strides = list["int | str"]  # for each input the stride of the examples, or why it is not known any more
 SHARED = 0  # the stride of a tensor that all examples share
@@ -220,14 +221,19 @@ class ExampleAxis:
         batch_size: Number of examples N.
         batch_first: Which supposition to take where several survive: True the one in which the examples lead in what
             the loss averages over, False the last; None refuses such a graph.
+        parameters: Identities of the leaves that are parameters; others, such as inputs of which a penalty takes the
+            gradient, are data. None takes all for parameters.
 
     Attributes:
         interacts: Whether examples act on each other, as far as the graph shows it.
         guessed: Nodes at which no supposition was left, so that the only axis as long as the batch was taken.
     """
 
-    def __init__(self, root: Node, batch_size: int, batch_first: bool | None) -> None:
+    def __init__(
+        self, root: Node, batch_size: int, batch_first: bool | None, parameters: Set[int] | None = None
+    ) -> None:
         self.batch_size = self._n = batch_size
+        self._parameters = parameters
         self.interacts = False
         self.guessed: set[Node] = set()
         self._batch_first = batch_first
@@ -377,7 +383,8 @@ class ExampleAxis:
         key, stride = step
         node = key[0]
         if is_leaf(node):
-            if stride != SHARED and isinstance(stride, int):
+            is_data = self._parameters is not None and id(node.variable) not in self._parameters
+            if stride != SHARED and isinstance(stride, int) and not is_data:
                 raise MixedError("a parameter has an axis of its own for the examples")
             return ()
         settled = known.strides.get(key)
@@ -418,7 +425,27 @@ class ExampleAxis:
         if _mixes_rows(move):
             reading.coupled.add(node)
         strides = (record_of(node).moves or by_shape)(move)
-        return [(edge, below) for edge, below in zip(edges, strides, strict=True) if edge[0] is not None]
+        # What holds no number, as the rest of a cut in two, tells nothing and mixes nothing.
+        held = [edge[0] is not None and 0 not in (shape or ()) for edge, shape in zip(edges, shapes, strict=True)]
+        return [(edge, below) for edge, below, some in zip(edges, strides, held, strict=True) if some]
+
+    def counts_evenly(self, node: Node, entries: Tensor) -> bool:
+        """Return whether what a loss counts adds up to the same for each example.
+
+        Args:
+            node: The node of a loss whose input has classes on its second axis.
+            entries: What each of its targets counts for.
+        """
+        child, number = input_edges(node)[0]
+        shape = () if child is None else output_shape(child, number)
+        stride = self._reading.strides.get((child, number)) if child is not None else None
+        place = locate(shape, stride, self._n) if stride else None
+        if place is None or place[0] == 1:
+            return False
+        lead = (*shape[:1], *shape[2:])
+        own = gather(lead, stride_at(lead, max(place[0] - 1, 0), place[1]), self._n)(entries.reshape(lead)).double()
+        sums = own.reshape(self._n, -1).sum(1)
+        return bool(((sums - sums.mean()).abs() <= EVEN * sums.mean()).all())
 
     # Products that compare examples with examples
 

@@ -72,7 +72,8 @@ class NodeRecord:
         reduces: Whether it makes one number of those along an axis.
         sums: Whether it sums, rather than averages, over what the loss is made of.
         divisor: The constant number that it divides by, if it does.
-        divides_unevenly: Whether it averages over something else than the number of examples.
+        divides_unevenly: Whether it averages over something else than the number of its targets.
+        counts: Then, what each of its targets counts for: nothing if ignored, else the weight of its class.
         class_axis: Axis of its input that holds classes, and so no examples.
         couples: Whether examples act on each other in it.
         matrices: Which inputs are the left and right factor of its matrix product.
@@ -104,6 +105,7 @@ class NodeRecord:
     sums: Callable[[Node], bool] | None = None
     divisor: Callable[[Node], Tensor | None] | None = None
     divides_unevenly: Callable[[Node], bool] | None = None
+    counts: Callable[[Node], Tensor] | None = None
     class_axis: int | None = None
     couples: Callable[[Node], bool] | None = None
     matrices: tuple[int, int] | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lightning_cx._torch import saved
 from lightning_cx.gradients.graph.example_axis import SHARED, AxisMove, Strides
-from lightning_cx.gradients.graph.nodes import Node, NodeRecord, register_node
+from lightning_cx.gradients.graph.nodes import Node, NodeRecord, register_node, signed
 
 _MEAN, _SUM = 1, 2  # as ATen numbers the reductions of a loss
 _REDUCTION = ("reduction",)
@@ -21,6 +23,13 @@ def _divides_unevenly(node: Node) -> bool:
     return saved(node, "weight") is not None or float(saved(node, "total_weight")) != saved(node, "target").numel()
 
 
+def _counts(node: Node) -> Tensor:
+    """What each target counts for: nothing if it is ignored, else the weight of its class."""
+    target, weight = saved(node, "target"), saved(node, "weight")
+    kept = target != signed(saved(node, "ignore_index"))
+    return kept.double() if weight is None else kept * weight[target.clamp_min(0)].double()
+
+
 def _chosen_class(move: AxisMove) -> Strides:
     """Losses that were not reduced: the class axis is gone."""
     shape = move.inputs[0]
@@ -35,10 +44,11 @@ def _transcribed(move: AxisMove) -> Strides:
 register_node(
     NodeRecord(
         moves=_chosen_class,
-        saves=("reduction", "weight", "total_weight", "target"),
+        saves=("reduction", "weight", "total_weight", "target", "ignore_index"),
         is_loss=True,
         sums=_is_sum,
         divides_unevenly=_divides_unevenly,
+        counts=_counts,
         class_axis=1,
         plan_key=_REDUCTION,
     ),
