@@ -2,6 +2,7 @@
 
 from lightning_cx.batch.anatomy import Anatomies, Anatomy, anatomy_of, structure_of
 from lightning_cx.batch.features import as_features, join_inputs, raw_inputs
+from lightning_cx.batch.padding import lengths_of
 from lightning_cx.batch.parts import map_batch, parts_of, replaced
 from lightning_cx.batch.spec import BatchSpec
 from lightning_cx.batch.take import alike, choose, join, leaves, padded_cat, spread_out, take, to_cpu
@@ -18,6 +19,7 @@ __all__ = [
     "join",
     "join_inputs",
     "leaves",
+    "lengths_of",
     "map_batch",
     "padded_cat",
     "parts_of",

@@ -77,7 +77,9 @@ def lengths_of(batch: Any, examples: int) -> Iterator[Lengths]:
         mask = part.tensor
         if mask.ndim == 2 and _is_mask(mask):
             ones = mask != 0
-            if not bool(ones.any(1).all()):
+            others = [w.tensor for w in wide if w is not part and w.tensor.shape[1] == mask.shape[1]]
+            seen = "mask" in part.key or any(_is_constant_outside(other, ones) for other in others)
+            if not seen or not bool(ones.any(1).all()):
                 continue
             if bool((ones[:, 1:] <= ones[:, :-1]).all()):
                 yield Lengths(ones.sum(1).cpu(), mask.shape[1])
@@ -120,6 +122,12 @@ def _ends_at(padded: Tensor, lengths: Tensor) -> bool:
     return bool((rest == rest.reshape(-1)[:1]).all()) if rest.numel() else False
 
 
+def _is_constant_outside(padded: Tensor, inside: Tensor) -> bool:
+    """Whether a tensor holds one and the same number wherever a mask has a zero."""
+    rest = padded[~inside.to(padded.device)]
+    return bool((rest == rest.reshape(-1)[:1]).all())
+
+
 def _by_last_id(ids: Tensor) -> Iterator[Lengths]:
     """Yield lengths where rows end (or begin) in one and the same id, and the longest does not."""
     for left in (False, True):
@@ -130,11 +138,19 @@ def _by_last_id(ids: Tensor) -> Iterator[Lengths]:
             continue
         width = ids.shape[1]
         last = width - is_word.flip(1).int().argmax(1)
+        inside = torch.arange(width, device=ids.device)[None] < last[:, None]
+        if bool((inside & ~is_word).any()):
+            continue  # a word like others
         yield Lengths(last.cpu(), width, left)
+
+
+IGNORED = -100  # what PyTorch's losses leave out
 
 
 def filling(padded: Tensor) -> float:
     """Return the number that pads a tensor: in which more than one row ends while another does not; 0 if none does."""
+    if not padded.is_floating_point() and not padded.is_complex() and bool((padded == IGNORED).any()):
+        return IGNORED
     if padded.ndim < 2 or 0 in padded.shape or padded.is_complex():
         return 0
     ends = padded[:, -1].reshape(len(padded), -1)

@@ -85,9 +85,13 @@ def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
 
 def _concatenated(one: Tensor | np.ndarray, other: Tensor | np.ndarray) -> Any:
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        if one.shape[1:] == other.shape[1:]:
+            return np.concatenate([np.asarray(one), np.asarray(other)])
         return _concatenated(torch.as_tensor(one), torch.as_tensor(other)).numpy()
-    wider = one if one[0].numel() >= other[0].numel() else other
-    return padded_cat([one, other], filling(wider))
+    if one.shape[1:] == other.shape[1:]:
+        return torch.cat([one, other])
+    narrower, wider = sorted((one, other), key=lambda part: part.shape[1:].numel())
+    return padded_cat([one, other], filling(wider) or filling(narrower))
 
 
 def take(batch: Any, start: int, stop: int, examples: int, trim: bool = False) -> Any:
@@ -130,8 +134,9 @@ def choose(batch: Any, chosen: Sequence[int], examples: int) -> Any:
             rows = part.unbind()
             return _nested([rows[number] for number in chosen], part)
         if isinstance(part, Tensor | np.ndarray):
-            in_a_row = isinstance(chosen, range) and chosen.step == 1
-            return part[chosen.start : chosen.stop] if in_a_row else part[list(chosen)]
+            if isinstance(chosen, range) and chosen.step == 1:
+                return part[chosen.start : chosen.stop]
+            return part[list(chosen)]
         return type(part)(part[number] for number in chosen)
 
     taken = map_batch(batch, cut, _is_cut(examples))

@@ -17,11 +17,12 @@ from lightning_cx.callbacks._trainer import unseen_batch
 from lightning_cx.callbacks.distributed import whole_parameters
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.fit import Fit
-from lightning_cx.callbacks.rerun import NOT_THEIR_MEAN, Rerun
+from lightning_cx.callbacks.rerun import DRAWN, NOT_THEIR_MEAN, Rerun
 from lightning_cx.gradients import (
     CONTRIBUTION,
     DIRECTIONS,
     EXACT,
+    UNVERIFIED,
     AmbiguousLayoutError,
     Calibration,
     GradientSample,
@@ -253,8 +254,8 @@ class GradientSampler:
         step = Rerun(self._fit, batch, batch_idx, examples)
         if self._replay:
             self.sample = step.sample(self._projections, self._coordinates)
-            if NOT_THEIR_MEAN in self.sample.notes:
-                self._failures.tell(f"per-example gradients: {NOT_THEIR_MEAN}")
+            for note in {NOT_THEIR_MEAN, DRAWN}.intersection(self.sample.notes):
+                self._failures.tell(f"per-example gradients: {note}")
             self._tell_status(self.sample)
         elif self.calibrates(examples):
             self._compared, self.compiled = examples, compiled_parts(self._fit.module)
@@ -367,10 +368,12 @@ class GradientSampler:
         self._failures.say(words, topic=f"status {sample.status}{self._whose}")
 
     def _as_calibrated(self, sample: GradientSample) -> GradientSample:
-        if self._calibration is None or not self._calibration.note:
+        found = self._calibration
+        if found is None:
             return sample
-        status = CONTRIBUTION if CONTRIBUTION in (sample.status, self._calibration.status) else sample.status
-        return replace(sample, status=status, notes=(*sample.notes, self._calibration.note))
+        status = max(sample.status, found.status, key=(EXACT, UNVERIFIED, CONTRIBUTION).index)
+        notes = (*sample.notes, found.note) if found.note else sample.notes
+        return replace(sample, status=status, notes=notes, multiple=float(self._examples if found.sums else 1))
 
     @property
     def hook_seconds(self) -> float:
@@ -387,7 +390,7 @@ class GradientSampler:
     def _calibrate(self, step: Rerun) -> None:
         reason = self._fit.why_not_replayed()
         if reason is not None:
-            self._calibration = Calibration(note=f"not calibrated ({reason}): the loss is assumed to be a mean")
+            self._calibration = Calibration.unverified(reason)
             return
         parameters = self._parameters
         try:
@@ -422,7 +425,11 @@ class GradientSampler:
 
 MEANING = {
     EXACT: "each row is the derivative of the example's own loss",
-    CONTRIBUTION: "each row is the example's share of the batch gradient, since the examples of a batch are coupled",
+    CONTRIBUTION: "each row is N times the example's share of the batch gradient",
+    UNVERIFIED: (
+        "each row is N times the example's share of the batch gradient, which is the derivative of its own loss if the "
+        "loss is a mean of such"
+    ),
 }
 NAMED = 3  # compiled parts that are named before the list is cut
 
@@ -529,6 +536,7 @@ def features_and_targets(probe: ProbeSet, needs: Sequence[Needs], failures: Fail
     """Return what is read of batches: features by the probe's rule, and targets by name or place."""
     unordered = "the examples of a batch cannot be ordered by their inputs"
     unknown = "the targets of a batch are not known"
+
     def read_targets(batch: Any, examples: int) -> Tensor:
         return targets_of(batch, probe.anatomies.of(batch, examples), probe.anatomies.spec)
 

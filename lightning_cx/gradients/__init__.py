@@ -40,13 +40,14 @@ from lightning_cx.gradients.graph.example_axis import first_input
 from lightning_cx.gradients.graph.nodes import NodeRecord, register_node
 from lightning_cx.gradients.projections import DIRECTIONS, ParameterSketch
 from lightning_cx.gradients.replay import add_up, affordable_examples, replay_gradients
-from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, Block, GradientSample, LayerGradients
+from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, UNVERIFIED, Block, GradientSample, LayerGradients
 from lightning_cx.gradients.tap import GradientTap
 
 __all__ = [
     "CONTRIBUTION",
     "DIRECTIONS",
     "EXACT",
+    "UNVERIFIED",
     "AmbiguousLayoutError",
     "Block",
     "Calibration",

@@ -13,6 +13,9 @@ Where the loss of training mode draws random numbers, one example alone draws ot
 loss of eval mode tells a sum from a mean, and training mode is asked something else: whether the rows of the first
 examples stay as they are when others take the places of the rest. In batches of one size everybody draws the same
 numbers as before.
+
+That one example alone has no loss is no evidence: a `squeeze()` may have dropped its axis. Two pairs are compared then,
+and where these cannot be run either nothing is known, which is what the verdict says.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +31,7 @@ from torch import Tensor
 from lightning_cx.gradients.errors import AmbiguousLayoutError, InseparableError, UnsupportedGradientError
 from lightning_cx.gradients.functions import ride
 from lightning_cx.gradients.replay import replay_gradients
-from lightning_cx.gradients.sample import CONTRIBUTION, EXACT, GradientSample
+from lightning_cx.gradients.sample import CONTRIBUTION, COUNT_UNEVENLY, EXACT, UNVERIFIED, GradientSample
 from lightning_cx.gradients.tap import GradientTap
 
 AGREEMENT = 0.025
@@ -51,7 +55,8 @@ LossOf = Callable[[int, int], Tensor]  # the training loss of examples [start, s
 Mode = Callable[[bool, int], AbstractContextManager[list[str]]]
 
 DIVIDED_OUT = "the loss is a sum over examples; it was divided out"
-COUPLED = "in training mode the other examples of a batch change an example's gradient (mixup, batch statistics)"
+CONTRIBUTIONS = "rows are contributions"
+COUPLED = "the other examples of a batch change an example's gradient (in-batch terms, batch statistics, mixup)"
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,9 @@ class Calibration:
     """What the loss of a batch is to its examples, and so what rows are that were read from it.
 
     Attributes:
-        status: `"exact"` where a row is the derivative of the example's own loss, else `"contribution"`: examples act
-            on each other, and the row is the example's share in the loss of the batch.
+        status: `"exact"` where a row is the derivative of the example's own loss; `"contribution"` where examples act
+            on each other or count unequally, and the row is the example's share in the loss of the batch;
+            `"unverified"` where that could not be found out.
         sums: Whether the loss is a sum over examples instead of a mean; False where one example is its own batch.
         note: What was seen, in words; empty where nothing is remarkable.
         conclusive: Whether the examples showed anything at all; another batch may.
@@ -87,11 +93,9 @@ class Calibration:
         return 1 if self.sums else examples
 
     @staticmethod
-    def without_a_loss(error: Exception) -> Calibration:
-        """A loss that one example cannot have, as a contrastive one, couples the examples by definition."""
-        return Calibration(
-            CONTRIBUTION, note=f"one example alone has no loss ({error}): rows are contributions", mixed=True
-        )
+    def unverified(why: str) -> Calibration:
+        """Nothing could be compared, and so nothing is known."""
+        return Calibration(UNVERIFIED, note=f"a few examples could not be compared ({why})")
 
 
 def calibrate_rows(company: Tensor, alone: Tensor, examples: int, widths: Sequence[int] = ()) -> Calibration:
@@ -110,8 +114,8 @@ def calibrate_rows(company: Tensor, alone: Tensor, examples: int, widths: Sequen
     if not company.isfinite().all():
         note = "gradients of the first examples are not finite: nothing to compare"
         return Calibration(CONTRIBUTION, note=note, conclusive=False)
-    if not alone.isfinite().all():  # in company they were: a variance over the batch, for one
-        return Calibration(CONTRIBUTION, note="one example alone has no finite gradient: rows are contributions")
+    if not alone.isfinite().all():
+        return Calibration.unverified("alone they have no finite gradient")
     if examples > 1 and not (company.any() or alone.any()):
         note = "the first examples have no gradient: a sum over examples cannot be distinguished from a mean"
         return Calibration(note=note, conclusive=False)
@@ -121,8 +125,8 @@ def calibrate_rows(company: Tensor, alone: Tensor, examples: int, widths: Sequen
     rows = company * (1 if sums else examples)
     if agree(rows, alone, AGREEMENT, widths):
         return Calibration(EXACT, sums, DIVIDED_OUT if sums else "")
-    note = "an example's share of the batch loss is not its own loss (weights, in-batch terms)"
-    return Calibration(CONTRIBUTION, sums, note, mixed=_turned(rows, alone))
+    mixed = _turned(rows, alone)
+    return Calibration(CONTRIBUTION, sums, f"{COUPLED if mixed else COUNT_UNEVENLY}: {CONTRIBUTIONS}", mixed=mixed)
 
 
 def agree(rows: Tensor, truth: Tensor, tolerance: float, widths: Sequence[int] = ()) -> bool:
@@ -180,7 +184,7 @@ def calibrate(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples:
     """
     company = min(COMPANY, examples)
     seen, _ = _tapped_company(named_parameters, loss_of, company)
-    return _compare(seen, lambda: _alone(named_parameters, loss_of, company), company)
+    return _compare(named_parameters, seen, loss_of, company)
 
 
 def calibrate_in_training(
@@ -212,7 +216,8 @@ def calibrate_in_training(
         company = min(COMPANY + 1, examples)
         seen, drawn = _in_company(named_parameters, loss_of, company, mode)
     if seen.status == EXACT and not drawn:
-        return _compare(seen, lambda: _each_alone(named_parameters, loss_of, company, mode), company)
+        with mode(True, 0):  # a backward may run parts of the model once more
+            return _compare(named_parameters, seen, _from_the_start(loss_of, mode), company)
     drawn_in_eval: list[str] = []
     try:
         with mode(False, 0) as drawn_in_eval:
@@ -220,14 +225,18 @@ def calibrate_in_training(
     except UnsupportedGradientError:
         raise
     except Exception as error:  # torchvision's detectors have no loss in eval mode
-        found = Calibration(note=f"not calibrated (in eval mode, {error}): the loss is assumed to be a mean")
-    if seen.status == CONTRIBUTION or not found.conclusive or (found.coupled and not drawn_in_eval):
+        found = Calibration.unverified(f"in eval mode, {type(error).__name__}: {error}")
+    stays = partial(_stays, named_parameters, loss_of, exchanged, examples, mode)
+    if found.status == CONTRIBUTION and drawn_in_eval and stays(training=False):
+        # One example alone drew other numbers, which says nothing; the others are without effect.
+        found = replace(_mean_or_sum(named_parameters, loss_of, company, mode, training=False), drawn=True)
+    if seen.status == CONTRIBUTION or not found.conclusive or found.coupled:
         return found
-    if not _stays(named_parameters, loss_of, exchanged, examples, mode):
-        return Calibration(CONTRIBUTION, found.sums, f"{COUPLED}: rows are contributions", mixed=True)
-    if not found.coupled:
-        return replace(found, drawn=bool(drawn_in_eval))
-    return replace(_mean_or_sum(named_parameters, loss_of, company, mode), drawn=True)
+    if not stays(training=True):
+        return Calibration(CONTRIBUTION, found.sums, f"in training mode {COUPLED}: {CONTRIBUTIONS}", mixed=True)
+    if found.status == UNVERIFIED:
+        return replace(_mean_or_sum(named_parameters, loss_of, company, mode, training=True), drawn=True)
+    return replace(found, drawn=found.drawn or bool(drawn_in_eval))
 
 
 def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, examples: int) -> bool:
@@ -251,16 +260,56 @@ def find_layout(named_parameters: Mapping[str, Tensor], loss_of: LossOf, example
     return first
 
 
-def _compare(seen: GradientSample, replay: Callable[[], GradientSample], company: int) -> Calibration:
-    """Say what the rows of a tap mean, from the same examples `replay`ed alone."""
+def _compare(parameters: Mapping[str, Tensor], seen: GradientSample, loss_of: LossOf, company: int) -> Calibration:
+    """Say what the rows of a tap mean, from the same examples alone, or in pairs where they cannot be alone."""
     try:
-        truth = replay()
-    except Exception as error:
-        return Calibration.without_a_loss(error)
-    rows, wanted, widths = _rows(seen, truth, truth.batch_size)
-    found = calibrate_rows(rows / company, wanted, company, widths)
+        alone = replay_gradients(lambda i: loss_of(i, i + 1), parameters.items(), min(ALONE, company), PROJECTIONS)
+        why = "" if alone.squared_norms is None or alone.squared_norms.isfinite().all() else "no finite gradient"
+    except Exception as error:  # the user's code on a batch of one
+        alone, why = None, f"{type(error).__name__}: {error}"
+    if alone is not None and not why:
+        rows, wanted, widths = _rows(seen, alone, alone.batch_size)
+        found = calibrate_rows(rows / company, wanted, company, widths)
+    else:
+        found = _compare_pairs(parameters, seen, loss_of, company, why)
     # Contributions stay as large as the tap reads them: of what they would be the sum is not known.
     return replace(found, sums=found.sums and not found.coupled)
+
+
+def _compare_pairs(
+    parameters: Mapping[str, Tensor], seen: GradientSample, loss_of: LossOf, company: int, why: str
+) -> Calibration:
+    """Compare examples in company of one other with the same in company of three.
+
+    Args:
+        parameters: By name.
+        seen: The tap on the whole company.
+        loss_of: The loss of examples [start, stop).
+        company: How many there are.
+        why: What happened where one was alone.
+    """
+    pairs = company // 2
+    if pairs < 2:
+        return Calibration.unverified(f"one example alone: {why}")
+    shown = []
+    try:
+        for k in range(pairs):
+            pair, _ = _tapped_company(parameters, lambda a, b, k=k: loss_of(2 * k + a, 2 * k + b), 2)
+            rows, wanted, widths = _rows(_part(seen, 2 * k), pair, 2)
+            shown.append((rows / company, wanted / 2, widths))
+    except Exception as error:  # the user's code, and what the tap makes of it
+        return Calibration.unverified(f"one example alone: {why}; two: {type(error).__name__}: {error}")
+    company_rows, pair_rows = (torch.cat([pair[n] for pair in shown]) for n in (0, 1))
+    return calibrate_rows(company_rows, pair_rows, pairs, shown[0][2])
+
+
+def _part(sample: GradientSample, start: int) -> GradientSample:
+    """The rows of a sample from one example on."""
+    layers = {
+        name: layer if layer.projections is None else replace(layer, projections=layer.projections[start:])
+        for name, layer in sample.layers.items()
+    }
+    return replace(sample, layers=layers)
 
 
 def _rows(one: GradientSample, other: GradientSample, count: int) -> tuple[Tensor, Tensor, list[int]]:
@@ -276,21 +325,14 @@ def _rows(one: GradientSample, other: GradientSample, count: int) -> tuple[Tenso
     return rows_of(one), rows_of(other), [PROJECTIONS] * max(1, len(names))
 
 
-def _alone(parameters: Mapping[str, Tensor], loss_of: LossOf, company: int) -> GradientSample:
-    """The first examples, replayed one at a time."""
-    count = min(ALONE, company)
-    return replay_gradients(lambda i: loss_of(i, i + 1), parameters.items(), count, PROJECTIONS)
+def _from_the_start(loss_of: LossOf, mode: Mode) -> LossOf:
+    """The same losses in training mode, each from the same state: a queue of negatives never gets longer."""
 
-
-def _each_alone(parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode) -> GradientSample:
-    """The same, each from the same state: a queue of negatives is as long for the second as for the first."""
-
-    def from_the_start(start: int, stop: int) -> Tensor:
+    def loss(start: int, stop: int) -> Tensor:
         with mode(True, 0):
             return loss_of(start, stop)
 
-    with mode(True, 0):
-        return _alone(parameters, from_the_start, company)
+    return loss
 
 
 def _in_company(
@@ -345,6 +387,7 @@ def _stays(
     exchanged: Callable[[int, int], Tensor],
     examples: int,
     mode: Mode,
+    training: bool,
 ) -> bool:
     """Whether the rows of the first examples are the same whoever the others are; True where there are no others."""
     stay = min(STAY, examples // 2)
@@ -352,9 +395,9 @@ def _stays(
     if total <= stay:
         return True
     for seed in range(SEEDS):
-        with mode(True, seed):
+        with mode(training, seed):
             before, first = _tapped_company(parameters, loss_of, total)
-        with mode(True, seed):
+        with mode(training, seed):
             after = _tapped(parameters, exchanged(stay, total), total, first)
         rows, truth, widths = _rows(after, before, stay)
         if not unchanged(rows, truth, widths):
@@ -362,9 +405,11 @@ def _stays(
     return True
 
 
-def _mean_or_sum(parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode) -> Calibration:
+def _mean_or_sum(
+    parameters: Mapping[str, Tensor], loss_of: LossOf, company: int, mode: Mode, training: bool
+) -> Calibration:
     """Other draws make other gradients, but not four times as large ones."""
-    with mode(True, 0):
+    with mode(training, 0):
         together, _ = _tapped_company(parameters, loss_of, company)
         single = replay_gradients(lambda i: loss_of(i, i + 1), parameters.items(), company)
     assert together.squared_norms is not None

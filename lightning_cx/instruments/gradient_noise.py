@@ -68,7 +68,7 @@ class GradientNoise(Instrument):
         quantiles = torch.quantile(norms, norms.new_tensor([0.05, 0.5, 0.95])).tolist()
         squared = batch_noise.squared_mean(len(norms)) if len(norms) > 1 else gradients.gram.mean()
         scalars = {
-            tags.GRADIENT_NORM: float(squared.clamp_min(0).sqrt()),
+            tags.GRADIENT_NORM: gradients.multiple * float(squared.clamp_min(0).sqrt()),
             tags.GRADIENT_SNR: float(batch_noise.snr),
             **dict(zip(TAGS[5:], quantiles, strict=True)),
         }

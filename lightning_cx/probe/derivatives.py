@@ -93,7 +93,7 @@ def first_examples(chunks: Sequence[tuple[Any, int]], examples: int) -> list[tup
     for batch, count in chunks:
         missing = examples - sum(held for _, held in chosen)
         if missing > 0:
-            chosen.append((batch, count) if count <= missing else (take(batch, 0, missing, count), missing))
+            chosen.append((batch, count) if count <= missing else (take(batch, 0, missing, count, trim=True), missing))
     return chosen
 
 

@@ -25,9 +25,10 @@ from lightning_cx.probe.derivatives import (
     some_chunks,
 )
 from lightning_cx.probe.isolation import drawing, isolated
-from lightning_cx.probe.outputs import Chunk, LossOf, residuals_of
+from lightning_cx.probe.outputs import Chunk, ChunkReading, LossOf, residuals_of
 from lightning_cx.probe.reading import Columns
 
+PAIR = 2  # examples that are compared together where one alone has no loss
 SUMS = (
     "the training loss is the sum over the examples of a batch, so that the learning rate acts on as many times the "
     "gradient of the mean loss: let the loss be a mean, and the learning rate larger by the batch size"
@@ -249,23 +250,19 @@ def calibrate_probe(passes: ProbePasses, company: tuple[Any, int], alone: Sequen
 
 
 def _calibrate(passes: ProbePasses, chunk: Chunk, alone: Sequence[Chunk]) -> Calibration:
-    seen, truth = Columns(), Columns()
-    with passes.isolated():
-        with drawing() as drawn:
-            together = residuals_of(passes.module, chunk, passes.loss_of)
-        try:
-            singles = [residuals_of(passes.module, one, passes.loss_of).residuals for one in alone]
-        except Exception as error:  # a loss that one example cannot have, as contrastive ones
-            return replace(Calibration.without_a_loss(error), each=together.per_example)
-    for i, single in enumerate(singles):
-        # Alone, a padded sequence is shorter; what it has is compared.
-        same_rank = all(t.dim() == s.dim() for t, s in zip(together.residuals, single, strict=True))
-        cuts = [tuple(map(slice, s.shape[1:])) if same_rank else () for s in single]
-        seen.add([t[i : i + 1][(slice(None), *cut)] for t, cut in zip(together.residuals, cuts, strict=True)])
-        truth.add(list(single))
+    with passes.isolated(), drawing() as drawn:
+        together = residuals_of(passes.module, chunk, passes.loss_of)
+    examples = 1 if together.per_example else chunk.examples
+    rows, truth, why = _with(passes, together, alone)
+    if why and chunk.examples >= 2 * PAIR:  # that one alone has no loss is no evidence: an axis may have been dropped
+        cut = partial(take, chunk.batch, examples=chunk.examples, trim=True)
+        pairs = [Chunk(cut(k, k + PAIR), PAIR) for k in (0, PAIR)]
+        rows, truth, of_pairs = _with(passes, together, pairs)
+        truth, why = truth if together.per_example else truth * PAIR, of_pairs and f"{why}; two: {of_pairs}"
+    if why:
+        return replace(Calibration.unverified(f"one example alone: {why}"), each=together.per_example)
     # Each example is a part of its own: its residual has to agree, whatever that of the others.
-    found = calibrate_rows(seen.rows(), truth.rows(), 1 if together.per_example else chunk.examples)
-    found = replace(found, each=together.per_example)
+    found = replace(calibrate_rows(rows, truth, examples), each=together.per_example)
     if not (drawn and found.coupled):
         return found
     # One example alone draws others than it does in company, so that comparison tells a mean from a sum at most.
@@ -273,10 +270,32 @@ def _calibrate(passes: ProbePasses, chunk: Chunk, alone: Sequence[Chunk]) -> Cal
     return replace(found, status=CONTRIBUTION if others else EXACT, mixed=others, drawn=True)
 
 
+def _with(passes: ProbePasses, together: ChunkReading, parts: Sequence[Chunk]) -> tuple[Tensor, Tensor, str]:
+    """Residuals of the first examples in company and in smaller batches, and why they cannot be compared, if so."""
+    seen, truth = Columns(), Columns()
+    try:
+        with passes.isolated():
+            found = [residuals_of(passes.module, part, passes.loss_of).residuals for part in parts]
+    except Exception as error:  # the user's code on a batch that it may not be made for
+        return torch.empty(0), torch.empty(0), f"{type(error).__name__}: {error}"
+    start = 0
+    for part, residuals in zip(parts, found, strict=True):
+        rows = [t[start : start + part.examples] for t in together.residuals]
+        # A padded sequence is shorter among fewer; what it has is compared.
+        alike = all(t.dim() == s.dim() for t, s in zip(rows, residuals, strict=True))
+        cuts = [tuple(slice(n) for n in s.shape[1:]) if alike else () for s in residuals]
+        seen.add([t[(slice(None), *cut)] for t, cut in zip(rows, cuts, strict=True)])
+        truth.add(list(residuals))
+        start += part.examples
+    if not truth.rows().isfinite().all():
+        return seen.rows(), truth.rows(), "no finite residual"
+    return seen.rows(), truth.rows(), ""
+
+
 def _others_count(passes: ProbePasses, chunk: Chunk) -> bool:
     """Whether other examples in place of the rest of a batch, and the same draws, change the first residuals."""
     total = (chunk.examples + 1) // 2
-    stay, first = max(1, total // 2), partial(take, chunk.batch, examples=chunk.examples)
+    stay, first = max(1, total // 2), partial(take, chunk.batch, examples=chunk.examples, trim=True)
     companies = first(0, total), join(first(0, stay), first(total, 2 * total - stay), (stay, total - stay))
     shown = []
     for company in companies:

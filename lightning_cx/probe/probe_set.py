@@ -16,9 +16,7 @@ from lightning_cx.batch import (
     Anatomy,
     alike,
     as_features,
-    choose,
     join_inputs,
-    parts_of,
     raw_inputs,
     take,
     to_cpu,
@@ -94,8 +92,6 @@ class ProbeSet:
         self._chunks: list[tuple[Any, int]] = []  # batches in host memory
         self._alone: list[Any] = []  # the first examples, of a chunk, each as a batch of its own
         self._company = 0  # the number of that chunk
-        self._ragged = False
-        self._items: list[Any] = []  # what was fetched, while examples differ in length
         self._wanted = self.size
         self._feature_matrix: Tensor | None = None
         self._calibration: Calibration | None = None
@@ -151,34 +147,15 @@ class ProbeSet:
             if not self._chunks:
                 again = self._fetch(dataset, some[0], other=1) if not many else many(some[:1])[0]
                 self.augmented = not alike(collate(items[:1]), collate([again]))
-                self._ragged = len({_shape_of(item) for item in items}) > 1
             batch = collate(items)
             self._chunks.append((batch, self._count(batch, len(items))))
             if len(self._alone) < min(ALONE, len(items)):
                 self._alone = [collate(items[i : i + 1]) for i in range(min(ALONE, len(items)))]
                 self._company = len(self._chunks) - 1
-            self._even_out(items, collate)
 
     def _count(self, batch: Any, items: int) -> int:
         """How many examples a batch has that was made of so many items; a collate function may leave some out."""
         return min(items, self.anatomies.of(batch, items).examples)
-
-    def _even_out(self, items: list[Any], collate: Callable[[list[Any]], Any]) -> None:
-        """Pad sequences of unequal length to one length once all are there, as the loader itself would pad them."""
-        if not self._ragged:
-            return
-        self._items += items
-        if not self.complete:
-            return
-        fetched, self._items = self._items, []
-        if len({tuple(_widths_of(batch)) for batch, _ in self._chunks}) > 1:
-            whole, counts = collate(fetched), [count for _, count in self._chunks]
-            if sum(counts) == len(fetched):
-                stops = [sum(counts[: k + 1]) for k in range(len(counts))]
-                parts = [
-                    choose(whole, range(stop - n, stop), len(fetched)) for stop, n in zip(stops, counts, strict=True)
-                ]
-                self._chunks = list(zip(parts, counts, strict=True))
 
     def _fetch(self, dataset: Any, index: int, other: int = 0) -> Any:
         with isolated_rng(self.seed + index + other):  # so an example is augmented alike whatever the batch size
@@ -190,9 +167,9 @@ class ProbeSet:
         if missing <= 0 or examples < 1:
             return
         count, self.lost = min(missing, examples), False
-        self._chunks.append((to_cpu(take(batch, 0, count, examples) if count < examples else batch), count))
+        self._chunks.append((to_cpu(take(batch, 0, count, examples, trim=True) if count < examples else batch), count))
         if len(self._alone) < min(ALONE, count):
-            self._alone = [to_cpu(take(batch, i, i + 1, examples)) for i in range(min(ALONE, count))]
+            self._alone = [to_cpu(take(batch, i, i + 1, examples, trim=True)) for i in range(min(ALONE, count))]
             self._company = len(self._chunks) - 1
 
     def close(self) -> None:
@@ -359,20 +336,6 @@ class ProbeSet:
         indices: Sequence[int] | None = state.get("indices")
         self.indices, self._out_of = None if indices is None else list(indices), state.get("out_of")
         self.lost = bool(state.get("streamed")) and not self._chunks
-
-
-def _widths_of(batch: Any) -> list[tuple[int, ...]]:
-    """Shapes of the tensors of a batch without their first axis."""
-    return [tuple(getattr(part.value, "shape", ()))[1:] for part in parts_of(batch)]
-
-
-def _shape_of(item: Any) -> tuple[Any, ...]:
-    """Shapes of all that one example holds, by which examples of unequal length differ."""
-    if not isinstance(item, dict | list | tuple):
-        return tuple(getattr(item, "shape", ()))
-    if isinstance(item, list | tuple) and item and all(isinstance(number, int | float) for number in item):
-        return (len(item),)
-    return tuple(_shape_of(value) for value in (item.values() if isinstance(item, dict) else item))
 
 
 def fill(
