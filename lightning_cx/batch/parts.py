@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def children_of(batch: Any) -> Iterator[tuple[Any, Any]]:
         yield from zip(batch._fields, batch, strict=True)  # type: ignore[attr-defined]
     elif isinstance(batch, list | tuple):
         yield from enumerate(batch)
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+    elif _is_dataclass(batch):
         yield from ((field.name, getattr(batch, field.name)) for field in dataclasses.fields(batch))
     elif is_graph_batch(batch):
         yield from batch.to_dict().items()
@@ -97,7 +97,11 @@ def children_of(batch: Any) -> Iterator[tuple[Any, Any]]:
         yield from _fields_of_object(batch).items()
 
 
-def is_graph_batch(batch: Any) -> bool:
+def _is_dataclass(batch: Any) -> bool:
+    return dataclasses.is_dataclass(batch) and not isinstance(batch, type)
+
+
+def is_graph_batch(batch: Any) -> TypeGuard[Any]:
     """Whether something has the methods of a batch of PyTorch Geometric's."""
     wanted = ("to_dict", "index_select", "from_data_list")
     return not isinstance(batch, type | Tensor) and all(hasattr(batch, name) for name in ("num_graphs", *wanted))
@@ -126,7 +130,7 @@ def map_batch(batch: Any, function: Callable[[Any], Any], whole: Callable[[Any],
         return type(batch)(*map(mapped, batch))
     if isinstance(batch, list | tuple):
         return type(batch)(map(mapped, batch))
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+    if _is_dataclass(batch):
         changed = copy.copy(batch)  # not replace(): fields that the constructor does not take are mapped as well
         for field in dataclasses.fields(batch):
             object.__setattr__(changed, field.name, mapped(getattr(batch, field.name)))

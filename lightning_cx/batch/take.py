@@ -68,15 +68,15 @@ def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
             return join_graphs(part, theirs_part, sizes)
         if not per_example(part, sizes[0]):
             return part
-        if type(part) is type(theirs_part) or (isinstance(part, Tensor) and isinstance(theirs_part, Tensor)):
-            if isinstance(part, PackedSequence):
-                return pack_sequence([*unpack_sequence(part), *unpack_sequence(theirs_part)], enforce_sorted=False)
-            if isinstance(part, Tensor) and part.is_nested:
-                return _nested([*part.unbind(), *theirs_part.unbind()], part)
-            if isinstance(part, Tensor | np.ndarray) and part.ndim == theirs_part.ndim:
+        if isinstance(part, PackedSequence) and isinstance(theirs_part, PackedSequence):
+            return pack_sequence([*unpack_sequence(part), *unpack_sequence(theirs_part)], enforce_sorted=False)
+        if isinstance(part, Tensor) and isinstance(theirs_part, Tensor) and part.is_nested:
+            return _nested([*part.unbind(), *theirs_part.unbind()], part)
+        if isinstance(part, Tensor | np.ndarray) and isinstance(theirs_part, type(part)):
+            if part.ndim == theirs_part.ndim:
                 return _concatenated(part, theirs_part)
-            if isinstance(part, list | tuple):
-                return part + theirs_part
+        elif type(part) is type(theirs_part):
+            return part + theirs_part
         shapes = [list(getattr(p, "shape", [])) or type(p).__name__ for p in (part, theirs_part)]
         raise ValueError(f"two batches cannot be joined: {shapes[0]} does not fit {shapes[1]}")
 

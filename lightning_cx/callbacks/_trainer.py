@@ -24,6 +24,7 @@ from lightning_cx.callbacks._flavour import (
     is_tensorboard,
     move_data_to_device,
 )
+from lightning_cx.probe import keyed
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -130,8 +131,11 @@ def _parts(loaders: Any, batch: Any) -> list[Any]:
 def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], int] | None:
     """Return data set, collate function and batch size of the training loader; None where examples have no index.
 
-    Examples that the loader leaves out (by a `SubsetRandomSampler`, or by batches that are cut off without shuffling)
-    are left out here too: on an example that is never trained on, a residual means something else.
+    Examples that the loader leaves out (by its sampler, or by batches that are cut off without shuffling) are left out
+    here too: on an example that is never trained on, a residual means something else.
+
+    Raises:
+        ValueError: If the examples cannot be had outside the loader.
     """
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -155,7 +159,7 @@ def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
     plain = type(loader.batch_sampler) is BatchSampler  # with one of the user's own, the sampler says nothing
     if plain and isinstance(sampler, SequentialSampler) and batches * size < len(loader.dataset):  # type: ignore[arg-type]
         return Subset(loader.dataset, range(int(batches) * size))
-    return loader.dataset
+    return keyed(loader, sampler)
 
 
 def tensor_parallel_size(trainer: Trainer) -> int:

@@ -122,7 +122,7 @@ class ComplexityEarlyStopping(Callback):
         self.stopped_step: int | None = None
         self.reason = "no check yet"
         self._start = KeptWeights()
-        self._off = self._says = self._resumed = False
+        self._off = self._says = self._resumed = self._at_start = False
         self._checked: int | None = None
         self._next = 0
 
@@ -198,13 +198,17 @@ class ComplexityEarlyStopping(Callback):
             self._forget()
         if self._is_off() or self.watch.begun:
             return
-        if self._check.reader.streamed:  # its examples are still to come, and will be shown to these weights
-            self._start.keep(pl_module, trainer.global_step, trainer.default_root_dir)
-        else:
-            self._run_check(self._check, self._fit.log_step)
+        self._at_start = True  # the module's own hooks come first
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        del trainer, pl_module, batch_idx
+        del batch_idx
+        if self._check is not None and self._at_start:
+            self._at_start = False
+            if not self._check.reader.streamed:
+                self._run_check(self._check, self._fit.log_step)
+            if self._check is not None and self._check.reader.streamed:
+                # Its examples are still to come, and will be shown to these weights.
+                self._start.keep(pl_module, trainer.global_step, trainer.default_root_dir)
         if self._check is not None and batch is not None:
             self._check.keep(batch)
 

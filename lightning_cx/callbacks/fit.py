@@ -16,7 +16,7 @@ from lightning_cx.batch import Anatomies
 from lightning_cx.callbacks import _trainer, distributed
 from lightning_cx.callbacks._trainer import LightningModule, PassedOverError, Trainer
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.probe import LossOf
+from lightning_cx.probe import Found, LossOf, used_up
 
 T = TypeVar("T")
 TrainingData: TypeAlias = tuple[Any, Callable[[list[Any]], Any], int]  # data set, collate function, batch size
@@ -68,6 +68,7 @@ class Fit:
     def __init__(self, trainer: Trainer, module: LightningModule, anatomies: Anatomies | None = None) -> None:
         self.anatomies = Anatomies() if anatomies is None else anatomies
         self._trainer, self._module = weakref.ref(trainer), weakref.ref(module)
+        self._used_up: Found | None = None
         self.rank, self.world_size, self.is_first = trainer.global_rank, trainer.world_size, trainer.is_global_zero
         self.is_sharded = distributed.is_sharded(module)
         self.is_smoke_test = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
@@ -155,11 +156,23 @@ class Fit:
         Args:
             together: Whether all processes run it at once, which a sharded module needs.
         """
+        if self._iterator is not None:
+            return (
+                f"training_step uses {self._iterator}, and what an iterator gives is gone: let the batch bring it, by "
+                "a CombinedLoader"
+            )
         if not self.module.automatic_optimization:
             return "under manual optimisation training_step steps the optimizer itself"
         if not together and self.is_sharded:
             return "the module is sharded, and its processes run it together"
         return _trainer.unseen_batch(self.module)
+
+    @property
+    def _iterator(self) -> Found | None:
+        """What a replay would use up; looked for until the first is found, since hooks may make one later."""
+        if self._used_up is None:
+            self._used_up = used_up(self.module, ("training_step",))
+        return self._used_up
 
     def replayed_loss(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Run `training_step` again and return its loss, inside `isolated(module)`.

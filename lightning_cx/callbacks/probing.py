@@ -17,13 +17,18 @@ from lightning_cx.callbacks.fit import Fit, TrainingData, attempt
 from lightning_cx.functional import stopping
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import LossOf, ProbePasses, ProbeReading, ProbeSet
+from lightning_cx.probe import LossOf, ProbePasses, ProbeReading, ProbeSet, used_up
 from lightning_cx.rules import ResidualWatch
 
 BASIS_SECONDS = 5e-10  # times n^3: what a graph basis of 512 examples took on two cores (46 ms), and some
 GRADIENT_SHARE = 2.0  # the same for per-example gradients: a backward, and the Gram matrix on top
+READING_SECONDS = 3.0  # for which a fit may wait while examples are read that training would read later
 PASS_EXAMPLES = 256  # what an instrument calls a pass
 PASS_SHARE = 0.7  # of a training step for as many examples: forward, and the backward of the head alone
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class ProbeReader:
@@ -44,9 +49,12 @@ class ProbeReader:
         self._data: TrainingData | None = None  # none before start, and none of a stream
         self.read_count = 0
         self._chunk_seconds = 0.0
+        self._own_examples = False  # whether each process has examples of its own
 
     def start(self) -> bool:
-        """Choose examples of the training data, where they have indices.
+        """Choose examples of the training data, where they can be fetched outside of the loader.
+
+        Every process has to call: all of them read by index, or none does.
 
         Returns:
             Whether the examples of a checkpoint had to be given up.
@@ -54,15 +62,64 @@ class ProbeReader:
         Raises:
             ValueError: If the data set has fewer than 128 examples.
         """
-        self._data = self._fit.training_data
         self.probe.latest = None
+        refusal: ValueError | None = None
+        before, why = self.probe.indices, ""
+        self._data, error = attempt(lambda: self._fit.training_data)
+        if error is not None:
+            why = _in_words(error)
         if self._data is not None:
             self.probe.forget()  # the data set may be another one than in the last fit; indices stay if they can
-            before = self.probe.indices
-            chosen = self.probe.choose(len(self._data[0]))
-            self._draw_chunk()  # one batch, to learn what fetching costs
-            return before is not None and chosen != before
+            try:
+                self.probe.choose(len(self._data[0]))
+            except ValueError as few:
+                refusal = few
+            except Exception as error:  # the user's own __len__
+                why = _in_words(error)
+            if refusal is None and not why:
+                why = self._begin(before)
+        indexed = self._data is not None
+        if self._fit.any_process(bool(why)):
+            self._collect(why)
+        elif not self._fit.agreed(self.probe.fingerprint):
+            self._own_examples = True
+            self._failures.tell(
+                "the processes hold different training examples under the same index, so each reads a probe of its "
+                "own, and the numbers are those of the first"
+            )
+        if refusal is not None:
+            raise refusal
+        if indexed:
+            return before is not None and self.probe.indices != before
         return self.probe.lost
+
+    def _begin(self, before: list[int] | None) -> str:
+        """Read the first examples; return in words why the rest cannot be read like them, empty if it can."""
+        assert self._data is not None
+        dataset, collate, _ = self._data
+        try:
+            if (found := used_up(dataset, ("__getitem__", "__getitems__"))) is not None:
+                return f"to read examples would use up {found}"
+            seconds = self.probe.reading_seconds(dataset, collate)
+            if seconds > READING_SECONDS and before is None:
+                return f"to read {self.probe.size} of them apart from training would take {seconds:.0f} s"
+            if seconds > READING_SECONDS:
+                self._failures.say(f"reading the examples of the checkpoint's probe takes about {seconds:.0f} s", PROBE)
+            self._draw_chunk()  # one batch, to learn what fetching costs
+        except Exception as error:  # the user's data set, sampler or collate function
+            return _in_words(error)
+        return ""
+
+    def _collect(self, why: str) -> None:
+        """Take the batches that come by in place of examples by index."""
+        self._data = None
+        self.probe.forget()
+        self.probe.indices = None
+        reason = f" ({why})" if why else ""
+        self._failures.tell(
+            f"the probe takes the first batches that come by, since its examples cannot be fetched by index{reason}",
+            "the probe takes batches",
+        )
 
     def _draw_chunk(self) -> None:
         if self._data is not None and not self.probe.complete:
@@ -110,10 +167,21 @@ class ProbeReader:
         wanted = min(examples, self._gradient_examples)
         return wanted * max(1, -(-wanted // max(1, chunk_size)) - 1)
 
-    def prepare(self) -> None:
-        """Draw what is missing of an indexed probe."""
-        while self._data is not None and not self.probe.complete:
-            self._draw_chunk()
+    def prepare(self) -> bool:
+        """Draw what is missing of an indexed probe; every process has to call.
+
+        Returns:
+            Whether the examples are there: where one could not be read, those that come by are taken instead.
+        """
+        why = ""
+        try:
+            while self._data is not None and not self.probe.complete:
+                self._draw_chunk()
+        except Exception as error:  # the user's data set or collate function
+            why = _in_words(error)
+        if self._fit.any_process(bool(why)):
+            self._collect(why)
+        return not self.streaming
 
     def read(self) -> ProbeReading:
         """Pass the probe through the module, without a trace; once after each batch, whoever asks.
@@ -137,7 +205,8 @@ class ProbeReader:
     @property
     def share(self) -> tuple[int, int]:
         """Which of how many processes this is; streams show each process examples of its own."""
-        return (0, 1) if self.streamed else (self._fit.rank, self._fit.world_size)
+        alone = self.streamed or self._own_examples
+        return (0, 1) if alone else (self._fit.rank, self._fit.world_size)
 
     def join(self, own: ProbeReading) -> ProbeReading:
         """Put the rows of all processes together; every process has to call."""
@@ -167,6 +236,12 @@ class ProbeReader:
         """Return how to replay a loss, and how to put a batch where the model is."""
         # What was kept of a stream went through the transfer hooks already.
         place = (lambda batch: move_to_device(batch, self._fit.module)) if self.streamed else self._fit.to_device
+        why = self._fit.why_not_replayed(together=True)
+        if self.probe.loss_fn is None and why is not None:
+            raise ValueError(
+                f"training_step cannot be run again, {why}; or pass ProbeSet(loss_fn=...), a function (module, batch) "
+                "-> losses [n]"
+            )
         return self._fit.loss_of(together=True), place
 
     def gradients(self) -> GradientSample | None:
@@ -214,7 +289,11 @@ class MonitoredProbe:
             ValueError: Under `strict`, if it cannot make a probe.
         """
         with self._refusing():
-            if self._fit.together(self.reader.start):
+            changed, error = attempt(self.reader.start)
+            met = self._fit.trouble(error)
+            if met is not None:
+                raise error or met.kind(f"process {met.process}: {met.words}")
+            if changed:
                 self._failures.tell(
                     "the checkpoint's probe does not fit this data set: other examples are drawn, and "
                     "residual spectra start afresh"
@@ -239,9 +318,9 @@ class MonitoredProbe:
             return None
         start = perf_counter()
         with self._failures.guard(PROBE), self._refusing():
-            self._fit.together(self.reader.prepare)
+            ready = self._fit.together(self.reader.prepare)
             self.one_off_seconds = perf_counter() - start
-            return self.reader.read()
+            return self.reader.read() if ready else None
         return None
 
     def view(self) -> ProbePasses | None:
@@ -251,9 +330,9 @@ class MonitoredProbe:
             return None
         start = perf_counter()
         with self._failures.guard(PROBE, last=False), self._refusing():
-            self._fit.together(self.reader.prepare)
+            ready = self._fit.together(self.reader.prepare)
             self.one_off_seconds = perf_counter() - start
-            return self._fit.together(self.reader.view)
+            return self._fit.together(self.reader.view) if ready else None
         return None
 
     @contextmanager
@@ -345,8 +424,9 @@ class ProbeCheck:
         with self.failures.guard(CHECK):  # all of it went well: failures are counted in a row
             return decision
 
-    def _read(self) -> ProbeReading:
-        self.reader.prepare()
+    def _read(self) -> ProbeReading | None:
+        if not self.reader.prepare():
+            return None
         if self.probe.augmented:
             self.failures.tell(
                 "training examples are augmented at random, and the probe holds one version of each: labels that are "

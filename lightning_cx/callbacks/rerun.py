@@ -105,14 +105,14 @@ class Rerun:
     def sample(self, projections: int, coordinates: int) -> GradientSample:
         """Return the gradients of examples that are run one at a time, as many as memory allows."""
         count = affordable_examples(self.fit.module.parameters(), self.examples)
-        for trim in self._ways:
-            way = replace(self, trim=trim)
-            try:
-                sample, summed, drawn = way._replayed(count, projections, coordinates, self.fit.module.training)
-                break
-            except RuntimeError:  # padding that a single example does not need
-                if trim is self._ways[-1]:
-                    raise
+        way, training = self, self.fit.module.training
+        try:
+            sample, summed, drawn = way._replayed(count, projections, coordinates, training)
+        except RuntimeError:  # perhaps of padding that one example does not need
+            if len(self._ways) == 1:
+                raise
+            way = replace(self, trim=True)
+            sample, summed, drawn = way._replayed(count, projections, coordinates, training)
         if summed:
             return sample
         if drawn:  # one example alone draws others than it does in company

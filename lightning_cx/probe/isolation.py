@@ -16,6 +16,7 @@ What decides how:
 from __future__ import annotations
 
 import enum
+import io
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -28,8 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_cx._torch import backward_hooks, drop_backward_hooks, preserve_version_counter, version
+from lightning_cx.probe.reach import Found, what_moves
 
 LOG_LENGTH = 10_000  # a longer list is a log: only its last elements are looked into, the others are shared
+
+READERS = ("__getitem__", "__getitems__", "__len__", "__iter__")  # of a data set or a sampler
+STEPS = ("training_step", "forward")
 
 FEW_OBJECTS, FEW_ITEMS = 10_000, 100  # how far a data set is searched for generators; long lists are its data
 
@@ -77,13 +82,18 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def isolated_streams(holder: object) -> Iterator[None]:
-    """Keep the generators that an object holds (a data set and its transforms) where they are."""
+    """Keep a data set as it is while examples are read: its generators, wherever they hang, files, counters, caches."""
     snapshot = Snapshot()
-    snapshot.take_streams(holder)
+    snapshot.take_reader(holder)
     try:
         yield
     finally:
         snapshot.restore()
+
+
+def used_up(holder: object, methods: tuple[str, ...]) -> Found | None:
+    """Return an iterator that a method of an object uses, so that to run it again would change what comes next."""
+    return next((found for found in what_moves(holder, methods) if found.is_iterator), None)
 
 
 def _device_streams(seed: int | None) -> list[Callable[[], None]]:
@@ -112,8 +122,9 @@ def isolated(module: nn.Module, training: bool = False, seed: int = 0, guard: bo
     to: inside the block, clones stand in the place of all tensors that are not parameters. `log` and `log_dict` are
     mute, `.grad` is None inside and back afterwards, random streams too.
 
-    Out of reach: globals, files, iterators, the trainer, what a library of loggers or threads holds, and in-place
-    changes of elements that lie ten thousand places before the end of a list.
+    Random generators and files are found in closures and globals that `training_step` names as well. Out of reach:
+    iterators (`used_up` finds them), other globals, the trainer, what a library of loggers or threads holds, and
+    in-place changes of elements that lie ten thousand places before the end of a list.
 
     Args:
         module: The module, for example a LightningModule.
@@ -131,6 +142,7 @@ def isolated(module: nn.Module, training: bool = False, seed: int = 0, guard: bo
     with isolated_rng(seed):
         try:
             snapshot.take(module)
+            snapshot.take_streams(module)
             for parameter in snapshot.parameters:  # one by one: memory may run out half way
                 kept.append(_Kept(parameter, guard))  # noqa: PERF401
             for part in module.modules():
@@ -262,18 +274,43 @@ class Snapshot:
         while self._waiting:
             self._remember(self._waiting.pop())
 
-    def take_streams(self, value: Any) -> None:
-        """Remember only where the random generators that `value` holds stand, as those of a data set's transforms."""
+    def take_streams(self, module: nn.Module) -> None:
+        """Remember where random generators stand that its training step names but that do not hang on the module."""
+        for found in what_moves(module, STEPS):
+            self._stream(found.thing)
+
+    def take_reader(self, value: Any) -> None:
+        """Remember what reading may change in a data set: generators, files, attributes; its data is left alone."""
+        for found in what_moves(value, READERS):
+            self._stream(found.thing)
         waiting, seen = [value], {id(value): value}
         while waiting and len(seen) < FEW_OBJECTS:
             one = waiting.pop()
             self._stream(one)
             held = one if isinstance(one, list | tuple | dict) else getattr(one, "__dict__", ())
+            self._shallow(one)
+            if held is not one and isinstance(held, dict):
+                self._shallow(held)
             held = held.values() if isinstance(held, dict) else held
             for item in held if len(held) <= FEW_ITEMS else ():
-                if id(item) not in seen and type(item) not in _ATOMS and not isinstance(item, (*_OPAQUE, Tensor)):
+                if id(item) not in seen and type(item) not in _ATOMS and not isinstance(item, _OPAQUE):
                     seen[id(item)] = item
                     waiting.append(item)
+
+    def _shallow(self, value: Any) -> None:
+        """Remember a container or a small array itself, and nothing of what it holds."""
+        if isinstance(value, dict) and len(value) <= LOG_LENGTH:
+            self._put_back(value)
+        elif isinstance(value, list) and len(value) <= FEW_ITEMS:
+            self._sequence(value, inside=False)
+        elif isinstance(value, list):
+            length = len(value)
+            self._undo.append(lambda: value.__delitem__(slice(length, None)))  # a log grows at its end
+        elif isinstance(value, np.ndarray) and value.size <= LOG_LENGTH:
+            self._array(value)
+        elif isinstance(value, Tensor) and value.numel() <= LOG_LENGTH and not value.requires_grad and value.is_cpu:
+            seen, saved = version(value), value.clone()
+            self._undo.append(lambda: version(value) == seen or value.copy_(saved))
 
     def restore(self) -> None:
         """Put everything back as it was when it was taken."""
@@ -320,6 +357,15 @@ class Snapshot:
             self._stream(value)
 
     def _dictionary(self, value: dict[Any, Any]) -> None:
+        saved, base = self._put_back(value)
+        if not _ATOMS.issuperset(map(type, saved.values())):
+            for key, item in saved.items():
+                stand_in = self._stand_in(item)
+                if stand_in is not item:
+                    base.__setitem__(value, key, stand_in)
+
+    def _put_back(self, value: dict[Any, Any]) -> tuple[dict[Any, Any], Any]:
+        """Remember what a dictionary holds; return that, and what writes to it."""
         saved = dict(value)
         # The base class writes: a user's own __setitem__ may do more than set.
         base: Any = OrderedDict if isinstance(value, OrderedDict) else dict
@@ -336,11 +382,7 @@ class Snapshot:
                 base.__setitem__(value, key, item)
 
         self._undo.append(undo)
-        if not _ATOMS.issuperset(map(type, saved.values())):
-            for key, item in saved.items():
-                stand_in = self._stand_in(item)
-                if stand_in is not item:
-                    base.__setitem__(value, key, stand_in)
+        return saved, base
 
     def _sequence(self, value: list[Any] | deque[Any], inside: bool = True) -> None:
         saved = list(value)
@@ -400,6 +442,8 @@ class Snapshot:
             self._rewind(value.set_state, value.get_state())
         elif isinstance(value, random.Random):
             self._rewind(value.setstate, value.getstate())
+        elif isinstance(value, io.IOBase) and not value.closed and value.seekable():
+            self._rewind(value.seek, value.tell())
 
     def _rewind(self, set_state: Callable[[Any], object], state: Any) -> None:
         self._undo.append(lambda: set_state(state))
