@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import batch_statistics
@@ -21,8 +21,8 @@ fewer, a gain of nothing would not say that averaging is of no use."""
 
 PASSES = 2.0
 
-GAIN: tuple[str, ...] = (tags.AVERAGING_GAIN, tags.AVERAGING_GAIN_LOW, tags.AVERAGING_GAIN_HIGH)
-TAGS: tuple[str, ...] = (*GAIN, tags.AVERAGING_LOSS_LAST, tags.AVERAGING_LOSS_AVERAGE)
+GAIN: tuple[str, ...] = (quantities.AVERAGING_GAIN, quantities.AVERAGING_GAIN_LOW, quantities.AVERAGING_GAIN_HIGH)
+TAGS: tuple[str, ...] = (*GAIN, quantities.AVERAGING_LOSS_LAST, quantities.AVERAGING_LOSS_AVERAGE)
 
 _ADVICE = {
     1: "The average is better: the last weights carry noise of the step size. Take the average (Lightning's "
@@ -61,7 +61,7 @@ class Averaging(Instrument):
         ['on_model', 'on_parameters']
     """
 
-    tags = (*TAGS, tags.AVERAGING_WINDOW)
+    tags = (*TAGS, quantities.AVERAGING_WINDOW)
 
     def __init__(self, every_n_steps: int | None = None, examples: int | None = None, *, name: str = "") -> None:
         super().__init__(name)
@@ -89,13 +89,13 @@ class Averaging(Instrument):
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
         del step
         gain, why, notes = self._compare(passes)
-        scalars = {tags.AVERAGING_WINDOW: float(self._average.window), **dict.fromkeys(TAGS, torch.nan)}
+        scalars = {quantities.AVERAGING_WINDOW: float(self._average.window), **dict.fromkeys(TAGS, torch.nan)}
         if gain is None:
             return Reading(scalars, refusals=dict.fromkeys(TAGS, why))
         values = (gain.value, gain.low, gain.high, gain.last, gain.average)
         scalars |= dict(zip(TAGS, map(float, values), strict=True))
         refusals = {tag: why for tag in TAGS if scalars[tag] != scalars[tag]}
-        return Reading(scalars, refusals=refusals, texts={tags.AVERAGING_GAIN: self._card(gain, notes)})
+        return Reading(scalars, refusals=refusals, texts={quantities.AVERAGING_GAIN: self._card(gain, notes)})
 
     def _compare(self, model: ProbePasses) -> tuple[averaging.AveragingGain | None, str, list[str]]:
         """Return the gain, or the reason why there is none, and remarks for the card."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
@@ -50,7 +50,7 @@ class ShuffledTwin:
         if self._twin is None or not reading.scalars:
             return reading
         found = show(self._twin).scalars
-        twins = {tags.shuffled(tag): value for tag, value in found.items() if tag not in self._order_free}
+        twins = {quantities.shuffled(tag): value for tag, value in found.items() if tag not in self._order_free}
         return replace(reading, scalars={**reading.scalars, **twins})
 
     def reset(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_cx.functional import one_point_convexity, trajectories
 from lightning_cx.gradients import DIRECTIONS, GradientSample
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
 from lightning_cx.instruments.reading import DwellTimeline, Reading
 
@@ -21,8 +21,13 @@ PAIRS = 512
 READINGS_PER_PATH = 16
 """A path that is longer by less than a sixteenth shows nearly the same dwells."""
 
-DWELLS: tuple[str, ...] = (tags.DWELL_COUNT, tags.DWELL_ESCAPES, tags.DWELL_LENGTH, tags.DWELL_DISTANCE)
-CONVEXITY: tuple[str, ...] = (tags.ONE_POINT_CONVEXITY, tags.ONE_POINT_CONVEXITY_ERROR)
+DWELLS: tuple[str, ...] = (
+    quantities.DWELL_COUNT,
+    quantities.DWELL_ESCAPES,
+    quantities.DWELL_LENGTH,
+    quantities.DWELL_DISTANCE,
+)
+CONVEXITY: tuple[str, ...] = (quantities.ONE_POINT_CONVEXITY, quantities.ONE_POINT_CONVEXITY_ERROR)
 
 
 @final
@@ -43,7 +48,7 @@ class Dwelling(Instrument):
         (['on_gradients', 'on_step'], ['on_step'])
     """
 
-    tags = (*DWELLS, *CONVEXITY, tags.DIFFUSION_EXPONENT)
+    tags = (*DWELLS, *CONVEXITY, quantities.DIFFUSION_EXPONENT)
 
     def __init__(self, convexity: bool = True, *, name: str = "") -> None:
         super().__init__(name)
@@ -120,23 +125,23 @@ class Dwelling(Instrument):
         if report.is_too_short:
             refusals = dict.fromkeys(DWELLS, report.reason)
         else:
-            scalars[tags.DWELL_COUNT] = float(len(report.episodes))
-            scalars[tags.DWELL_ESCAPES] = float(report.escapes)
-            scalars[tags.DWELL_LENGTH] = 0.0 if present is None else float(present.length)
-            scalars[tags.DWELL_DISTANCE] = math.nan if present is None else present.from_start
+            scalars[quantities.DWELL_COUNT] = float(len(report.episodes))
+            scalars[quantities.DWELL_ESCAPES] = float(report.escapes)
+            scalars[quantities.DWELL_LENGTH] = 0.0 if present is None else float(present.length)
+            scalars[quantities.DWELL_DISTANCE] = math.nan if present is None else present.from_start
             if present is None:
-                refusals[tags.DWELL_DISTANCE] = report.reason or "the last dwell was left, and no other has begun"
-        scalars[tags.DIFFUSION_EXPONENT] = report.exponent.value
+                refusals[quantities.DWELL_DISTANCE] = report.reason or "the last dwell was left, and no other has begun"
+        scalars[quantities.DIFFUSION_EXPONENT] = report.exponent.value
         if math.isnan(report.exponent.value):
-            refusals[tags.DIFFUSION_EXPONENT] = (
+            refusals[quantities.DIFFUSION_EXPONENT] = (
                 report.reason or "too few blocks since the last jump, or the parameters do not move"
             )
-        texts = {tags.DWELL_COUNT: f"**{report.exponent}**\n\n```\n{report}\n```"}
+        texts = {quantities.DWELL_COUNT: f"**{report.exponent}**\n\n```\n{report}\n```"}
         if self.convexity:
             convexity = self._convexity(report)
             scalars |= dict(zip(CONVEXITY, (convexity.value, convexity.standard_error), strict=True))
             refusals |= dict.fromkeys(CONVEXITY, convexity.reason) if convexity.reason else {}
-        return Reading(scalars, pictures={tags.DWELLS: _timeline(report)}, refusals=refusals, texts=texts)
+        return Reading(scalars, pictures={quantities.DWELLS: _timeline(report)}, refusals=refusals, texts=texts)
 
     def _convexity(self, report: trajectories.DwellReport) -> trajectories.PointConvexity:
         """Return the one-point convexity of the present dwell; elsewhere there is no centre to return to."""

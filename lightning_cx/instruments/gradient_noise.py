@@ -12,21 +12,21 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, noise, noise_scale, pool_noise_scales
 from lightning_cx.gradients import GradientSample, LayerGradients
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument
 from lightning_cx.instruments.reading import Reading
 
 POOLED_SAMPLES = 16  # one batch rarely tells signal from noise; 16 narrow the interval fourfold and stay local in time
 
 TAGS: tuple[str, ...] = (
-    tags.GRADIENT_NORM,
-    tags.NOISE_SCALE,
-    tags.NOISE_SCALE_LOW,
-    tags.NOISE_SCALE_HIGH,
-    tags.GRADIENT_SNR,
-    tags.EXAMPLE_NORM_P05,
-    tags.EXAMPLE_NORM_P50,
-    tags.EXAMPLE_NORM_P95,
+    quantities.GRADIENT_NORM,
+    quantities.NOISE_SCALE,
+    quantities.NOISE_SCALE_LOW,
+    quantities.NOISE_SCALE_HIGH,
+    quantities.GRADIENT_SNR,
+    quantities.EXAMPLE_NORM_P05,
+    quantities.EXAMPLE_NORM_P50,
+    quantities.EXAMPLE_NORM_P95,
 )
 
 
@@ -63,13 +63,18 @@ class GradientNoise(Instrument):
         if len(norms) > 1 and bool(batch_noise.noise.isfinite()):
             self._recent.append(batch_noise)
         else:
-            single = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH, tags.GRADIENT_SNR)
+            single = (
+                quantities.NOISE_SCALE,
+                quantities.NOISE_SCALE_LOW,
+                quantities.NOISE_SCALE_HIGH,
+                quantities.GRADIENT_SNR,
+            )
             refusals = dict.fromkeys(single, "a batch of one example shows no spread: use batches of two or more")
         quantiles = torch.quantile(norms, norms.new_tensor([0.05, 0.5, 0.95])).tolist()
         squared = batch_noise.squared_mean(len(norms)) if len(norms) > 1 else gradients.gram.mean()
         scalars = {
-            tags.GRADIENT_NORM: float(squared.clamp_min(0).sqrt()),
-            tags.GRADIENT_SNR: float(batch_noise.snr),
+            quantities.GRADIENT_NORM: float(squared.clamp_min(0).sqrt()),
+            quantities.GRADIENT_SNR: float(batch_noise.snr),
             **dict(zip(TAGS[5:], quantiles, strict=True)),
         }
         if self._recent:
@@ -79,9 +84,9 @@ class GradientNoise(Instrument):
             values = (torch.nan,) * 3
         if self._recent and values[0] != values[0]:
             why = "the signal is not distinguishable from zero in these batches; the lower end of the interval is valid"
-            refusals = {tags.NOISE_SCALE: why}
+            refusals = {quantities.NOISE_SCALE: why}
         scalars.update(zip(TAGS[1:4], values, strict=True))
-        return Reading(scalars, histograms={tags.EXAMPLE_NORMS: norms.cpu()}, refusals=refusals)
+        return Reading(scalars, histograms={quantities.EXAMPLE_NORMS: norms.cpu()}, refusals=refusals)
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": [asdict(scale) for scale in self._recent]}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_cx.functional import gradient_spectrum, laplacian_basis
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import BatchView, Instrument, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients
 from lightning_cx.instruments.histories import Thinned
@@ -19,7 +19,11 @@ MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all
 EARLIER_STEPS = 12  # more are hard to tell apart in one picture
 MODES_KEPT = 64  # of each earlier step, the strongest; the others lie at the bottom of the picture
 
-TAGS: tuple[str, ...] = (tags.GRADIENT_MEDIAN, tags.GRADIENT_MEDIAN_CHANCE_LOW, tags.PARTICIPATION_RATIO)
+TAGS: tuple[str, ...] = (
+    quantities.GRADIENT_MEDIAN,
+    quantities.GRADIENT_MEDIAN_CHANCE_LOW,
+    quantities.PARTICIPATION_RATIO,
+)
 
 
 @final
@@ -44,7 +48,7 @@ class GradientSpectrum(Instrument):
     def __init__(self, control: Control = None, *, name: str = "") -> None:
         super().__init__(name)
         self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
-        self._twin = ShuffledTwin(control, GradientSpectrum, order_free=(tags.PARTICIPATION_RATIO,))
+        self._twin = ShuffledTwin(control, GradientSpectrum, order_free=(quantities.PARTICIPATION_RATIO,))
 
     def reset(self) -> None:
         self._modes.reset()
@@ -76,9 +80,9 @@ class GradientSpectrum(Instrument):
         spectrum = gradient_spectrum(gram, basis)
         median, chance = float(spectrum.whole_median), float(spectrum.null_median)
         scalars = {
-            tags.GRADIENT_MEDIAN: median,
-            tags.GRADIENT_MEDIAN_CHANCE_LOW: chance - 1.96 * float(spectrum.null_sd),
-            tags.PARTICIPATION_RATIO: float(spectrum.participation_ratio),
+            quantities.GRADIENT_MEDIAN: median,
+            quantities.GRADIENT_MEDIAN_CHANCE_LOW: chance - 1.96 * float(spectrum.null_sd),
+            quantities.PARTICIPATION_RATIO: float(spectrum.participation_ratio),
         }
         picture = mode_picture(
             self._modes,
@@ -92,7 +96,7 @@ class GradientSpectrum(Instrument):
         if basis.n_levels < 3:  # the constant, and one for all that differs
             why = "the graph of this batch gives no order: its examples are all alike, or all equally different"
             refusals = dict.fromkeys(TAGS[:2], why)
-        return Reading(scalars, pictures={tags.GRADIENT_SPECTRUM: picture}, refusals=refusals)
+        return Reading(scalars, pictures={quantities.GRADIENT_SPECTRUM: picture}, refusals=refusals)
 
     def state_dict(self) -> dict[str, Any]:
         return {"modes": self._modes.state_dict(), **self._twin.state_dict()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
 from lightning_cx.instruments.gradient_noise import sum_by_layer
@@ -19,8 +19,12 @@ from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
 
-BATCH_TAGS: tuple[str, ...] = (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
-PROBE_TAGS: tuple[str, ...] = (tags.PROBE_INTERFERENCE, tags.PROBE_INTERFERENCE_P, tags.PROBE_RANK_CORRELATION)
+BATCH_TAGS: tuple[str, ...] = (quantities.INTERFERENCE, quantities.INTERFERENCE_P, quantities.RANK_CORRELATION)
+PROBE_TAGS: tuple[str, ...] = (
+    quantities.PROBE_INTERFERENCE,
+    quantities.PROBE_INTERFERENCE_P,
+    quantities.PROBE_RANK_CORRELATION,
+)
 
 
 @final
@@ -108,8 +112,8 @@ class Interference(Instrument):
         scalars, refusals, picture = self._profile(step, gram, basis)
         for layer, own in sum_by_layer(sample, attrgetter("gram")).items() if self.per_layer else ():
             values, _, _ = self._profile(step, own, basis, whole=False)
-            scalars.update({tags.of_layer(tag, layer): value for tag, value in values.items()})
-        tag = tags.GRADIENT_SPECTRUM if self.on == "batch" else tags.PROBE_GRADIENT_SPECTRUM
+            scalars.update({quantities.of_layer(tag, layer): value for tag, value in values.items()})
+        tag = quantities.GRADIENT_SPECTRUM if self.on == "batch" else quantities.PROBE_GRADIENT_SPECTRUM
         return Reading(scalars, pictures={} if picture is None else {tag: picture}, refusals=refusals)
 
     def _basis_on(self, features: Tensor, count: int) -> Basis:

@@ -22,7 +22,7 @@ from lightning_cx.functional import (
     kernels,
 )
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
 
@@ -80,8 +80,8 @@ class Kernel(Instrument):
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps is a period of 1 or more steps, got {every_n_steps}.")
         self.on, self.examples, self.every_n_steps = on, examples, every_n_steps
-        every = (*SPECTRUM, *TARGET, tags.KERNEL_BLOCK_SHARE)
-        self.tags = every if on == "batch" else tuple(map(tags.on_probe, every))
+        every = (*SPECTRUM, *TARGET, quantities.KERNEL_BLOCK_SHARE)
+        self.tags = every if on == "batch" else tuple(map(quantities.on_probe, every))
         self.blocks: Blocks = checked_blocks(blocks)
         self._recent: deque[kernels.BlockShares] = deque(maxlen=POOLED_SAMPLES)
 
@@ -121,8 +121,8 @@ class Kernel(Instrument):
                 reading = self._with_blocks(reading, passes.gradients(self.examples, per_layer=True))
             except (UnsupportedGradientError, ValueError) as error:
                 why = f"the gradients of the probe could not be read: {error}"
-                reading = reading.joined(Reading.refused((tags.KERNEL_BLOCK_SHARE,), why))
-        return reading.renamed(tags.on_probe)
+                reading = reading.joined(Reading.refused((quantities.KERNEL_BLOCK_SHARE,), why))
+        return reading.renamed(quantities.on_probe)
 
     def _with_blocks(self, reading: Reading, sample: GradientSample) -> Reading:
         """Add the descent by block to a reading, unless it is disabled."""
@@ -132,7 +132,7 @@ class Kernel(Instrument):
         try:
             members = parameter_blocks(grams, self.blocks)
         except ValueError as error:
-            return reading.joined(Reading.refused((tags.KERNEL_BLOCK_SHARE,), str(error)))
+            return reading.joined(Reading.refused((quantities.KERNEL_BLOCK_SHARE,), str(error)))
         found = block_shares({block: torch.stack([grams[n] for n in names]).sum(0) for block, names in members.items()})
         if not bool(found.covariance.isfinite().all()):
             why = "the gradients are not finite, or of fewer than 3 examples"
@@ -158,18 +158,18 @@ MIN_EXAMPLES = 16
 """Errors come from leaving out tenths of the examples; with fewer, each would be a single one."""
 
 SPECTRUM: tuple[str, ...] = (
-    tags.KERNEL_DECAY,
-    tags.KERNEL_DECAY_SPREAD,
-    tags.KERNEL_PARTICIPATION_RATIO,
-    tags.KERNEL_PARTICIPATION_RATIO_ERROR,
-    tags.KERNEL_EFFECTIVE_RANK,
-    tags.KERNEL_EFFECTIVE_RANK_ERROR,
+    quantities.KERNEL_DECAY,
+    quantities.KERNEL_DECAY_SPREAD,
+    quantities.KERNEL_PARTICIPATION_RATIO,
+    quantities.KERNEL_PARTICIPATION_RATIO_ERROR,
+    quantities.KERNEL_EFFECTIVE_RANK,
+    quantities.KERNEL_EFFECTIVE_RANK_ERROR,
 )
 TARGET: tuple[str, ...] = (
-    tags.KERNEL_ALIGNMENT,
-    tags.KERNEL_ALIGNMENT_CHANCE_HIGH,
-    tags.KERNEL_POWER_AREA,
-    tags.KERNEL_POWER_AREA_CHANCE_HIGH,
+    quantities.KERNEL_ALIGNMENT,
+    quantities.KERNEL_ALIGNMENT_CHANCE_HIGH,
+    quantities.KERNEL_POWER_AREA,
+    quantities.KERNEL_POWER_AREA_CHANCE_HIGH,
 )
 
 
@@ -188,10 +188,10 @@ def of_kernel(gram: Tensor, targets: Tensor | None, called: str, whole: Tensor |
     if not decay.last_rank:
         why = f"these {n} examples leave too few eigenvalues: 56 examples and 7 eigenvalues above rounding are needed"
         refusals |= dict.fromkeys(SPECTRUM[:2], why)
-    elif scalars[tags.KERNEL_DECAY_SPREAD] != scalars[tags.KERNEL_DECAY_SPREAD]:
-        refusals[tags.KERNEL_DECAY_SPREAD] = "a half of the examples leaves too few eigenvalues"
+    elif scalars[quantities.KERNEL_DECAY_SPREAD] != scalars[quantities.KERNEL_DECAY_SPREAD]:
+        refusals[quantities.KERNEL_DECAY_SPREAD] = "a half of the examples leaves too few eigenvalues"
     eigenvalues = complexity.principal_eigenvalues(gram if whole is None else whole, n)
-    histograms = {tags.KERNEL_SPECTRUM: (eigenvalues / eigenvalues[:1]).log10()} if len(eigenvalues) else {}
+    histograms = {quantities.KERNEL_SPECTRUM: (eigenvalues / eigenvalues[:1]).log10()} if len(eigenvalues) else {}
     reading = Reading(scalars, histograms=histograms, refusals=refusals)
     return reading.joined(_of_target(gram, targets, called))
 
@@ -220,17 +220,17 @@ def of_blocks(found: kernels.BlockShares) -> Reading:
     scalars, rows = {}, ["| block | share of the descent | 95% interval | share of the noise |", "|---|---|---|---|"]
     columns = (found.share, found.low, found.high, found.noise_share)
     for block, share, low, high, noise in zip(found.blocks, *(column.tolist() for column in columns), strict=True):
-        scalars[tags.of_block(tags.KERNEL_BLOCK_SHARE, block)] = share
-        scalars[tags.of_block(tags.KERNEL_BLOCK_SHARE_LOW, block)] = low
+        scalars[quantities.of_block(quantities.KERNEL_BLOCK_SHARE, block)] = share
+        scalars[quantities.of_block(quantities.KERNEL_BLOCK_SHARE_LOW, block)] = low
         rows.append(f"| {block} | {share:.1%} | {low:.1%} to {high:.1%} | {noise:.1%} |")
-    return Reading(scalars, texts={tags.KERNEL_BLOCK_SHARE: "\n".join(rows)})
+    return Reading(scalars, texts={quantities.KERNEL_BLOCK_SHARE: "\n".join(rows)})
 
 
 def unknown_blocks(blocks: Sequence[str], why: str) -> Reading:
     """Return why no block has a share; ends of intervals are cleared too, or those of an earlier reading would stay."""
-    kinds = (tags.KERNEL_BLOCK_SHARE, tags.KERNEL_BLOCK_SHARE_LOW)
-    scalars = {tags.of_block(kind, block): torch.nan for kind in kinds for block in blocks}
-    card = {tags.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
+    kinds = (quantities.KERNEL_BLOCK_SHARE, quantities.KERNEL_BLOCK_SHARE_LOW)
+    scalars = {quantities.of_block(kind, block): torch.nan for kind in kinds for block in blocks}
+    card = {quantities.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
     return Reading(scalars, refusals=dict.fromkeys(scalars, why), texts=card)
 
 

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.instruments.reading import Reading
@@ -30,8 +30,17 @@ KEPT = 512
 READINGS_PER_TAIL = 8
 """A tail that is nearly the same gives nearly the same law: it is fitted again when an eighth is new."""
 
-LAW: tuple[str, ...] = (tags.RECOVERY_LAW, tags.RECOVERY_RATE, tags.RECOVERY_RATE_LOW, tags.RECOVERY_RATE_HIGH)
-LOCAL: tuple[str, ...] = (tags.RECOVERY_PREDICTED_RATE, tags.RECOVERY_RANK_SHARE, tags.RECOVERY_REMOVABLE)
+LAW: tuple[str, ...] = (
+    quantities.RECOVERY_LAW,
+    quantities.RECOVERY_RATE,
+    quantities.RECOVERY_RATE_LOW,
+    quantities.RECOVERY_RATE_HIGH,
+)
+LOCAL: tuple[str, ...] = (
+    quantities.RECOVERY_PREDICTED_RATE,
+    quantities.RECOVERY_RANK_SHARE,
+    quantities.RECOVERY_REMOVABLE,
+)
 
 
 @final
@@ -161,7 +170,7 @@ class LocalRecovery(Instrument):
         return found
 
     def _card(self) -> dict[str, str]:
-        return {tags.RECOVERY_VERDICT: card(self._law, self._local, self._predicted, self._why)}
+        return {quantities.RECOVERY_VERDICT: card(self._law, self._local, self._predicted, self._why)}
 
     def state_dict(self) -> dict[str, Any]:
         law = None if self._law is None else {**asdict(self._law), "bic": dict(self._law.bic)}

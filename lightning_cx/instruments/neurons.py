@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.functional import neuron_report, neurons
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
 
@@ -23,13 +23,17 @@ MAX_CHANCE = 0.05
 for its neurons to be told apart."""
 
 SHARES: tuple[str, ...] = (
-    tags.NEURONS_DUPLICATES,
-    tags.NEURONS_DEAD,
-    tags.NEURONS_SILENT,
-    tags.NEURONS_RANK,
-    tags.NEURONS_EFFECTIVE_RANK,
+    quantities.NEURONS_DUPLICATES,
+    quantities.NEURONS_DEAD,
+    quantities.NEURONS_SILENT,
+    quantities.NEURONS_RANK,
+    quantities.NEURONS_EFFECTIVE_RANK,
 )
-TEACHER: tuple[str, ...] = (tags.NEURONS_ALIGNMENT, tags.NEURONS_ALIGNMENT_CHANCE, tags.NEURONS_TEACHER_DISTANCE)
+TEACHER: tuple[str, ...] = (
+    quantities.NEURONS_ALIGNMENT,
+    quantities.NEURONS_ALIGNMENT_CHANCE,
+    quantities.NEURONS_TEACHER_DISTANCE,
+)
 
 
 @final
@@ -103,15 +107,15 @@ class Neurons(Instrument):
         scalars, refusals = _shares(list(reports.values()))
         for layer, report in reports.items() if self.per_layer else ():
             own, whys = _shares([report])
-            scalars |= {tags.of_layer(tag, layer.name): value for tag, value in own.items()}
-            refusals |= {tags.of_layer(tag, layer.name): why for tag, why in whys.items()}
+            scalars |= {quantities.of_layer(tag, layer.name): value for tag, value in own.items()}
+            refusals |= {quantities.of_layer(tag, layer.name): why for tag, why in whys.items()}
         for name, why in missing.items():
-            scalars[tags.of_layer(tags.NEURONS_DUPLICATES, name)] = torch.nan
-            refusals[tags.of_layer(tags.NEURONS_DUPLICATES, name)] = why
+            scalars[quantities.of_layer(quantities.NEURONS_DUPLICATES, name)] = torch.nan
+            refusals[quantities.of_layer(quantities.NEURONS_DUPLICATES, name)] = why
         if self._teacher is not None:
             with_teacher, whys = self._compare(found, everyone, module)
             scalars, refusals = scalars | with_teacher, refusals | whys
-        return Reading(scalars, refusals=refusals, texts={tags.NEURONS_CARD: _card(reports, scalars)})
+        return Reading(scalars, refusals=refusals, texts={quantities.NEURONS_CARD: _card(reports, scalars)})
 
     def _missing(
         self, module: nn.Module, activations: Mapping[str, Tensor], found: Sequence[HiddenLayer]
@@ -141,7 +145,7 @@ class Neurons(Instrument):
             alignment = neurons.teacher_alignment(mine, theirs, first.odd)
         except ValueError as refusal:
             return nothing, dict.fromkeys(TEACHER, str(refusal))
-        scalars = {tags.NEURONS_ALIGNMENT: alignment.value, tags.NEURONS_ALIGNMENT_CHANCE: alignment.chance}
+        scalars = {quantities.NEURONS_ALIGNMENT: alignment.value, quantities.NEURONS_ALIGNMENT_CHANCE: alignment.chance}
         refusals = dict.fromkeys(TEACHER[:2], "a weight is not finite") if math.isnan(alignment.value) else {}
         try:
             if len(everyone) > 1:
@@ -152,8 +156,8 @@ class Neurons(Instrument):
             why = "" if math.isfinite(distance) else "the weights are zero or not finite"
         except ValueError as refusal:
             distance, why = math.nan, str(refusal)
-        refusals |= {tags.NEURONS_TEACHER_DISTANCE: why} if why else {}
-        return {**scalars, tags.NEURONS_TEACHER_DISTANCE: distance}, refusals
+        refusals |= {quantities.NEURONS_TEACHER_DISTANCE: why} if why else {}
+        return {**scalars, quantities.NEURONS_TEACHER_DISTANCE: distance}, refusals
 
 
 def _report(layer: HiddenLayer, module: nn.Module, activations: Mapping[str, Tensor]) -> neurons.NeuronReport:
@@ -181,7 +185,9 @@ def _shares(reports: Sequence[neurons.NeuronReport]) -> tuple[dict[str, float], 
     reasons = dict.fromkeys(SHARES, "weights or outputs are not finite, or the examples are too few")
     chance = max((r.duplicates_by_chance for r in reports), default=0.0)
     if chance > MAX_CHANCE:
-        reasons[tags.NEURONS_DUPLICATES] = f"{chance:.0%} of random neurons would look like copies: too few inputs"
+        reasons[quantities.NEURONS_DUPLICATES] = (
+            f"{chance:.0%} of random neurons would look like copies: too few inputs"
+        )
     shares = {tag: sum(a for a, _ in of) / sum(b for _, b in of) if of else math.nan for tag, of in counts.items()}
     return shares, {tag: reasons[tag] for tag, value in shares.items() if math.isnan(value)}
 
@@ -192,8 +198,8 @@ def _card(reports: Mapping[HiddenLayer, neurons.NeuronReport], scalars: Mapping[
         f"{f' through {layer.function}' if layer.function else ''}: {report}"
         for layer, report in reports.items()
     ]
-    if tags.NEURONS_ALIGNMENT in scalars:
-        value, chance = scalars[tags.NEURONS_ALIGNMENT], scalars[tags.NEURONS_ALIGNMENT_CHANCE]
+    if quantities.NEURONS_ALIGNMENT in scalars:
+        value, chance = scalars[quantities.NEURONS_ALIGNMENT], scalars[quantities.NEURONS_ALIGNMENT_CHANCE]
         lines.append(f"- alignment with the teacher's neurons {value:.3f} (random ones: {chance:.3f})")
     return "\n".join(lines)
 

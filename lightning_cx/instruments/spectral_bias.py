@@ -17,7 +17,7 @@ from lightning_cx.functional import (
     octave_bands,
     spectral_bias_index,
 )
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import Instrument
 from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
 from lightning_cx.instruments.histories import Thinned
@@ -25,11 +25,11 @@ from lightning_cx.instruments.reading import BandDecay, Picture, Reading, Spectr
 from lightning_cx.probe import ProbeReading
 
 SUMMARY = (
-    tags.RESIDUAL_ENERGY,
-    tags.RESIDUAL_MEDIAN,
-    tags.WHITENESS,
-    tags.SPECTRAL_BIAS_INDEX,
-    tags.HIGH_COMPLEXITY_DOMINANCE,
+    quantities.RESIDUAL_ENERGY,
+    quantities.RESIDUAL_MEDIAN,
+    quantities.WHITENESS,
+    quantities.SPECTRAL_BIAS_INDEX,
+    quantities.HIGH_COMPLEXITY_DOMINANCE,
 )
 
 
@@ -65,7 +65,7 @@ class SpectralBias(Instrument):
         self._fingerprint: float | None = None
         self._learning = Learning()
         self._bands = BandHistory()
-        self._twin = ShuffledTwin(control, lambda: SpectralBias(per_band), order_free=(tags.RESIDUAL_ENERGY,))
+        self._twin = ShuffledTwin(control, lambda: SpectralBias(per_band), order_free=(quantities.RESIDUAL_ENERGY,))
 
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
         reading = self._measure(step, probe)
@@ -74,7 +74,7 @@ class SpectralBias(Instrument):
     def _measure(self, step: int, probe: ProbeReading) -> Reading:
         n, basis, residuals = len(probe.residuals), self._basis_on(probe.features), probe.residuals
         bands = octave_bands(basis.n_levels)
-        band_tags = [tags.residual_band(number) for number in range(len(bands))]
+        band_tags = [quantities.residual_band(number) for number in range(len(bands))]
         bad = int((~residuals.isfinite().all(1)).sum())
         if bad:
             why = f"{bad} of {n} residuals are NaN or infinite: inputs are, or training diverged"
@@ -88,11 +88,11 @@ class SpectralBias(Instrument):
             varying, torch.bincount(axis.level_of), float(complexity.independent_outputs(residuals))
         )
         scalars = {
-            tags.RESIDUAL_ENERGY: float(residuals.square().sum()) / n,
-            tags.RESIDUAL_MEDIAN: float(complexity.median_position(basis, residuals)),
-            tags.WHITENESS: float(white.ratio),
-            tags.SPECTRAL_BIAS_INDEX: self._learning.spectral_bias,
-            tags.HIGH_COMPLEXITY_DOMINANCE: self._learning.dominance,
+            quantities.RESIDUAL_ENERGY: float(residuals.square().sum()) / n,
+            quantities.RESIDUAL_MEDIAN: float(complexity.median_position(basis, residuals)),
+            quantities.WHITENESS: float(white.ratio),
+            quantities.SPECTRAL_BIAS_INDEX: self._learning.spectral_bias,
+            quantities.HIGH_COMPLEXITY_DOMINANCE: self._learning.dominance,
             **dict(zip(band_tags, by_band.tolist(), strict=True)),
         }
         if self.per_band:
@@ -104,9 +104,9 @@ class SpectralBias(Instrument):
         fitted = self._learning.fitted(basis.level_of, bands)
         scalars: dict[str, float] = {}
         for number in range(len(bands)):
-            scalars[tags.fitted_fraction(number)] = float(fitted[number])
-            scalars[tags.decay_rate(number)] = float(rates.rate[number])
-            scalars[tags.half_life(number)] = float(rates.half_life[number])
+            scalars[quantities.fitted_fraction(number)] = float(fitted[number])
+            scalars[quantities.decay_rate(number)] = float(rates.rate[number])
+            scalars[quantities.half_life(number)] = float(rates.half_life[number])
         return scalars
 
     def _basis_on(self, features: Tensor) -> Basis:
@@ -255,7 +255,7 @@ class BandHistory:
             reading="One line for each band of complexity, dark for simple and light for complex. In a healthy run the "
             "dark lines fall first; when they have levelled off and the light ones still fall, noise is being fitted.",
         )
-        return {tags.RESIDUAL_SPECTROGRAM: spectrogram, tags.BAND_DECAY: decay}
+        return {quantities.RESIDUAL_SPECTROGRAM: spectrogram, quantities.BAND_DECAY: decay}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to survive a checkpoint."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_cx.functional import curvature, largest_eigenvalue, step_size
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
 from lightning_cx.instruments.reading import Reading
 
@@ -22,9 +22,9 @@ a busy machine (docs/step_size.md)."""
 PASSES_OF_JACOBIAN = 6.0
 """The same for 256 rows of a Jacobian; 3 to 8 were measured for an MLP and a small convnet."""
 
-SHARPNESS: tuple[str, ...] = (tags.SHARPNESS, tags.SHARPNESS_LOW, tags.SHARPNESS_HIGH)
-EDGE: tuple[str, ...] = (tags.EDGE, tags.EDGE_LOW, tags.EDGE_HIGH)
-GAUSS_NEWTON: tuple[str, ...] = (tags.GAUSS_NEWTON, tags.GAUSS_NEWTON_LOW, tags.GAUSS_NEWTON_HIGH)
+SHARPNESS: tuple[str, ...] = (quantities.SHARPNESS, quantities.SHARPNESS_LOW, quantities.SHARPNESS_HIGH)
+EDGE: tuple[str, ...] = (quantities.EDGE, quantities.EDGE_LOW, quantities.EDGE_HIGH)
+GAUSS_NEWTON: tuple[str, ...] = (quantities.GAUSS_NEWTON, quantities.GAUSS_NEWTON_LOW, quantities.GAUSS_NEWTON_HIGH)
 
 
 @final
@@ -61,7 +61,7 @@ class StepSize(Instrument):
         100
     """
 
-    tags = (*SHARPNESS, *EDGE, *GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
+    tags = (*SHARPNESS, *EDGE, *GAUSS_NEWTON, quantities.GAUSS_NEWTON_EDGE)
 
     def __init__(
         self,
@@ -116,20 +116,20 @@ class StepSize(Instrument):
         if self.rows:
             of_outputs = self._measure_outputs(passes, gains, scalars, refusals)
             details += [str(of_outputs)] if of_outputs else []
-        ratio: Interval = (scalars[tags.EDGE], scalars[tags.EDGE_LOW], scalars[tags.EDGE_HIGH])
+        ratio: Interval = (scalars[quantities.EDGE], scalars[quantities.EDGE_LOW], scalars[quantities.EDGE_HIGH])
         words = warning(ratio, step)
         return Reading(
             scalars,
             refusals=refusals,
-            texts={tags.EDGE: card(ratio, gains, details)},
-            warnings={tags.EDGE: words} if words else {},
+            texts={quantities.EDGE: card(ratio, gains, details)},
+            warnings={quantities.EDGE: words} if words else {},
         )
 
     def _measure_outputs(
         self, view: ProbePasses, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
     ) -> curvature.GaussNewton | None:
         """Add the Gauss-Newton curvature of the probe to `scalars` and `refusals`."""
-        wanted = (*GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
+        wanted = (*GAUSS_NEWTON, quantities.GAUSS_NEWTON_EDGE)
         scalars |= dict.fromkeys(wanted, math.nan)
         try:
             found = self._gauss_newton(view)
@@ -141,15 +141,15 @@ class StepSize(Instrument):
         if not math.isfinite(interval[0]):
             refusals |= dict.fromkeys(wanted, "the derivatives of the outputs are not finite")
         elif gains is None:
-            refusals[tags.GAUSS_NEWTON_EDGE] = refusals[tags.EDGE]
+            refusals[quantities.GAUSS_NEWTON_EDGE] = refusals[quantities.EDGE]
         elif gains.common is None:
-            refusals[tags.GAUSS_NEWTON_EDGE] = (
+            refusals[quantities.GAUSS_NEWTON_EDGE] = (
                 "inner products of gradients know no single entries, so the ratio is that of one learning rate without "
                 f"preconditioner only, here: {gains.preconditioner}"
             )
         else:
             gain, decay = gains.common
-            scalars[tags.GAUSS_NEWTON_EDGE] = gain * (interval[0] + decay)
+            scalars[quantities.GAUSS_NEWTON_EDGE] = gain * (interval[0] + decay)
         return found
 
     def _gauss_newton(self, view: ProbePasses) -> curvature.GaussNewton:
@@ -191,7 +191,7 @@ def _why_nan(scalars: dict[str, float], known: dict[str, str], examples: int) ->
     """Return the reasons of what is still nan."""
     few = f"{examples} examples are too few to tell how much examples differ: {2 * PARTS} are needed"
     why = "the curvature is not finite (NaN or inf in the probe's loss, or an overflow)"
-    nothing = math.isnan(scalars[tags.SHARPNESS])
+    nothing = math.isnan(scalars[quantities.SHARPNESS])
     return {
         tag: why if nothing else few for tag in (*SHARPNESS, *EDGE) if math.isnan(scalars[tag]) and tag not in known
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cx.functional import alpha_ecf, hill, tails, xi_dedh
 from lightning_cx.gradients import Block, GradientSample
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
 from lightning_cx.instruments.gradient_noise import sum_by_layer
 from lightning_cx.instruments.reading import Picture, QuantilePlot, Reading, SurvivalPlot
@@ -24,16 +24,25 @@ MAX_WINDOW = 1 << 16  # examples: sums of 1024, which stand for a larger batch, 
 LAYER_WINDOW = 1 << 12  # examples of each layer, of whose sums nothing is said
 READINGS_PER_WINDOW = 8  # a window that is nearly the same gives nearly the same numbers
 
-SINGLE: tuple[str, ...] = (tags.TAIL_INDEX, tags.TAIL_INDEX_LOW, tags.TAIL_INDEX_HIGH)
-BATCH: tuple[str, ...] = (tags.TAIL_BATCH_INDEX, tags.TAIL_BATCH_INDEX_LOW, tags.TAIL_BATCH_INDEX_HIGH)
-NORMS: tuple[str, ...] = (tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH, tags.TAIL_NORM_HILL)
-TAGS: tuple[str, ...] = (*SINGLE, *BATCH, tags.TAIL_VERDICT, *NORMS)
-COORDINATES: tuple[str, ...] = (tags.TAIL_COORDINATE_INDEX, tags.TAIL_COORDINATE_INDEX_CONTROL)
+SINGLE: tuple[str, ...] = (quantities.TAIL_INDEX, quantities.TAIL_INDEX_LOW, quantities.TAIL_INDEX_HIGH)
+BATCH: tuple[str, ...] = (
+    quantities.TAIL_BATCH_INDEX,
+    quantities.TAIL_BATCH_INDEX_LOW,
+    quantities.TAIL_BATCH_INDEX_HIGH,
+)
+NORMS: tuple[str, ...] = (
+    quantities.TAIL_NORM_XI,
+    quantities.TAIL_NORM_XI_LOW,
+    quantities.TAIL_NORM_XI_HIGH,
+    quantities.TAIL_NORM_HILL,
+)
+TAGS: tuple[str, ...] = (*SINGLE, *BATCH, quantities.TAIL_VERDICT, *NORMS)
+COORDINATES: tuple[str, ...] = (quantities.TAIL_COORDINATE_INDEX, quantities.TAIL_COORDINATE_INDEX_CONTROL)
 TRAJECTORY: tuple[str, ...] = (
-    tags.TAIL_TRAJECTORY_XI,
-    tags.TAIL_TRAJECTORY_XI_LOW,
-    tags.TAIL_TRAJECTORY_XI_HIGH,
-    tags.TAIL_TRAJECTORY_HILL,
+    quantities.TAIL_TRAJECTORY_XI,
+    quantities.TAIL_TRAJECTORY_XI_LOW,
+    quantities.TAIL_TRAJECTORY_XI_HIGH,
+    quantities.TAIL_TRAJECTORY_HILL,
 )
 
 
@@ -125,7 +134,7 @@ class TailIndex(Instrument):
         self._pool(sample)
         if self._held < tails.EXPLORATORY:
             text = waiting(self._held, tails.EXPLORATORY)
-            return Reading(dict.fromkeys(TAGS, torch.nan), texts={tags.TAIL_VERDICT: text})
+            return Reading(dict.fromkeys(TAGS, torch.nan), texts={quantities.TAIL_VERDICT: text})
         # The first full window is the first to show sums of a whole batch.
         was_full, self._full = self._full, self._held >= self._window_for(sample)
         if self._new * READINGS_PER_WINDOW < self._held and was_full is self._full:
@@ -167,16 +176,16 @@ class TailIndex(Instrument):
         of_batch = report.sum_size == min(self.batch_size or pool.examples_per_step, MAX_WINDOW // tails.MIN_SUMS)
         scalars = dict(zip(SINGLE, map(float, values), strict=True))
         scalars |= {tag: float(value) if of_batch else torch.nan for tag, value in zip(BATCH, sums, strict=True)}
-        scalars[tags.TAIL_VERDICT] = float(CODES[report.verdict])
+        scalars[quantities.TAIL_VERDICT] = float(CODES[report.verdict])
         xi = (report.xi, report.xi_low, report.xi_high, report.hill)
         scalars |= dict(zip(NORMS, map(float, xi), strict=True))
         refusals: dict[str, str] = {}
         if bool(report.alpha.isnan()):
-            scalars[tags.TAIL_VERDICT] = torch.nan
+            scalars[quantities.TAIL_VERDICT] = torch.nan
             refusals = dict.fromkeys(TAGS, report.reason)
         for layer in self._layers(sample):  # those of today: a layer that was frozen says nothing new
             own = alpha_ecf(self._pools[layer].pooled()[0], projections=None)
-            scalars[tags.of_layer(tags.TAIL_INDEX, layer)] = float(own.index)
+            scalars[quantities.of_layer(quantities.TAIL_INDEX, layer)] = float(own.index)
         if sample.coordinates is not None and self.coordinates:
             coordinates = sample.coordinates.cpu()
             tail = tails.coordinate_tail(coordinates - coordinates.mean(0), self.seed)
@@ -186,14 +195,14 @@ class TailIndex(Instrument):
             scalars,
             pictures=self._pictures(step, report, *pooled),
             refusals=refusals,
-            texts={tags.TAIL_VERDICT: card(report)},
+            texts={quantities.TAIL_VERDICT: card(report)},
         )
 
     def _pictures(self, step: int, report: tails.TailReport, projections: Tensor, norms: Tensor) -> dict[str, Picture]:
         one = projections[:, 0]
         sums = tails.grouped_sums(one, report.sum_size, self.seed)[0]
         return {
-            tags.TAIL_QUANTILES: QuantilePlot(
+            quantities.TAIL_QUANTILES: QuantilePlot(
                 step,
                 {"single examples": one, f"sums of {report.sum_size}": sums},
                 "Gradient noise against a normal distribution",
@@ -201,7 +210,7 @@ class TailIndex(Instrument):
                 "left and up on the right: heavy tails. Where single examples bend and their sums do not, a batch "
                 "averages the heaviness away.",
             ),
-            tags.TAIL_SURVIVAL: SurvivalPlot(
+            quantities.TAIL_SURVIVAL: SurvivalPlot(
                 step,
                 norms,
                 float(report.hill) if float(report.xi_low) > 0 else torch.nan,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, batch_size_advice, pool_noise_scales, svrg_gain, variance_reduction
 from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Needs, ProbePasses
 from lightning_cx.instruments.gradient_noise import POOLED_SAMPLES, whole_batch
 from lightning_cx.instruments.reading import Reading
@@ -26,9 +26,14 @@ PASSES = 4.0
 BREAK_EVEN = 0.5
 """SVRG takes two gradients of each example: with twice the batch instead, half of the noise is left."""
 
-SPEEDUP: tuple[str, ...] = (tags.BATCH_SPEEDUP, tags.BATCH_SPEEDUP_LOW, tags.BATCH_SPEEDUP_HIGH)
-SVRG: tuple[str, ...] = (tags.SVRG_RATIO, tags.SVRG_RATIO_LOW, tags.SVRG_RATIO_HIGH, tags.SVRG_BEST)
-COMPARED: tuple[str, ...] = (*SVRG, tags.SNAPSHOT_AGE)
+SPEEDUP: tuple[str, ...] = (quantities.BATCH_SPEEDUP, quantities.BATCH_SPEEDUP_LOW, quantities.BATCH_SPEEDUP_HIGH)
+SVRG: tuple[str, ...] = (
+    quantities.SVRG_RATIO,
+    quantities.SVRG_RATIO_LOW,
+    quantities.SVRG_RATIO_HIGH,
+    quantities.SVRG_BEST,
+)
+COMPARED: tuple[str, ...] = (*SVRG, quantities.SNAPSHOT_AGE)
 
 
 @final
@@ -98,9 +103,9 @@ class VarianceReduction(Instrument):
         refusals: dict[str, str] = {}
         if values[0] != values[0]:
             why = "the noise scale has no upper end: the signal is not distinguishable from zero in these batches"
-            refusals = {tags.BATCH_SPEEDUP: f"{why}; the lower end is valid"}
+            refusals = {quantities.BATCH_SPEEDUP: f"{why}; the lower end is valid"}
         scalars = dict(zip(SPEEDUP, values, strict=True))
-        return Reading(scalars, refusals=refusals, texts={tags.BATCH_SPEEDUP: f"**{advice.sentence}**"})
+        return Reading(scalars, refusals=refusals, texts={quantities.BATCH_SPEEDUP: f"**{advice.sentence}**"})
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
         found = self._projections(passes)
@@ -116,8 +121,8 @@ class VarianceReduction(Instrument):
         values = (gain.ratio, gain.low, gain.high, gain.best)
         scalars = dict(zip(SVRG, map(float, values), strict=True))
         refusals = dict.fromkeys(SVRG, gain.reason) if gain.reason else {}
-        age = {tags.SNAPSHOT_AGE: float(step - then)}
-        return Reading(scalars | age, refusals=refusals, texts={tags.SVRG_RATIO: _card(gain, step - then)})
+        age = {quantities.SNAPSHOT_AGE: float(step - then)}
+        return Reading(scalars | age, refusals=refusals, texts={quantities.SVRG_RATIO: _card(gain, step - then)})
 
     def _projections(self, model: ProbePasses) -> Tensor | str:
         """Return projected gradients of the probe's examples, or why there are none."""

@@ -7,7 +7,7 @@ from typing import Any, final
 from torch import Tensor
 
 from lightning_cx.functional import stopping
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.rules.base import Curve, StoppingRule
 
 
@@ -63,7 +63,7 @@ class HighComplexityDominance(_Simple):
     @property
     def curve(self) -> Curve:
         return Curve(
-            tags.STOPPING_DOMINANCE,
+            quantities.STOPPING_DOMINANCE,
             "share of what is learned that is complex",
             "When to stop: is what the network learns now simple or complex?",
             "Below one half mostly simple functions are learned. Above it, once nothing simple is left, it is noise.",
@@ -96,7 +96,7 @@ class ResidualWhiteness(_Simple):
     @property
     def curve(self) -> Curve:
         return Curve(
-            tags.STOPPING_WHITE_P,
+            quantities.STOPPING_WHITE_P,
             "p-value of a white residual",
             "When to stop: does what is left of the target look like noise?",
             "Near 0 something simple is left to learn. Above .05 what is left is not distinguishable from noise.",

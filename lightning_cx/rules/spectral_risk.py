@@ -7,7 +7,7 @@ from typing import Any, final
 from torch import Tensor
 
 from lightning_cx.functional import stopping
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.rules.base import Curve, StoppingRule
 
 TIE = 0.5
@@ -76,13 +76,13 @@ class SpectralRisk(StoppingRule):
     @property
     def curve(self) -> Curve:
         return Curve(
-            tags.STOPPING_RISK,
+            quantities.STOPPING_RISK,
             "estimated squared error on fresh targets",
             "When to stop: estimated error on fresh targets of the same inputs",
             "The network improves as long as the curve falls. Where it rises beyond its band, more noise is fitted "
             "than target; the weights of the lowest point are kept. The noise itself is the least it can reach.",
-            tags.STOPPING_RISK_LOW,
-            tags.STOPPING_RISK_HIGH,
+            quantities.STOPPING_RISK_LOW,
+            quantities.STOPPING_RISK_HIGH,
         )
 
     def band(self, decision: stopping.Decision) -> tuple[float, float]:

@@ -19,8 +19,7 @@ from lightning_cx.functional import (
     sketching,
     stopping,
 )
-from lightning_cx.instruments import Reading, StoppingCurve, Thinned
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import Reading, StoppingCurve, Thinned, quantities
 from lightning_cx.probe import ProbeReading
 from lightning_cx.rules.base import StoppingRule
 
@@ -218,14 +217,14 @@ class ResidualWatch:
         curve = self.rule.curve
         low, high = self.rule.band(decision)
         scalars = {
-            tags.STOPPING_NOISE_FLOOR: self._noise,
-            tags.STOPPING_FITTED_HIGH: self._fitted_high(),
-            tags.STOPPING_DOMINANCE: self._dominance(),
+            quantities.STOPPING_NOISE_FLOOR: self._noise,
+            quantities.STOPPING_FITTED_HIGH: self._fitted_high(),
+            quantities.STOPPING_DOMINANCE: self._dominance(),
             curve.tag: decision.value,
         }
         if curve.low_tag is not None and curve.high_tag is not None:
             scalars |= {curve.low_tag: low, curve.high_tag: high}
-        return Reading(scalars, pictures={tags.STOPPING_CURVE: self._picture()})
+        return Reading(scalars, pictures={quantities.STOPPING_CURVE: self._picture()})
 
     def _fitted_high(self) -> float:
         """How much of the complex half of the target has been fitted."""

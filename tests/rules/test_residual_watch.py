@@ -10,7 +10,7 @@ import torch
 
 from lightning_cx.functional import laplacian_basis
 from lightning_cx.functional.stopping import noise_floor
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.probe import ProbeReading
 from lightning_cx.rules import HighComplexityDominance, RefusedError, ResidualWatch, ResidualWhiteness, SpectralRisk
 
@@ -65,14 +65,15 @@ def test_what_it_shows_is_what_functions_say() -> None:
     first = basis.vectors.T @ path[0].residuals
     assert watch.order == "smooth along neighbours" or watch.order == "smooth in the features"
     if watch.order == "smooth along neighbours":
-        assert reading.scalars[tags.STOPPING_NOISE_FLOOR] == pytest.approx(noise_floor(first).sigma2)
-    assert reading.scalars[tags.STOPPING_NOISE_FLOOR] == pytest.approx(0.25, rel=0.3)
-    assert 0 < reading.scalars[tags.STOPPING_FITTED_HIGH] < 1
-    assert 0.5 < reading.scalars[tags.STOPPING_DOMINANCE] <= 1
-    picture = reading.pictures[tags.STOPPING_CURVE]
+        assert reading.scalars[quantities.STOPPING_NOISE_FLOOR] == pytest.approx(noise_floor(first).sigma2)
+    assert reading.scalars[quantities.STOPPING_NOISE_FLOOR] == pytest.approx(0.25, rel=0.3)
+    assert 0 < reading.scalars[quantities.STOPPING_FITTED_HIGH] < 1
+    assert 0.5 < reading.scalars[quantities.STOPPING_DOMINANCE] <= 1
+    picture = reading.pictures[quantities.STOPPING_CURVE]
     assert (picture.kept, picture.stopped) == (watch.best_step, stopped)  # type: ignore[union-attr]
     low, risk, high = (
-        reading.scalars[tag] for tag in (tags.STOPPING_RISK_LOW, tags.STOPPING_RISK, tags.STOPPING_RISK_HIGH)
+        reading.scalars[tag]
+        for tag in (quantities.STOPPING_RISK_LOW, quantities.STOPPING_RISK, quantities.STOPPING_RISK_HIGH)
     )
     assert low < risk < high
     assert risk > 0.25  # nothing gets below the noise
@@ -98,7 +99,10 @@ def test_a_resumed_watch_stops_at_the_same_step(rule: type, cut: int) -> None:
     after.load_state_dict(before.state_dict())
     assert follow(after, path, cut) == stopped
     assert after.best_step == whole.best_step
-    assert after.reading().pictures[tags.STOPPING_CURVE].steps == whole.reading().pictures[tags.STOPPING_CURVE].steps  # type: ignore[union-attr]
+    assert (
+        after.reading().pictures[quantities.STOPPING_CURVE].steps
+        == whole.reading().pictures[quantities.STOPPING_CURVE].steps
+    )  # type: ignore[union-attr]
 
 
 def test_the_picture_of_a_very_long_run_stays_small() -> None:
@@ -107,7 +111,7 @@ def test_the_picture_of_a_very_long_run_stays_small() -> None:
     watch.check(0, first)
     for step in range(1, 2600):
         watch.check(step, later)
-    picture = watch.reading().pictures[tags.STOPPING_CURVE]
+    picture = watch.reading().pictures[quantities.STOPPING_CURVE]
     assert 500 < len(picture.steps) <= 1024  # type: ignore[union-attr]
     assert len(watch.state_dict()["points"]["cells"]) <= 1024
 
