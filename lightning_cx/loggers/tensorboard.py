@@ -107,13 +107,11 @@ def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
     logged = set(there)
     charts = {category: dict(of_category) for category, of_category in quantities.CHARTS.items()}
     names = _names_of_others(logged, [tag for of in charts.values() for _, wanted in of.values() for tag in wanted])
-    for title, (kind, wanted) in charts["What the kernel prefers"].items():
-        begins, others = _of_blocks(wanted), tuple(f"-{name}" for name in names)
-        blocks = [tag for tag in sorted(logged) if tag.startswith(begins) and not tag.endswith(others)]
-        charts["What the kernel prefers"][title] = (kind, [*wanted, *blocks])
-    for title, tag_of in quantities.PER_BAND.items():
-        bands = [tag_of(number) for number in range(quantities.MAX_BANDS)]
-        charts["What is being learned"][title] = ("Multiline", bands)
+    for of_category in charts.values():
+        for title, (kind, wanted) in of_category.items():
+            begins, others = _of_blocks(wanted), tuple(f"-{name}" for name in names)
+            blocks = [tag for tag in sorted(logged) if tag.startswith(begins) and not tag.endswith(others)]
+            of_category[title] = (kind, [*wanted, *blocks])
     for of_category in charts.values():
         for title, (kind, wanted) in list(of_category.items()):
             of_others = {name: [quantities.suffixed(tag, name) for tag in wanted] for name in names}
@@ -139,4 +137,4 @@ def _names_of_others(logged: set[str], tags: list[str]) -> list[str]:
 
 def _of_blocks(wanted: list[str]) -> tuple[str, ...]:
     """Beginnings of the tags of single blocks that belong into a chart."""
-    return tuple(f"{tag}/" for tag in wanted if tag in quantities.everywhere(*quantities.PER_BLOCK))
+    return tuple(f"{tag}/" for tag in wanted if tag in quantities.PER_BLOCK)

@@ -116,14 +116,14 @@ def test_charts_list_only_what_is_there() -> None:
     assert custom_scalars_layout(["train_loss"]) == {}
     assert custom_scalars_layout([quantities.NOISE_SCALE]) == {}  # an interval needs its ends
     layout = custom_scalars_layout([quantities.EXAMPLE_NORM_P50, quantities.EXAMPLE_NORM_P05])
-    ((_, chart),) = layout["How the examples agree"].items()
+    ((_, chart),) = layout["How far the examples' gradients agree"].items()
     assert chart == ["Multiline", [quantities.EXAMPLE_NORM_P05, quantities.EXAMPLE_NORM_P50]]
 
 
 def test_a_control_stands_in_the_chart_of_what_it_controls() -> None:
     twins = [quantities.INTERFERENCE, quantities.shuffled(quantities.INTERFERENCE), quantities.fitted_fraction(3)]
     layout = custom_scalars_layout([*twins, quantities.shuffled(quantities.fitted_fraction(3))])
-    ((_, interference),) = layout["Do simple functions get the strong gradients"].items()
+    ((_, interference),) = layout["Are the strong gradient modes the simple ones"].items()
     ((_, fitted),) = layout["What is being learned"].items()
     assert interference == ["Multiline", twins[:2]]
     assert fitted == ["Multiline", [quantities.fitted_fraction(3), quantities.shuffled(quantities.fitted_fraction(3))]]
@@ -133,7 +133,7 @@ def test_curves_of_a_second_optimizer_stand_beside_those_of_the_first() -> None:
     second = quantities.Series(1)
     interval = (quantities.NOISE_SCALE, quantities.NOISE_SCALE_LOW, quantities.NOISE_SCALE_HIGH)
     both = [name for tag in (*interval, quantities.GRADIENT_NORM) for name in (tag, second.of(tag))]
-    charts = custom_scalars_layout(both)["How the examples agree"]
+    charts = custom_scalars_layout(both)["How far the examples' gradients agree"]
     assert charts["gradient norm of the batch"][1] == [quantities.GRADIENT_NORM, "gradient/norm-optimizer_1"]
     first, other = (chart for chart in charts.values() if chart[0] == "Margin")
     assert first[1] == list(interval)
@@ -144,9 +144,9 @@ def test_blocks_stand_in_one_chart_however_many_there_are() -> None:
     share, low = quantities.KERNEL_BLOCK_SHARE, quantities.KERNEL_BLOCK_SHARE_LOW
     shares = [f"{share}/{block}" for block in ("blocks.0", "blocks.1", "rest")]
     on_probe = quantities.on_probe(shares[0])
-    charts = custom_scalars_layout([*shares, f"{low}/rest", on_probe])["What the kernel prefers"]
+    charts = custom_scalars_layout([*shares, f"{low}/rest", on_probe])["What the tangent kernel prefers"]
     assert list(charts.values()) == [["Multiline", [*shares, on_probe]], ["Multiline", [f"{low}/rest"]]]
-    charts = custom_scalars_layout([shares[0], f"{shares[0]}-optimizer_1"])["What the kernel prefers"]
+    charts = custom_scalars_layout([shares[0], f"{shares[0]}-optimizer_1"])["What the tangent kernel prefers"]
     assert list(charts.values()) == [["Multiline", [shares[0], f"{shares[0]}-optimizer_1"]]]
 
 
@@ -160,17 +160,17 @@ def test_a_real_tensorboard_server_shows_scalars_images_and_the_layout(run: Path
         titles = [category["title"] for category in get("data/plugin/custom_scalars/layout")["category"]]
     assert titles == [
         "What is being learned",
-        "Do simple functions get the strong gradients",
-        "How the examples agree",
-        "Is the noise heavy-tailed",
+        "Are the strong gradient modes the simple ones",
+        "How far the examples' gradients agree",
+        "Is the gradient noise heavy-tailed",
         "When to stop",
-        "Which neurons do work of their own",
-        "Is the end in sight",
-        "What the kernel prefers",
-        "Is the step size at its limit",
-        "Would averages, batches or snapshots help against the noise",
-        "How far the parameters have come",
-        "Where does training stay",
+        "Does training converge, and how fast",
+        "Which neurons are redundant",
+        "What the tangent kernel prefers",
+        "Is the step size stable",
+        "Would averaging, larger batches or SVRG help against the noise",
+        "How far the parameters have moved",
+        "Where does training dwell",
         "What it costs",
     ]
 
