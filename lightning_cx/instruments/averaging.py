@@ -11,8 +11,7 @@ from torch import Tensor
 from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses, Reading
 from lightning_cx.probe import batch_statistics
 
 MIN_WEIGHTS = 16

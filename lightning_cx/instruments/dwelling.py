@@ -12,8 +12,16 @@ from torch import Tensor
 from lightning_cx.functional import one_point_convexity, trajectories
 from lightning_cx.gradients import DIRECTIONS, GradientSample
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
-from lightning_cx.instruments.reading import DwellTimeline, Reading
+from lightning_cx.instruments.base import (
+    UNKNOWN_BATCH,
+    BatchView,
+    DwellTimeline,
+    Instrument,
+    Method,
+    Needs,
+    ParameterStep,
+    Reading,
+)
 
 PAIRS = 512
 """Newest gradients kept beside the points at which they were taken: half a megabyte."""

@@ -13,8 +13,7 @@ from torch import Tensor
 from lightning_cx.functional import NoiseScale, noise, noise_scale, pool_noise_scales
 from lightning_cx.gradients import GradientSample, LayerGradients
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Reading
 
 POOLED_SAMPLES = 16  # one batch rarely tells signal from noise; 16 narrow the interval fourfold and stay local in time
 

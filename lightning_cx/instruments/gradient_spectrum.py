@@ -10,10 +10,9 @@ from torch import Tensor
 from lightning_cx.functional import gradient_spectrum, laplacian_basis
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import BatchView, Instrument, Needs
-from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients
+from lightning_cx.instruments.base import BatchView, Instrument, ModeScatter, Needs, Reading
+from lightning_cx.instruments.control import Control, ShuffledControl, shuffled_gradients
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import ModeScatter, Reading
 
 MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all with all and orders nothing
 EARLIER_STEPS = 12  # more are hard to tell apart in one picture
@@ -47,12 +46,13 @@ class GradientSpectrum(Instrument):
 
     def __init__(self, control: Control = None, *, name: str = "") -> None:
         super().__init__(name)
+        self.control = control
         self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
-        self._twin = ShuffledTwin(control, GradientSpectrum, order_free=(quantities.PARTICIPATION_RATIO,))
+        self._shuffled = ShuffledControl(control, GradientSpectrum, order_free=(quantities.PARTICIPATION_RATIO,))
 
     def reset(self) -> None:
         self._modes.reset()
-        self._twin.reset()
+        self._shuffled.reset()
 
     @property
     def needs(self) -> Needs:
@@ -60,7 +60,11 @@ class GradientSpectrum(Instrument):
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
         reading = self._measure(step, gradients, batch.features)
-        return self._twin.beside(reading, lambda twin: twin.on_gradients(step, shuffled_gradients(gradients), batch))
+        if self.control is None:
+            return reading
+        return self._shuffled.beside(
+            reading, lambda other: other.on_gradients(step, shuffled_gradients(gradients), batch)
+        )
 
     def _measure(self, step: int, sample: GradientSample, features: Tensor | None) -> Reading:
         if sample.gram is None:
@@ -99,11 +103,11 @@ class GradientSpectrum(Instrument):
         return Reading(scalars, pictures={quantities.GRADIENT_SPECTRUM: picture}, refusals=refusals)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"modes": self._modes.state_dict(), **self._twin.state_dict()}
+        return {"modes": self._modes.state_dict(), **self._shuffled.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._modes.load_state_dict(state["modes"])
-        self._twin.load_state_dict(state)
+        self._shuffled.load_state_dict(state)
 
 
 Modes: TypeAlias = tuple[int, Tensor, Tensor]  # step, singular values, positions

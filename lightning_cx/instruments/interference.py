@@ -11,12 +11,11 @@ from torch import Tensor
 from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
-from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
+from lightning_cx.instruments.base import BatchView, Instrument, Method, ModeScatter, Needs, Reading
+from lightning_cx.instruments.control import Control, ShuffledControl, shuffled_gradients, shuffled_probe
 from lightning_cx.instruments.gradient_noise import sum_by_layer
 from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS, MIN_EXAMPLES, Modes, mode_picture
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
 
 BATCH_TAGS: tuple[str, ...] = (quantities.INTERFERENCE, quantities.INTERFERENCE_P, quantities.RANK_CORRELATION)
@@ -65,6 +64,7 @@ class Interference(Instrument):
         name: str = "",
     ) -> None:
         super().__init__(name)
+        self.control = control
         if on not in ("batch", "probe"):
             raise ValueError(f'Interference is measured on "batch" or "probe", got {on!r}.')
         if examples < MIN_EXAMPLES:
@@ -75,12 +75,12 @@ class Interference(Instrument):
         self.tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
         self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
         self._basis: tuple[Tensor, Basis] | None = None
-        self._twin = ShuffledTwin(control, lambda: Interference(on, per_layer, None, examples))
+        self._shuffled = ShuffledControl(control, lambda: Interference(on, per_layer, None, examples))
 
     def reset(self) -> None:
         self._modes.reset()
         self._basis = None
-        self._twin.reset()
+        self._shuffled.reset()
 
     @property
     def needs(self) -> Needs:
@@ -92,11 +92,17 @@ class Interference(Instrument):
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
         reading = self._measure(step, gradients, batch.features)
-        return self._twin.beside(reading, lambda twin: twin.on_gradients(step, shuffled_gradients(gradients), batch))
+        if self.control is None:
+            return reading
+        return self._shuffled.beside(
+            reading, lambda other: other.on_gradients(step, shuffled_gradients(gradients), batch)
+        )
 
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
         reading = self._measure(step, probe.gradients, probe.features)
-        return self._twin.beside(reading, lambda twin: twin.on_probe(step, shuffled_probe(probe)))
+        if self.control is None:
+            return reading
+        return self._shuffled.beside(reading, lambda other: other.on_probe(step, shuffled_probe(probe)))
 
     def _measure(self, step: int, sample: GradientSample | None, features: Tensor | None) -> Reading:
         if sample is None or sample.gram is None:
@@ -141,11 +147,11 @@ class Interference(Instrument):
         return scalars, refusals, picture
 
     def state_dict(self) -> dict[str, Any]:
-        return {"modes": self._modes.state_dict(), **self._twin.state_dict()}
+        return {"modes": self._modes.state_dict(), **self._shuffled.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._modes.load_state_dict(state["modes"])
-        self._twin.load_state_dict(state)
+        self._shuffled.load_state_dict(state)
 
 
 def _unusable(gram: Tensor) -> str | None:

@@ -23,8 +23,7 @@ from lightning_cx.functional import (
 )
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ProbePasses
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ProbePasses, Reading
 
 POOLED_SAMPLES = 16
 """Batches whose descent by block is pooled, as many as the noise scale takes: one rarely tells descent from noise."""

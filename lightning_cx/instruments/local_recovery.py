@@ -13,9 +13,8 @@ from torch.optim import SGD, Optimizer
 from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses, Reading
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
 
 ROWS = 512

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from lightning_cx.functional import neuron_report, neurons
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses, Reading
 
 MAX_CHANCE = 0.05
 """Share of random neurons that look like copies up to which copies are counted: over that, a layer has too few inputs

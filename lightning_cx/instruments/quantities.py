@@ -43,33 +43,6 @@ def shuffled(tag: str) -> str:
     return f"{tag}_shuffled"
 
 
-class Series(NamedTuple):
-    """Which backward of a batch a number belongs to.
-
-    Attributes:
-        optimizer: Number of the optimizer whose step it feeds.
-        backward: Number of the backward, of those that feed the same step.
-
-    Example:
-        >>> Series().of("gradient/norm"), Series(1).of("gradient/norm"), Series(0, 1).of("gradient/norm")
-        ('gradient/norm', 'gradient/norm-optimizer_1', 'gradient/norm-optimizer_0-backward_1')
-    """
-
-    optimizer: int = 0
-    backward: int = 0
-
-    @property
-    def name(self) -> str:
-        """Short name; empty for the first."""
-        if not any(self):
-            return ""
-        return f"optimizer_{self.optimizer}" + (f"-backward_{self.backward}" if self.backward else "")
-
-    def of(self, tag: str) -> str:
-        """Tag of a quantity in this series."""
-        return suffixed(tag, self.name)
-
-
 @dataclass(frozen=True)
 class Curve:
     """One curve, or a few that are read together: their chart, and one row of the documentation.

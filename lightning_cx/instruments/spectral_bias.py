@@ -18,10 +18,9 @@ from lightning_cx.functional import (
     spectral_bias_index,
 )
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import Instrument
-from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
+from lightning_cx.instruments.base import BandDecay, Instrument, Picture, Reading, Spectrogram
+from lightning_cx.instruments.control import Control, ShuffledControl, shuffled_probe
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import BandDecay, Picture, Reading, Spectrogram
 from lightning_cx.probe import ProbeReading
 
 SUMMARY = (
@@ -59,17 +58,22 @@ class SpectralBias(Instrument):
 
     def __init__(self, per_band: bool = False, control: Control = None, *, name: str = "") -> None:
         super().__init__(name)
+        self.control = control
         self.per_band = per_band
         self._basis: Basis | None = None
         self._features: Tensor | None = None
         self._fingerprint: float | None = None
         self._learning = Learning()
         self._bands = BandHistory()
-        self._twin = ShuffledTwin(control, lambda: SpectralBias(per_band), order_free=(quantities.RESIDUAL_ENERGY,))
+        self._shuffled = ShuffledControl(
+            control, lambda: SpectralBias(per_band), order_free=(quantities.RESIDUAL_ENERGY,)
+        )
 
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
         reading = self._measure(step, probe)
-        return self._twin.beside(reading, lambda twin: twin.on_probe(step, shuffled_probe(probe)))
+        if self.control is None:
+            return reading
+        return self._shuffled.beside(reading, lambda other: other.on_probe(step, shuffled_probe(probe)))
 
     def _measure(self, step: int, probe: ProbeReading) -> Reading:
         n, basis, residuals = len(probe.residuals), self._basis_on(probe.features), probe.residuals
@@ -124,21 +128,21 @@ class SpectralBias(Instrument):
 
     def reset(self) -> None:
         self._start_afresh()
-        self._twin.reset()
+        self._shuffled.reset()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
             **self._learning.state_dict(),
             **self._bands.state_dict(),
-            **self._twin.state_dict(),
+            **self._shuffled.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._fingerprint = state["fingerprint"]
         self._learning.load_state_dict(state)
         self._bands.load_state_dict(state)
-        self._twin.load_state_dict(state)
+        self._shuffled.load_state_dict(state)
 
 
 WINDOW = 5  # readings back over which dominance is measured (THEORY 5 measured its rules so)

@@ -12,8 +12,7 @@ from torch import Tensor
 from lightning_cx.functional import curvature, largest_eigenvalue, step_size
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses, Reading
 
 PASSES_PER_PRODUCT = 2.0
 """First guess: passes forward and backward that a Hessian-vector product takes as long as; 1.2 to 3.5 were measured on

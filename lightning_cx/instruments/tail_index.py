@@ -13,9 +13,19 @@ from torch import Tensor
 from lightning_cx.functional import alpha_ecf, hill, tails, xi_dedh
 from lightning_cx.gradients import Block, GradientSample
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
+from lightning_cx.instruments.base import (
+    UNKNOWN_BATCH,
+    BatchView,
+    Instrument,
+    Method,
+    Needs,
+    ParameterStep,
+    Picture,
+    QuantilePlot,
+    Reading,
+    SurvivalPlot,
+)
 from lightning_cx.instruments.gradient_noise import sum_by_layer
-from lightning_cx.instruments.reading import Picture, QuantilePlot, Reading, SurvivalPlot
 from lightning_cx.metrics import MIN_BATCH
 from lightning_cx.metrics import TailIndex as TailIndexMetric
 

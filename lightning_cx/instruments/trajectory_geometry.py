@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lightning_cx.functional import distance_from_start, spanning_tree_length, trajectories
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import Instrument, ParameterStep
+from lightning_cx.instruments.base import Instrument, ParameterStep, Reading
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
 
 GROWTH: tuple[str, ...] = (

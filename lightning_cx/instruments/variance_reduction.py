@@ -11,9 +11,8 @@ from torch import Tensor
 from lightning_cx.functional import NoiseScale, batch_size_advice, pool_noise_scales, svrg_gain, variance_reduction
 from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import quantities
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Needs, ProbePasses
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Needs, ProbePasses, Reading
 from lightning_cx.instruments.gradient_noise import POOLED_SAMPLES, whole_batch
-from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import running_norms
 
 PROJECTIONS = 64

@@ -21,7 +21,7 @@ def write_reading(experiment: SummaryWriter, reading: Reading, step: int, pictur
 
     Args:
         experiment: The writer of a TensorBoard run.
-        reading: What an instrument measured, or a `ResidualWatch` saw.
+        reading: What an instrument measured, or a `ResidualStopper` saw.
         step: Step number.
         pictures: Whether to draw the pictures as well: each takes a tenth of a second, so not at every step.
     """

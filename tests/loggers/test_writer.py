@@ -14,7 +14,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from test_figures import scatter, spectrogram
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from lightning_cx.instruments import Reading, quantities
+from lightning_cx.instruments import Reading, Series, quantities
 from lightning_cx.loggers.tensorboard import (
     custom_scalars_layout,
     write_histograms,
@@ -130,7 +130,7 @@ def test_a_control_stands_in_the_chart_of_what_it_controls() -> None:
 
 
 def test_curves_of_a_second_optimizer_stand_beside_those_of_the_first() -> None:
-    second = quantities.Series(1)
+    second = Series(1)
     interval = (quantities.NOISE_SCALE, quantities.NOISE_SCALE_LOW, quantities.NOISE_SCALE_HIGH)
     both = [name for tag in (*interval, quantities.GRADIENT_NORM) for name in (tag, second.of(tag))]
     charts = custom_scalars_layout(both)["How far the examples' gradients agree"]

@@ -34,7 +34,7 @@ class RefusedError(ValueError):
     """A rule has no ground to stand on here, for a reason that will not change."""
 
 
-class ResidualWatch:
+class ResidualStopper:
     """Follows one run with one rule.
 
     Args:
