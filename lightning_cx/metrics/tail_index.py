@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,10 +11,6 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_cx.functional import inputs, tail_report, tails
 from lightning_cx.metrics.base import DoubleMetric
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 OTHERS = 3
 """Columns beside the projections: norm, whether the gradient is zero, number of the batch."""
@@ -238,18 +233,6 @@ class TailIndex(DoubleMetric):
             sizes = [len(rows) // (int(self.columns) + OTHERS) for rows in self.rows]
             while sizes and sum(sizes) - sizes[0] >= self.window:
                 del sizes[0], self.rows[0]
-
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure | None, Axes]:
-        """Plot one index, or several in the order of time.
-
-        Args:
-            val: What `forward` or `compute` returned, or a list of such; computed if not given.
-            ax: Axes to draw on; a new figure if not given.
-
-        Returns:
-            The figure (None if axes were given) and the axes.
-        """
-        return self._plot(val, ax)
 
 
 def _median_count(steps: Tensor) -> int:
