@@ -21,9 +21,6 @@ class DoubleMetric(Metric, ABC):
 
     `Metric` itself withstands `half` and `float`, but not ``to(torch.bfloat16)``, which is what
     ``Trainer(precision="bf16-true")`` calls: sums over an epoch would then be kept with three digits.
-
-    Args:
-        kwargs: Those of torchmetrics.Metric, for example ``dist_sync_on_step`` and ``process_group``.
     """
 
     is_differentiable = False
@@ -40,11 +37,7 @@ class DoubleMetric(Metric, ABC):
         return torch.float64
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take in what another metric has seen.
-
-        Args:
-            incoming_state: A metric of the same class, or its states by name.
-        """
+        """Take in what another metric of the same class has seen, or its states by name."""
         super().merge_state(incoming_state)
         self._computed = None  # torchmetrics would go on returning what it computed before
         self._update_count += incoming_state.update_count if isinstance(incoming_state, Metric) else 1

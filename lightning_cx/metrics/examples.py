@@ -30,16 +30,7 @@ class ExampleMetric(DoubleMetric):
 
     Features are z-scored, and words counted, over all examples of all processes rather than per batch. Neither the
     order of the examples nor how they are divided among processes and batches changes the answer.
-
-    Args:
-        n_neighbors: Neighbours that each example is connected to.
-        max_examples: Of more examples than this a fixed pseudo-random sample is kept, the same in every epoch.
-        standardize: Whether to z-score each feature. False keeps the distances of the features as they are, say
-            those of an embedding; integer token ids ``[b, T]`` become bags of words either way.
-        kwargs: Those of torchmetrics.Metric.
-
-    Raises:
-        ValueError: If ``n_neighbors`` is below 1 or ``max_examples`` is not between 16 and 4096.
+    Integer token ids ``[b, T]`` become bags of words whether features are z-scored or not.
     """
 
     rows: list[Tensor] | Tensor
@@ -101,7 +92,6 @@ class ExampleMetric(DoubleMetric):
         return value
 
     def merge_state(self, incoming_state: Any) -> None:
-        """Take in what another metric has seen."""
         super().merge_state(incoming_state)
         self._drop_surplus()
 
@@ -298,28 +288,12 @@ SPLITMIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def content_sample(rows: Tensor, n_features: int, most: int) -> Tensor:
-    """Put examples in an order that depends on their content only, and keep the first of them.
+    """Keep `most` rows ``[n, d + C]`` of features and values, bit by bit the same ones whatever the order of the input.
 
     The order is that of a hash of the features, so that the first ``most`` are as good as drawn at random, the same
     in every epoch whatever their values have become, and the first of the union of several sets are among the first
-    of each (a bottom-k sample): processes may drop the others before they are merged. Among equal features the
-    values decide; equal rows are interchangeable.
-
-    Args:
-        rows: ``[n, d + C]`` finite float64: features, then values.
-        n_features: d.
-        most: How many to keep.
-
-    Returns:
-        ``[min(n, most), d + C]``, bit by bit the same for any order of the input.
-
-    References:
-        Cohen & Kaplan 2007, "Summarizing data using bottom-k sketches".
-
-    Example:
-        >>> rows = torch.arange(8.0).double().reshape(4, 2)
-        >>> torch.equal(content_sample(rows, 1, 3), content_sample(rows.flip(0), 1, 3))
-        True
+    of each (a bottom-k sample; Cohen & Kaplan 2007): processes may drop the others before they are merged. Among equal
+    features the values decide; equal rows are interchangeable.
     """
     if len(rows) == 0:
         return rows
