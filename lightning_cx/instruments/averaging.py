@@ -20,8 +20,8 @@ fewer, a gain of nothing would not say that averaging is of no use."""
 
 PASSES = 2.0
 
-GAIN: tuple[str, ...] = (quantities.AVERAGING_GAIN, quantities.AVERAGING_GAIN_LOW, quantities.AVERAGING_GAIN_HIGH)
-TAGS: tuple[str, ...] = (*GAIN, quantities.AVERAGING_LOSS_LAST, quantities.AVERAGING_LOSS_AVERAGE)
+GAIN = quantities.interval(quantities.AVERAGING_GAIN)
+TAGS = (*GAIN, quantities.AVERAGING_LOSS_LAST, quantities.AVERAGING_LOSS_AVERAGE)
 
 _ADVICE = {
     1: "The average is better: the last weights carry noise of the step size. Take the average (Lightning's "
@@ -86,7 +86,6 @@ class Averaging(Instrument):
         return Reading()
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
-        del step
         gain, why, notes = self._compare(passes)
         scalars = {quantities.AVERAGING_WINDOW: float(self._average.window), **dict.fromkeys(TAGS, torch.nan)}
         if gain is None:
@@ -101,9 +100,9 @@ class Averaging(Instrument):
         if self._average.count < MIN_WEIGHTS:
             return None, f"an average needs at least {MIN_WEIGHTS} weights, so far there are {self._average.count}", []
         live = model.parameters()
-        average = self._average.value(like=live) if self._fits(live) else None
-        if average is None:
+        if self._average.shapes != {name: values.shape for name, values in live.items()}:
             return None, "the trainable parameters have changed: the average starts afresh", []
+        average = self._average.value(like=live)
         if not all(bool(values.isfinite().all()) for values in average.values()):
             return None, "the average holds weights that are not finite", []
         try:
@@ -118,13 +117,8 @@ class Averaging(Instrument):
         why = "the probe is a single batch: an interval needs two" if gain.chunks < 2 else ""
         return gain, why, [_BATCH_NORM] if normalised else []
 
-    def _fits(self, live: dict[str, Tensor]) -> bool:
-        return self._average.shapes == {name: values.shape for name, values in live.items()}
-
     def _card(self, gain: averaging.AveragingGain, notes: list[str]) -> str:
-        sign = 0
-        if bool(gain.low > 0) or bool(gain.high < 0):
-            sign = 1 if bool(gain.low > 0) else -1
+        sign = int(gain.low > 0) - int(gain.high < 0)
         known = bool(gain.low.isfinite())
         head = f"**{gain}**, over {self._average.count} weights of {self._average.window} steps"
         return "\n\n".join([head, *([_ADVICE[sign]] if known else []), *notes])

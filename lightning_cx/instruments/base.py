@@ -161,7 +161,6 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
             gradients: Of the batch.
             batch: What else is known of its examples.
         """
-        del step, gradients, batch
         return Reading()
 
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
@@ -171,7 +170,6 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
             step: Step number under which the reading is logged.
             probe: Outputs and residuals of its examples.
         """
-        del step, probe
         return Reading()
 
     def on_step(self, step: int, change: ParameterStep) -> Reading:
@@ -181,7 +179,6 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
             step: Step number under which the reading is logged.
             change: The sketch, and how the step changed it.
         """
-        del step, change
         return Reading()
 
     def on_parameters(self, step: int, parameters: Mapping[str, Tensor]) -> Reading:
@@ -191,7 +188,6 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
             step: Step number under which the reading is logged.
             parameters: Trainable parameters by name, live and detached: clone what is to be kept.
         """
-        del step, parameters
         return Reading()
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
@@ -201,7 +197,6 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
             step: Step number under which the reading is logged.
             passes: The model after the step; good until this method returns.
         """
-        del step, passes
         return Reading()
 
     def reset(self) -> None:  # noqa: B027 (most instruments have nothing to forget)
@@ -211,9 +206,8 @@ class Instrument(ABC):  # noqa: B024 (no method has to be overridden, but one of
         """Return what has to survive a checkpoint."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (nor to restore)
         """Restore what `state_dict` returned."""
-        del state
 
 
 def overrides(instrument: Instrument, method: Method) -> bool:

@@ -29,13 +29,8 @@ PAIRS = 512
 READINGS_PER_PATH = 16
 """A path that is longer by less than a sixteenth shows nearly the same dwells."""
 
-DWELLS: tuple[str, ...] = (
-    quantities.DWELL_COUNT,
-    quantities.DWELL_ESCAPES,
-    quantities.DWELL_LENGTH,
-    quantities.DWELL_DISTANCE,
-)
-CONVEXITY: tuple[str, ...] = (quantities.ONE_POINT_CONVEXITY, quantities.ONE_POINT_CONVEXITY_ERROR)
+DWELLS = (quantities.DWELL_COUNT, quantities.DWELL_ESCAPES, quantities.DWELL_LENGTH, quantities.DWELL_DISTANCE)
+CONVEXITY = (quantities.ONE_POINT_CONVEXITY, quantities.ONE_POINT_CONVEXITY_ERROR)
 
 
 @final
@@ -80,7 +75,6 @@ class Dwelling(Instrument):
         return super().shown if self.convexity else super().shown - {"on_gradients"}
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del batch
         if self.convexity:
             self._take_gradient(step, gradients)
         return Reading()
@@ -141,9 +135,8 @@ class Dwelling(Instrument):
                 refusals[quantities.DWELL_DISTANCE] = report.reason or "the last dwell was left, and no other has begun"
         scalars[quantities.DIFFUSION_EXPONENT] = report.exponent.value
         if math.isnan(report.exponent.value):
-            refusals[quantities.DIFFUSION_EXPONENT] = (
-                report.reason or "too few blocks since the last jump, or the parameters do not move"
-            )
+            why = report.reason or "too few blocks since the last jump, or the parameters do not move"
+            refusals[quantities.DIFFUSION_EXPONENT] = why
         texts = {quantities.DWELL_COUNT: f"**{report.exponent}**\n\n```\n{report}\n```"}
         if self.convexity:
             convexity = self._convexity(report)

@@ -12,17 +12,14 @@ from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import quantities
 from lightning_cx.instruments.base import BatchView, Instrument, ModeScatter, Needs, Reading
 from lightning_cx.instruments.control import Control, ShuffledControl, shuffled_gradients
+from lightning_cx.instruments.gradient_noise import NOT_FINITE
 from lightning_cx.instruments.histories import Thinned
 
 MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all with all and orders nothing
 EARLIER_STEPS = 12  # more are hard to tell apart in one picture
 MODES_KEPT = 64  # of each earlier step, the strongest; the others lie at the bottom of the picture
 
-TAGS: tuple[str, ...] = (
-    quantities.GRADIENT_MEDIAN,
-    quantities.GRADIENT_MEDIAN_CHANCE_LOW,
-    quantities.PARTICIPATION_RATIO,
-)
+TAGS = (quantities.GRADIENT_MEDIAN, quantities.GRADIENT_MEDIAN_CHANCE_LOW, quantities.PARTICIPATION_RATIO)
 
 
 @final
@@ -70,16 +67,15 @@ class GradientSpectrum(Instrument):
         if sample.gram is None:
             return Reading()
         gram = sample.gram.cpu()
-        nothing = dict.fromkeys(TAGS, torch.nan)
         if features is None:  # whoever looked for them has said why there are none
-            return Reading(nothing)
+            return Reading(dict.fromkeys(TAGS, torch.nan))
         why = None
         if not bool(gram.isfinite().all()):
-            why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
+            why = NOT_FINITE
         elif sample.batch_size < MIN_EXAMPLES:
             why = f"a batch of {sample.batch_size} is too small to order its examples: {MIN_EXAMPLES} are needed"
         if why is not None:
-            return Reading(nothing, refusals=dict.fromkeys(TAGS, why))
+            return Reading.refused(TAGS, why)
         basis = laplacian_basis(features.cpu()[: len(gram)])
         spectrum = gradient_spectrum(gram, basis)
         median, chance = float(spectrum.whole_median), float(spectrum.null_median)
@@ -88,14 +84,8 @@ class GradientSpectrum(Instrument):
             quantities.GRADIENT_MEDIAN_CHANCE_LOW: chance - 1.96 * float(spectrum.null_sd),
             quantities.PARTICIPATION_RATIO: float(spectrum.participation_ratio),
         }
-        picture = mode_picture(
-            self._modes,
-            "Gradient modes of the batch",
-            step,
-            spectrum.eigenvalues.clamp_min(0).sqrt(),
-            spectrum.medians,
-            median,
-        )
+        strengths = spectrum.eigenvalues.clamp_min(0).sqrt()
+        picture = mode_picture(self._modes, "Gradient modes of the batch", step, strengths, spectrum.medians, median)
         refusals = {}
         if basis.n_levels < 3:  # the constant, and one for all that differs
             why = "the graph of this batch gives no order: its examples are all alike, or all equally different"
@@ -118,13 +108,7 @@ def mode_picture(
 ) -> ModeScatter:
     """Return the picture of a step's modes before those of earlier steps, and add the step to them.
 
-    Args:
-        earlier: Modes of earlier steps.
-        title: What the modes belong to.
-        step: Step number.
-        singular_values: Of the modes, [r], descending.
-        positions: Median complexity of each as a fraction of the index range, [r].
-        whole: That of the whole gradient.
+    Positions are median complexities as fractions of the index range, `whole` is that of the whole gradient.
     """
     singular_values, positions = singular_values.cpu(), positions.cpu()
     picture = ModeScatter(

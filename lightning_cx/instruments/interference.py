@@ -18,12 +18,8 @@ from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS, MIN_EXAMPL
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.probe import ProbeReading
 
-BATCH_TAGS: tuple[str, ...] = (quantities.INTERFERENCE, quantities.INTERFERENCE_P, quantities.RANK_CORRELATION)
-PROBE_TAGS: tuple[str, ...] = (
-    quantities.PROBE_INTERFERENCE,
-    quantities.PROBE_INTERFERENCE_P,
-    quantities.PROBE_RANK_CORRELATION,
-)
+BATCH_TAGS = (quantities.INTERFERENCE, quantities.INTERFERENCE_P, quantities.RANK_CORRELATION)
+PROBE_TAGS = tuple(map(quantities.on_probe, BATCH_TAGS))
 
 
 @final
@@ -107,13 +103,12 @@ class Interference(Instrument):
     def _measure(self, step: int, sample: GradientSample | None, features: Tensor | None) -> Reading:
         if sample is None or sample.gram is None:
             return Reading()
-        nothing = dict.fromkeys(self.tags, torch.nan)
         if features is None:  # whoever looked for them has said why there are none
-            return Reading(nothing)
+            return Reading(dict.fromkeys(self.tags, torch.nan))
         gram = sample.gram.cpu()
         why = _unusable(gram)
         if why is not None:
-            return Reading(nothing, refusals=dict.fromkeys(self.tags, why))
+            return Reading.refused(self.tags, why)
         basis = self._basis_on(features, len(gram))
         scalars, refusals, picture = self._profile(step, gram, basis)
         for layer, own in sum_by_layer(sample, attrgetter("gram")).items() if self.per_layer else ():

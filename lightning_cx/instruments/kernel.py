@@ -97,14 +97,12 @@ class Kernel(Instrument):
         return frozenset({"on_gradients" if self.on == "batch" else "on_model"})
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del step
         if gradients.gram is None or self.on != "batch":
             return Reading()
         reading = of_kernel(gradients.gram.cpu(), batch.targets, "targets of this batch")
         return self._with_blocks(reading, gradients)
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
-        del step
         if self.on != "probe":
             return Reading()
         try:

@@ -90,7 +90,6 @@ class Neurons(Instrument):
         return Needs(passes=self.examples / 256, every_n_steps=self.every_n_steps)
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
-        del step
         module, activations = passes.module, passes.activations(self.examples)
         everyone = hidden_layers(module, activations)
         found = [layer for layer in everyone if self.layers is None or layer.name in self.layers]

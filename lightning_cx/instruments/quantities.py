@@ -85,6 +85,11 @@ class Curve:
 CURVES: list[Curve] = []
 
 
+def interval(tag: str) -> tuple[str, str, str]:
+    """Tags of a value and of the ends of its interval."""
+    return tag, f"{tag}_low", f"{tag}_high"
+
+
 class _Section(NamedTuple):
     category: str
     table: str
@@ -110,7 +115,7 @@ class _Section(NamedTuple):
         return tag
 
     def interval(self, tag: str, chart: str, says: str, advice: str) -> tuple[str, ...]:
-        return self.curves((tag, f"{tag}_low", f"{tag}_high"), chart, says, advice, kind="Margin")
+        return self.curves(interval(tag), chart, says, advice, kind="Margin")
 
     def per_band(self, tag: str, chart: str, says: str, advice: str) -> Callable[[int], str]:
         """Return the tag of an octave band as a function of its number; band 0 is the mean."""
@@ -148,8 +153,6 @@ _AVERAGING = _Section("Would averaging, larger batches or SVRG help against the 
 _TRAJECTORY = _Section("How far the parameters have moved", "trajectory")
 _DWELLING = _Section("Where does training dwell", "dwelling")
 _COST = _Section("What it costs", "default")
-
-# What is being learned.
 
 RESIDUAL_MEDIAN = _LEARNED.curve(
     "complexity/residual_median",
@@ -220,8 +223,6 @@ half_life = _LEARNED_IN_BANDS.per_band(
     "a top band with a short half-life while the low ones no longer change: noise is being fitted",
 )
 
-# Gradient strength against complexity.
-
 INTERFERENCE = _INTERFERENCE.curve(
     "gradient/interference",
     "interference and rank correlation (1: the strong gradient modes are the simple ones, 0: no relation)",
@@ -256,8 +257,6 @@ _INTERFERENCE.row(
     "can be compared from step to step",
 )
 
-# Agreement between examples.
-
 NOISE_SCALE, NOISE_SCALE_LOW, NOISE_SCALE_HIGH = _AGREEMENT.interval(
     "gradient/noise_scale",
     "noise scale with 95% interval (examples)",
@@ -286,8 +285,6 @@ PARTICIPATION_RATIO = _AGREEMENT.curve(
     "how many directions share the gradient's variation over the batch",
     "1: all examples pull along one line",
 )
-
-# Heavy tails of the gradient noise.
 
 TAIL_INDEX, TAIL_INDEX_LOW, TAIL_INDEX_HIGH = _TAILS.interval(
     "tail/index",
@@ -354,8 +351,6 @@ _TAILS.row(
     "whatever the control shows is not in your data",
 )
 
-# When to stop.
-
 STOPPING_RISK, STOPPING_RISK_LOW, STOPPING_RISK_HIGH = _STOPPING.interval(
     "stopping/risk",
     "estimated error against the noise-free target, with its error band (lowest: the best weights)",
@@ -392,8 +387,6 @@ _STOPPING.row(
     "the monitored value over steps, the step whose weights are kept, and the stop",
     "check that the minimum is clear",
 )
-
-# Convergence.
 
 RECOVERY_LAW = _RECOVERY.curve(
     "recovery/law",
@@ -434,8 +427,6 @@ RECOVERY_REMOVABLE = _RECOVERY.curve(
     "express. In between: not there yet",
 )
 RECOVERY_VERDICT = "recovery/verdict"
-
-# Redundant neurons.
 
 NEURONS_DUPLICATES = _NEURONS.curve(
     "neurons/duplicates",
@@ -483,8 +474,6 @@ NEURONS_TEACHER_DISTANCE = _NEURONS.curve(
     "0: the same network",
 )
 NEURONS_CARD = "neurons/layers"
-
-# The tangent kernel.
 
 KERNEL_DECAY, KERNEL_DECAY_SPREAD = _KERNEL.curves(
     ("kernel/decay", "kernel/decay_spread"),
@@ -541,8 +530,6 @@ KERNEL_BLOCK_SHARE_LOW = _KERNEL.per_block(
 PER_BLOCK = {tag for share in (KERNEL_BLOCK_SHARE, KERNEL_BLOCK_SHARE_LOW) for tag in (share, on_probe(share))}
 KERNEL_SPECTRUM = "kernel/spectrum"
 
-# Step size and stability.
-
 EDGE, EDGE_LOW, EDGE_HIGH = _STEP_SIZE.interval(
     "step_size/edge",
     "ratio to the edge of stability with 95% interval (1: steps no longer settle)",
@@ -569,8 +556,6 @@ GAUSS_NEWTON_EDGE = _STEP_SIZE.curve(
     "its ratio to the edge; one learning rate and no preconditioner only",
     "as `edge`; it reads too high where its examples are few",
 )
-
-# Averaging, batch size and SVRG.
 
 AVERAGING_GAIN, AVERAGING_GAIN_LOW, AVERAGING_GAIN_HIGH = _AVERAGING.interval(
     "averaging/gain",
@@ -617,8 +602,6 @@ SNAPSHOT_AGE = _AVERAGING.curve(
     "the ratio is for this age; set `every_n_steps` to the age that you have in mind",
 )
 
-# The path of the parameters.
-
 TRAJECTORY_LOSS = _TRAJECTORY.curve(
     "trajectory/training_loss",
     "training loss (compare runs at the same one only)",
@@ -654,8 +637,6 @@ TRAJECTORY_MAGNITUDE = _TRAJECTORY.curve(
     "near another",
     "if it sits at 64 the scale is too fine: `TrajectoryGeometry(scale=...)` of about one over the distance",
 )
-
-# Dwells and escapes.
 
 DWELL_COUNT, DWELL_ESCAPES = _DWELLING.curves(
     ("trajectory/dwell_count", "trajectory/dwell_escapes"),

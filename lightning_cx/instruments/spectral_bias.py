@@ -149,32 +149,21 @@ WINDOW = 5  # readings back over which dominance is measured (THEORY 5 measured 
 
 
 class Learning:
-    """Spectral bias index, dominance and fitted fractions against the first residual that was seen.
-
-    Attributes:
-        spectral_bias: The index at the moment when half of the energy was gone; nan until then.
-        dominance: Share of the energy removed over the last readings that was complex; nan until there are enough.
-    """
+    """Spectral bias index, dominance and fitted fractions against the first residual that was seen."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next residual is the first one."""
-        self.spectral_bias = torch.nan
-        self.dominance = torch.nan
+        self.spectral_bias = torch.nan  # until half of the energy is gone
+        self.dominance = torch.nan  # until there are enough readings
         self._initial: Tensor | None = None
         self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
         self._first_coefficients: Tensor | None = None
         self._coefficients: Tensor | None = None
 
     def follow(self, energy: Tensor, coefficients: Tensor) -> None:
-        """Add one reading.
-
-        Args:
-            energy: ``[L]`` level energies of the residual, without the constant.
-            coefficients: ``[K, C]`` its coefficients in the whole basis.
-        """
+        """Add one residual: level energies ``[L]`` without the constant, coefficients ``[K, C]`` in the whole basis."""
         if self._initial is None:
             self._initial, self._first_coefficients = energy, coefficients
         elif self.spectral_bias != self.spectral_bias:  # the first crossing counts
@@ -195,7 +184,6 @@ class Learning:
         return fitted_fraction(first, now, level_of, bands)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to survive a checkpoint."""
         return {
             "index": self.spectral_bias,
             "initial": self._initial,
@@ -204,7 +192,6 @@ class Learning:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.reset()
         self.spectral_bias = state["index"]
         self._initial = state["initial"]
@@ -223,7 +210,6 @@ class BandHistory:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all readings."""
         self._columns: Thinned[tuple[int, Tensor]] = Thinned(MAX_COLUMNS)
         self._recent: deque[tuple[int, Tensor]] = deque(maxlen=RATE_READINGS)
 
@@ -262,11 +248,9 @@ class BandHistory:
         return {quantities.RESIDUAL_SPECTROGRAM: spectrogram, quantities.BAND_DECAY: decay}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to survive a checkpoint."""
         return {"columns": self._columns.state_dict(), "recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.reset()
         self._columns.load_state_dict(state["columns"])
         self._recent.extend(state["recent"])

@@ -21,9 +21,9 @@ a busy machine (docs/step_size.md)."""
 PASSES_OF_JACOBIAN = 6.0
 """The same for 256 rows of a Jacobian; 3 to 8 were measured for an MLP and a small convnet."""
 
-SHARPNESS: tuple[str, ...] = (quantities.SHARPNESS, quantities.SHARPNESS_LOW, quantities.SHARPNESS_HIGH)
-EDGE: tuple[str, ...] = (quantities.EDGE, quantities.EDGE_LOW, quantities.EDGE_HIGH)
-GAUSS_NEWTON: tuple[str, ...] = (quantities.GAUSS_NEWTON, quantities.GAUSS_NEWTON_LOW, quantities.GAUSS_NEWTON_HIGH)
+SHARPNESS = quantities.interval(quantities.SHARPNESS)
+EDGE = quantities.interval(quantities.EDGE)
+GAUSS_NEWTON = quantities.interval(quantities.GAUSS_NEWTON)
 
 
 @final
@@ -115,7 +115,7 @@ class StepSize(Instrument):
         if self.rows:
             of_outputs = self._measure_outputs(passes, gains, scalars, refusals)
             details += [str(of_outputs)] if of_outputs else []
-        ratio: Interval = (scalars[quantities.EDGE], scalars[quantities.EDGE_LOW], scalars[quantities.EDGE_HIGH])
+        ratio: Interval = (scalars[EDGE[0]], scalars[EDGE[1]], scalars[EDGE[2]])
         words = warning(ratio, step)
         return Reading(
             scalars,
@@ -234,13 +234,8 @@ def verdict(value: float, low: float) -> str:
     return "beyond" if (value if math.isnan(low) else low) > AT_EDGE[1] else "at the edge"
 
 
-def card(ratio: tuple[float, float, float], gains: step_size.StepGains | None, details: list[str]) -> str:
-    """Explain a ratio in markdown.
-
-    Args:
-        ratio: Value, lower and upper end; nan where unknown.
-        gains: Of the optimizer, where they are known.
-        details: Further lines.
+def card(ratio: Interval, gains: step_size.StepGains | None, details: list[str]) -> str:
+    """Explain a ratio, with its interval, in markdown; nan where it is unknown.
 
     Example:
         >>> print(card((0.25, 0.2, 0.3), None, []).splitlines()[0])
@@ -259,13 +254,8 @@ def card(ratio: tuple[float, float, float], gains: step_size.StepGains | None, d
     return "\n".join([*lines, "", *(f"    {line}" for line in details)])
 
 
-def warning(ratio: tuple[float, float, float], step: int) -> str | None:
-    """Return what to tell the user once, or None.
-
-    Args:
-        ratio: Value, lower and upper end; nan where unknown.
-        step: Of the reading.
-    """
+def warning(ratio: Interval, step: int) -> str | None:
+    """Return what to tell the user once, or None."""
     word = verdict(*ratio[:2])
     if word not in ("at the edge", "beyond"):
         return None
@@ -275,7 +265,7 @@ def warning(ratio: tuple[float, float, float], step: int) -> str | None:
     )
 
 
-def _words(ratio: tuple[float, float, float]) -> str:
+def _words(ratio: Interval) -> str:
     value, low, high = ratio
     return f"ratio {value:.3g}" + ("" if math.isnan(low) else f" (95% {low:.3g} to {high:.3g})")
 
@@ -296,10 +286,6 @@ class Sharpness:
 
     It remembers both leading directions, one vector of the size of the parameters each, and goes on from there: they
     turn slowly. An interval reaches down by what examples differ, and up by that and what Lanczos may still miss.
-
-    Args:
-        iterations: Products at most for each.
-        seed: Of the first direction.
     """
 
     def __init__(self, iterations: int, seed: int) -> None:
@@ -309,16 +295,7 @@ class Sharpness:
     def __call__(
         self, view: ProbePasses, examples: int, gains: step_size.StepGains | None
     ) -> tuple[Interval, Interval]:
-        """Return sharpness and ratio to the edge of stability; the ratio is nan if gains are unknown.
-
-        Args:
-            view: The model.
-            examples: How many of the probe.
-            gains: Of the optimizer.
-
-        Raises:
-            UnsupportedGradientError: If something in the model has no second derivative.
-        """
+        """Return sharpness and ratio to the edge of stability; the ratio is nan if gains are unknown."""
         flat = None if gains is None or gains.common is not None else gains.flat(view.parameters())
         with view.hessian(examples) as products:
             size = products.size

@@ -34,26 +34,12 @@ MAX_WINDOW = 1 << 16  # examples: sums of 1024, which stand for a larger batch, 
 LAYER_WINDOW = 1 << 12  # examples of each layer, of whose sums nothing is said
 READINGS_PER_WINDOW = 8  # a window that is nearly the same gives nearly the same numbers
 
-SINGLE: tuple[str, ...] = (quantities.TAIL_INDEX, quantities.TAIL_INDEX_LOW, quantities.TAIL_INDEX_HIGH)
-BATCH: tuple[str, ...] = (
-    quantities.TAIL_BATCH_INDEX,
-    quantities.TAIL_BATCH_INDEX_LOW,
-    quantities.TAIL_BATCH_INDEX_HIGH,
-)
-NORMS: tuple[str, ...] = (
-    quantities.TAIL_NORM_XI,
-    quantities.TAIL_NORM_XI_LOW,
-    quantities.TAIL_NORM_XI_HIGH,
-    quantities.TAIL_NORM_HILL,
-)
-TAGS: tuple[str, ...] = (*SINGLE, *BATCH, quantities.TAIL_VERDICT, *NORMS)
-COORDINATES: tuple[str, ...] = (quantities.TAIL_COORDINATE_INDEX, quantities.TAIL_COORDINATE_INDEX_CONTROL)
-TRAJECTORY: tuple[str, ...] = (
-    quantities.TAIL_TRAJECTORY_XI,
-    quantities.TAIL_TRAJECTORY_XI_LOW,
-    quantities.TAIL_TRAJECTORY_XI_HIGH,
-    quantities.TAIL_TRAJECTORY_HILL,
-)
+SINGLE = quantities.interval(quantities.TAIL_INDEX)
+BATCH = quantities.interval(quantities.TAIL_BATCH_INDEX)
+NORMS = (*quantities.interval(quantities.TAIL_NORM_XI), quantities.TAIL_NORM_HILL)
+TAGS = (*SINGLE, *BATCH, quantities.TAIL_VERDICT, *NORMS)
+COORDINATES = (quantities.TAIL_COORDINATE_INDEX, quantities.TAIL_COORDINATE_INDEX_CONTROL)
+TRAJECTORY = (*quantities.interval(quantities.TAIL_TRAJECTORY_XI), quantities.TAIL_TRAJECTORY_HILL)
 
 
 @final
@@ -133,7 +119,6 @@ class TailIndex(Instrument):
         return super().shown if self.trajectory else super().shown - {"on_step"}
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del batch
         sample = gradients
         if sample.projections is None:
             return Reading()
@@ -233,7 +218,6 @@ class TailIndex(Instrument):
         }
 
     def on_step(self, step: int, change: ParameterStep) -> Reading:
-        del step
         if not self.trajectory:
             return Reading()
         if not self._steps.add(change.increment):
@@ -306,9 +290,6 @@ MEANING = {
 def card(report: tails.TailReport) -> str:
     """Explain a report in markdown.
 
-    Args:
-        report: What was found.
-
     Example:
         >>> import torch
         >>> from lightning_cx.functional import tail_report
@@ -345,7 +326,6 @@ class TrajectoryTail:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all steps."""
         self._increments: deque[Tensor] = deque(maxlen=STEPS_KEPT)
         self._new = 0
 
@@ -370,11 +350,9 @@ class TrajectoryTail:
         return tail_of_steps(torch.stack(list(self._increments)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
         return {"increments": list(self._increments), "new": self._new}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.reset()
         self._increments.extend(state["increments"])
         self._new = state["new"]

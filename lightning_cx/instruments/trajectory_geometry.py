@@ -15,11 +15,7 @@ from lightning_cx.instruments.base import Instrument, ParameterStep, Reading
 from lightning_cx.instruments.histories import Thinned
 from lightning_cx.probe import ProbeReading
 
-GROWTH: tuple[str, ...] = (
-    quantities.TRAJECTORY_GROWTH,
-    quantities.TRAJECTORY_GROWTH_LOW,
-    quantities.TRAJECTORY_GROWTH_HIGH,
-)
+GROWTH = quantities.interval(quantities.TRAJECTORY_GROWTH)
 POINTS = 64
 """Points that a path is read from: a tree of them takes 2 ms. Lengths are comparable at one number of points only."""
 
@@ -68,12 +64,10 @@ class TrajectoryGeometry(Instrument):
         self._examples: int | None = None
 
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
-        del step
         if math.isfinite(probe.loss):
             return Reading({quantities.TRAJECTORY_LOSS: probe.loss})
-        return Reading.refused(
-            (quantities.TRAJECTORY_LOSS,), "the loss of the probe's examples is not known or not finite"
-        )
+        why = "the loss of the probe's examples is not known or not finite"
+        return Reading.refused((quantities.TRAJECTORY_LOSS,), why)
 
     def on_step(self, step: int, change: ParameterStep) -> Reading:
         if step < self.first_step:

@@ -25,14 +25,9 @@ PASSES = 4.0
 BREAK_EVEN = 0.5
 """SVRG takes two gradients of each example: with twice the batch instead, half of the noise is left."""
 
-SPEEDUP: tuple[str, ...] = (quantities.BATCH_SPEEDUP, quantities.BATCH_SPEEDUP_LOW, quantities.BATCH_SPEEDUP_HIGH)
-SVRG: tuple[str, ...] = (
-    quantities.SVRG_RATIO,
-    quantities.SVRG_RATIO_LOW,
-    quantities.SVRG_RATIO_HIGH,
-    quantities.SVRG_BEST,
-)
-COMPARED: tuple[str, ...] = (*SVRG, quantities.SNAPSHOT_AGE)
+SPEEDUP = quantities.interval(quantities.BATCH_SPEEDUP)
+SVRG = (*quantities.interval(quantities.SVRG_RATIO), quantities.SVRG_BEST)
+COMPARED = (*SVRG, quantities.SNAPSHOT_AGE)
 
 
 @final
@@ -63,16 +58,11 @@ class VarianceReduction(Instrument):
     tags = (*SPEEDUP, *COMPARED)
 
     def __init__(
-        self,
-        every_n_steps: int | None = None,
-        batch_size: int | None = None,
-        examples: int = 256,
-        *,
-        name: str = "",
+        self, every_n_steps: int | None = None, batch_size: int | None = None, examples: int = 256, *, name: str = ""
     ) -> None:
         super().__init__(name)
-        for what, given, least in (("every_n_steps", every_n_steps, 1), ("batch_size", batch_size, 1)):
-            if given is not None and given < least:
+        for what, given in (("every_n_steps", every_n_steps), ("batch_size", batch_size)):
+            if given is not None and given < 1:
                 raise ValueError(f"{what} is a positive number or None, got {what}={given}.")
         if examples < 8:
             raise ValueError(f"noise shows in 8 examples at least, got examples={examples}: pass 256.")
@@ -88,13 +78,11 @@ class VarianceReduction(Instrument):
         return Needs(passes=PASSES, every_n_steps=self.every_n_steps)
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del step, batch
         if gradients.gram is None:
             return Reading()
         noise, _ = whole_batch(gradients)
         if not bool(noise.noise.isfinite()):
-            why = "noise can be estimated from two or more finite gradients"
-            return Reading.refused(SPEEDUP, why)
+            return Reading.refused(SPEEDUP, "noise can be estimated from two or more finite gradients")
         self._recent.append(noise)
         size = self.batch_size or sum(block.batch_size for block in gradients.blocks) or gradients.batch_size
         advice = batch_size_advice(pool_noise_scales(list(self._recent)), size)
@@ -155,6 +143,5 @@ def _card(gain: variance_reduction.SvrgGain, age: int) -> str:
         )
     if bool(gain.low > 1):
         return f"{head}\n\nSVRG would add noise: the gradients have changed too much since the snapshot."
-    return (
-        f"{head}\n\nSVRG takes two gradients of each example; a batch of twice the size leaves .5 of the noise as well."
-    )
+    words = "SVRG takes two gradients of each example; a batch of twice the size leaves .5 of the noise as well."
+    return f"{head}\n\n{words}"
