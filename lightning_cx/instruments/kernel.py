@@ -113,12 +113,12 @@ class Kernel(Instrument):
             n, outputs = jacobian.residuals.shape
             traced = jacobian.gram.reshape(n, outputs, n, outputs).diagonal(dim1=1, dim2=3).sum(-1)
             reading = of_kernel(traced, jacobian.residuals, "residuals of the probe", whole=jacobian.gram)
-        if self.blocks != "off":
-            try:
+        try:
+            if self.blocks != "off":
                 reading = self._with_blocks(reading, passes.gradients(self.examples, per_layer=True))
-            except (UnsupportedGradientError, ValueError) as error:
-                why = f"the gradients of the probe could not be read: {error}"
-                reading = reading.joined(Reading.refused((quantities.KERNEL_BLOCK_SHARE,), why))
+        except (UnsupportedGradientError, ValueError) as error:
+            why = f"the gradients of the probe could not be read: {error}"
+            reading = reading.joined(Reading.refused((quantities.KERNEL_BLOCK_SHARE,), why))
         return reading.renamed(quantities.on_probe)
 
     def _with_blocks(self, reading: Reading, sample: GradientSample) -> Reading:
@@ -154,7 +154,7 @@ class Kernel(Instrument):
 MIN_EXAMPLES = 16
 """Errors come from leaving out tenths of the examples; with fewer, each would be a single one."""
 
-SPECTRUM: tuple[str, ...] = (
+SPECTRUM = (
     quantities.KERNEL_DECAY,
     quantities.KERNEL_DECAY_SPREAD,
     quantities.KERNEL_PARTICIPATION_RATIO,
@@ -162,7 +162,7 @@ SPECTRUM: tuple[str, ...] = (
     quantities.KERNEL_EFFECTIVE_RANK,
     quantities.KERNEL_EFFECTIVE_RANK_ERROR,
 )
-TARGET: tuple[str, ...] = (
+TARGET = (
     quantities.KERNEL_ALIGNMENT,
     quantities.KERNEL_ALIGNMENT_CHANCE_HIGH,
     quantities.KERNEL_POWER_AREA,
@@ -209,11 +209,8 @@ def _of_target(gram: Tensor, targets: Tensor | None, called: str) -> Reading:
 def of_blocks(found: kernels.BlockShares) -> Reading:
     """Return which block gives the descent, with a card of all intervals."""
     if not found.is_known:
-        why = (
-            "the descent that these batches have in common is not distinguishable from noise, so it cannot be divided "
-            "among the blocks"
-        )
-        return unknown_blocks(found.blocks, why)
+        why = "the descent that these batches have in common is not distinguishable from noise"
+        return unknown_blocks(found.blocks, f"{why}, so it cannot be divided among the blocks")
     scalars, rows = {}, ["| block | share of the descent | 95% interval | share of the noise |", "|---|---|---|---|"]
     columns = (found.share, found.low, found.high, found.noise_share)
     for block, share, low, high, noise in zip(found.blocks, *(column.tolist() for column in columns), strict=True):
@@ -248,11 +245,7 @@ NO_BLOCKS = (
 
 
 def checked_blocks(blocks: Blocks) -> Blocks:
-    """Return the setting, or refuse one that names no blocks.
-
-    Raises:
-        ValueError: If it is neither "auto", "off", a depth of 1 or more, nor a mapping of beginnings of names.
-    """
+    """Return the setting, or refuse one that names no blocks."""
     if isinstance(blocks, Mapping):
         good = bool(blocks) and all(_beginnings(value) and all(_beginnings(value)) for value in blocks.values())
     else:
@@ -264,21 +257,12 @@ def checked_blocks(blocks: Blocks) -> Blocks:
 
 
 def parameter_blocks(names: Iterable[str], blocks: Blocks = "auto") -> dict[str, tuple[str, ...]]:
-    """Sort parameters into blocks by their names.
+    """Sort parameters into blocks by their names; those of no block are ``"rest"``, last.
 
-    Args:
-        names: Of the parameters, as `named_parameters` gives them.
-        blocks: "auto" finds submodules that are numbered (``layers.3``, ``layer1.0``, ``encoder_layer_0``), hold layers
-            of their own, and are built like another one of the same place: the outermost such, unless that does nothing
-            but hold smaller ones. Whether they have a skip connection, names do not tell. A depth takes that many
-            parts of each name; a mapping says how the names of each block's parameters begin.
-
-    Returns:
-        Names of the parameters of each block, blocks and names in alphabetical order with numbers as numbers (a mapping
-        keeps its own order), and of the others as ``"rest"``, last, if there are any.
-
-    Raises:
-        ValueError: If there are fewer than two blocks, or one of those that were given has no parameters.
+    "auto" finds submodules that are numbered (``layers.3``, ``layer1.0``, ``encoder_layer_0``), hold layers of their
+    own, and are built like another one of the same place: the outermost such, unless that does nothing but hold smaller
+    ones. Whether they have a skip connection, names do not tell. Blocks and names are in alphabetical order with
+    numbers as numbers; a mapping keeps its own order.
 
     Example:
         >>> names = ["stem.weight", "blocks.0.a.weight", "blocks.0.b.weight", "blocks.1.a.weight", "blocks.1.b.weight"]
@@ -321,7 +305,7 @@ def _beginnings(given: str | Sequence[str]) -> Sequence[str]:
 
 
 def _numbered(name: str) -> list[tuple[str, str]]:
-    """Yield the prefixes of a name that end in a numbered part, outermost first, each with its remainder."""
+    """Return the prefixes of a name that end in a numbered part, outermost first, each with its remainder."""
     parts = name.split(".")
     ends = [end for end in range(1, len(parts)) if re.search(r"(^|_)\d+$", parts[end - 1])]
     return [(".".join(parts[:end]), ".".join(parts[end:])) for end in ends]

@@ -78,10 +78,8 @@ class StepSize(Instrument):
                 f"every_n_steps is 1 at least, got {every_n_steps}: leave it out for as often as possible."
             )
         if examples < 1 or iterations < 1 or rows < 0:
-            raise ValueError(
-                f"it takes at least one example and one iteration, got examples={examples}, iterations={iterations}, "
-                f"rows={rows}."
-            )
+            got = f"examples={examples}, iterations={iterations}, rows={rows}"
+            raise ValueError(f"it takes at least one example and one iteration, got {got}.")
         self.every_n_steps, self.examples, self.iterations = every_n_steps, examples, iterations
         self.rows, self.seed = rows, seed
         self.reset()
@@ -116,13 +114,8 @@ class StepSize(Instrument):
             of_outputs = self._measure_outputs(passes, gains, scalars, refusals)
             details += [str(of_outputs)] if of_outputs else []
         ratio: Interval = (scalars[EDGE[0]], scalars[EDGE[1]], scalars[EDGE[2]])
-        words = warning(ratio, step)
-        return Reading(
-            scalars,
-            refusals=refusals,
-            texts={quantities.EDGE: card(ratio, gains, details)},
-            warnings={quantities.EDGE: words} if words else {},
-        )
+        words, texts = warning(ratio, step), {quantities.EDGE: card(ratio, gains, details)}
+        return Reading(scalars, refusals=refusals, texts=texts, warnings={quantities.EDGE: words} if words else {})
 
     def _measure_outputs(
         self, view: ProbePasses, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]

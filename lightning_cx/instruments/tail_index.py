@@ -25,7 +25,7 @@ from lightning_cx.instruments.base import (
     Reading,
     SurvivalPlot,
 )
-from lightning_cx.instruments.gradient_noise import sum_by_layer
+from lightning_cx.instruments.gradient_noise import NOT_FINITE, sum_by_layer
 from lightning_cx.metrics import MIN_BATCH
 from lightning_cx.metrics import TailIndex as TailIndexMetric
 
@@ -119,23 +119,22 @@ class TailIndex(Instrument):
         return super().shown if self.trajectory else super().shown - {"on_step"}
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        sample = gradients
-        if sample.projections is None:
+        if gradients.projections is None:
             return Reading()
-        why = _unusable(sample)
+        why = _unusable(gradients)
         if why:
-            nothing = dict.fromkeys((*TAGS, *(COORDINATES if self.coordinates else ())), torch.nan)
-            return Reading(nothing, refusals=dict.fromkeys(nothing, why))
-        self._pool(sample)
+            return Reading.refused((*TAGS, *(COORDINATES if self.coordinates else ())), why)
+        self._pool(gradients)
         if self._held < tails.EXPLORATORY:
-            text = waiting(self._held, tails.EXPLORATORY)
+            waiting = f"**waiting**: {self._held} of {tails.EXPLORATORY} examples pooled so far."
+            text = f"{waiting} A tail cannot be read from fewer."
             return Reading(dict.fromkeys(TAGS, torch.nan), texts={quantities.TAIL_VERDICT: text})
         # The first full window is the first to show sums of a whole batch.
-        was_full, self._full = self._full, self._held >= self._window_for(sample)
+        was_full, self._full = self._full, self._held >= self._window_for(gradients)
         if self._new * READINGS_PER_WINDOW < self._held and was_full is self._full:
             return Reading()
         self._new = 0
-        return self._read(step, sample)
+        return self._read(step, gradients)
 
     def _pool(self, sample: GradientSample) -> None:
         """Add the batch to the pools, as much as the window holds."""
@@ -251,7 +250,7 @@ class TailIndex(Instrument):
 def _unusable(sample: GradientSample) -> str:
     parts = [part for block in _blocks(sample) for part in (block.projections, block.centred_norms)]
     if not all(bool(part.isfinite().all()) for part in parts if part is not None):
-        return "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
+        return NOT_FINITE
     smallest = min(block.batch_size for block in _blocks(sample))
     if smallest < MIN_BATCH:
         return f"a batch of {smallest} is too small to subtract its mean: {MIN_BATCH} are needed"
@@ -301,11 +300,6 @@ def card(report: tails.TailReport) -> str:
         lines += ["", *(f"    {line}" for line in str(report).splitlines()[2:])]
     others = ", ".join(f"{code} {verdict}" for verdict, code in CODES.items())
     return "\n".join([*lines, "", f"Verdicts: {others}. A verdict is what was not ruled out, never a proof."])
-
-
-def waiting(n: int, wanted: int) -> str:
-    """Return a card for too few examples."""
-    return f"**waiting**: {n} of {wanted} examples pooled so far. A tail cannot be read from fewer."
 
 
 STEPS_KEPT = 1024
