@@ -21,8 +21,7 @@ rule what a `ProbeSet` reads:
 
 from lightning_cx.rules.base import StoppingRule
 from lightning_cx.rules.residual_stopper import RefusedError, ResidualStopper
-from lightning_cx.rules.simple import HighComplexityDominance, ResidualWhiteness
-from lightning_cx.rules.spectral_risk import SpectralRisk
+from lightning_cx.rules.stopping_rules import HighComplexityDominance, ResidualWhiteness, SpectralRisk
 
 __all__ = [
     "HighComplexityDominance",
