@@ -83,9 +83,8 @@ def main(logdir: str = "runs/spectral_bias_image", steps: int = 401, seed: int =
     figure.savefig(Path(logdir, "strip.png"), bbox_inches="tight")
     print(f"{'step at which half of a band was fitted':<45}" + "".join(f"{name:>20}" for name in found))
     for band in range(1, 11):
-        halves = [
-            next((s for s, v in f[quantities.fitted_fraction(band)] if v > 0.5), "not yet") for f in found.values()
-        ]
+        tag = quantities.fitted_fraction(band)
+        halves = [next((s for s, v in f[tag] if v > 0.5), "not yet") for f in found.values()]
         print(f"levels {2 ** (band - 1)} to {2**band - 1}".ljust(45) + "".join(f"{half:>20}" for half in halves))
     index = [f.get(quantities.SPECTRAL_BIAS_INDEX, [(0, math.nan)])[-1][1] for f in found.values()]
     print("spectral bias index".ljust(45) + "".join(f"{value:>20.3f}" for value in index))
