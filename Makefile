@@ -49,9 +49,9 @@ unit: $(VENV)/.test-installed
 timing: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m "timing and not slow"
 
-# The tables of curves in the README, from lightning_cx/instruments/quantities.py; a test holds them together.
+# The tables of curves in the README and docs/, from lightning_cx/instruments/quantities.py; a test holds them together.
 tables: $(VENV)/.test-installed
-	$(BIN)/python -W ignore::RuntimeWarning -m lightning_cx.instruments.quantities README.md
+	$(BIN)/python -W ignore::RuntimeWarning -m lightning_cx.instruments.quantities README.md docs/*.md
 
 format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix .

@@ -26,7 +26,7 @@ TITLES = {
     OURS: "SpectralRisk",
 }
 SEEN = {*range(6), *range(100, 106)}
-"""Seeds on which settings of our rules were chosen: `rules.spectral_risk.TIE` on the latter, the rest on the former."""
+"""Seeds on which our rules were set: `rules.stopping_rules.TIE` on the latter, the rest on the former."""
 
 PACKAGES = ("lightning_cx", "torch", "lightning", "scikit-learn")
 

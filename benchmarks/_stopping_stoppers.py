@@ -18,7 +18,7 @@ from lightning_cx.probe import ProbeReading
 from lightning_cx.rules import (
     HighComplexityDominance,
     RefusedError,
-    ResidualWatch,
+    ResidualStopper,
     ResidualWhiteness,
     SpectralRisk,
     StoppingRule,
@@ -101,24 +101,24 @@ class Rule(Stopper):
     """One of ours, as `ComplexityEarlyStopping` asks it."""
 
     def __init__(self, rule: StoppingRule) -> None:
-        self.watch = ResidualWatch(rule)
+        self.stopper = ResidualStopper(rule)
 
     def fires(self, look: Look) -> bool:
         assert look.reading is not None
         try:
-            decision = self.watch.check(look.step, look.reading)
+            decision = self.stopper.check(look.step, look.reading)
             if look.gradients is not None and look.gradients.gram is not None:
                 gram = look.gradients.gram
-                self.watch.check_gradients(gram, look.reading.features[: len(gram)])
+                self.stopper.check_gradients(gram, look.reading.features[: len(gram)])
         except RefusedError as error:
             self.refusal = str(error)
             return False
         return decision.stop
 
     def kept(self, last: int) -> int:
-        if self.watch.rule.keeps_best and (self.stopped is not None or self.watch.rule.past_best):
-            assert self.watch.best_step is not None
-            return self.watch.best_step
+        if self.stopper.rule.keeps_best and (self.stopped is not None or self.stopper.rule.past_best):
+            assert self.stopper.best_step is not None
+            return self.stopper.best_step
         return super().kept(last)
 
 

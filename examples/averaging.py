@@ -23,16 +23,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor
-from lightning_cx.instruments import Averaging, VarianceReduction
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import Averaging, VarianceReduction, quantities
 
 STEP_SIZES = {"large steps": 1.0, "small steps": 0.02}
 COLUMNS = {
-    "loss, last": (tags.AVERAGING_LOSS_LAST,),
-    "of average": (tags.AVERAGING_LOSS_AVERAGE,),
-    "gain (95%)": (tags.AVERAGING_GAIN, tags.AVERAGING_GAIN_LOW, tags.AVERAGING_GAIN_HIGH),
-    "batch x 2: faster (95%)": (tags.BATCH_SPEEDUP, tags.BATCH_SPEEDUP_LOW, tags.BATCH_SPEEDUP_HIGH),
-    "SVRG leaves (95%)": (tags.SVRG_RATIO, tags.SVRG_RATIO_LOW, tags.SVRG_RATIO_HIGH),
+    "loss, last": (quantities.AVERAGING_LOSS_LAST,),
+    "of average": (quantities.AVERAGING_LOSS_AVERAGE,),
+    "gain (95%)": (quantities.AVERAGING_GAIN, quantities.AVERAGING_GAIN_LOW, quantities.AVERAGING_GAIN_HIGH),
+    "batch x 2: faster (95%)": (quantities.BATCH_SPEEDUP, quantities.BATCH_SPEEDUP_LOW, quantities.BATCH_SPEEDUP_HIGH),
+    "SVRG leaves (95%)": (quantities.SVRG_RATIO, quantities.SVRG_RATIO_LOW, quantities.SVRG_RATIO_HIGH),
 }
 Found = dict[str, dict[int, float]]  # value for each step, for each tag
 
@@ -74,7 +73,7 @@ def fit(lr: float, folder: Path, epochs: int, seed: int) -> tuple[Found, float, 
 
 def show(name: str, found: Found) -> None:
     print(f"\n{name}\n  step" + "".join(f"{title:>26}" for title in COLUMNS))
-    for step in list(found[tags.SVRG_RATIO])[::-4][::-1]:
+    for step in list(found[quantities.SVRG_RATIO])[::-4][::-1]:
         cells = ([f"{found[tag][step]:.2f}" if step in found[tag] else "-" for tag in of] for of in COLUMNS.values())
         texts = (cell[0] + (f" ({' to '.join(cell[1:])})" if cell[1:] and cell[1] != "-" else "") for cell in cells)
         print(f"{step:>6}" + "".join(f"{text:>26}" for text in texts))

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from lightning_cx import ComplexityEarlyStopping
 from lightning_cx.figures import draw
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 
 SHARE_WRONG = {"to the end": 0.3, "hold-out": 0.3, "ComplexityEarlyStopping": 0.3, "the same on true labels": 0.0}
 
@@ -74,7 +74,7 @@ def fit(name: str, folder: Path, epochs: int, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"steps": trainer.global_step, "seconds": perf_counter() - start}
     found["error"] = (model.net(test.tensors[0]).argmax(1) != test.tensors[1]).float().mean().item()
     if stopping in callbacks:
-        draw(stopping.watch.reading().pictures[tags.STOPPING_CURVE]).savefig(f"{folder}.png")
+        draw(stopping.watch.reading().pictures[quantities.STOPPING_CURVE]).savefig(f"{folder}.png")
     return found | {what: getattr(stopping, what) for what in ("best_step", "stopped_step", "reason")}
 
 

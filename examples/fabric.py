@@ -24,7 +24,7 @@ from lightning_cx.gradients import GradientTap
 from lightning_cx.instruments import GradientNoise, Reading, SpectralBias
 from lightning_cx.loggers.tensorboard import write_reading
 from lightning_cx.probe import fill
-from lightning_cx.rules import ResidualWatch
+from lightning_cx.rules import ResidualStopper
 
 
 def main(logdir: str = "runs/fabric", epochs: int = 120, seed: int = 0, accumulate: int = 1, **options: Any) -> dict:
@@ -44,7 +44,7 @@ def main(logdir: str = "runs/fabric", epochs: int = 120, seed: int = 0, accumula
         if fabric.is_global_zero:
             write_reading(board.experiment, reading, step, pictures)
 
-    probe, watch = fill(ProbeSet(loss_fn=losses), train), ResidualWatch(SpectralRisk())
+    probe, stopper = fill(ProbeSet(loss_fn=losses), train), ResidualStopper(SpectralRisk())
     tap = GradientTap(net.named_parameters(), BATCH, loss_scale=1 / accumulate)
     noise, bias, best, step, stop = GradientNoise(), SpectralBias(), net.state_dict(), 0, False
     loader: Any = fabric.setup_dataloaders(DataLoader(train, BATCH, shuffle=True, drop_last=True))
@@ -54,12 +54,12 @@ def main(logdir: str = "runs/fabric", epochs: int = 120, seed: int = 0, accumula
         due = last and step % EVERY == 0
         if due:
             reading = probe.read(net, place=fabric.to_device)
-            stop = fabric.broadcast(watch.check(step, reading).stop)
-            best = copy.deepcopy(net.state_dict()) if watch.best_step == step else best
+            stop = fabric.broadcast(stopper.check(step, reading).stop)
+            best = copy.deepcopy(net.state_dict()) if stopper.best_step == step else best
             write(bias.on_probe(step, reading))
-            write(watch.reading())
+            write(stopper.reading())
         if stop:
-            watch.mark_stop(step)
+            stopper.mark_stop(step)
             break
         with fabric.no_backward_sync(model, enabled=not last):
             loss = losses(model, batch).mean() / accumulate
@@ -71,9 +71,9 @@ def main(logdir: str = "runs/fabric", epochs: int = 120, seed: int = 0, accumula
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-    found = {"steps": step, "best_step": watch.best_step, "error of the last weights": error(net, test)}
+    found = {"steps": step, "best_step": stopper.best_step, "error of the last weights": error(net, test)}
     net.load_state_dict(best)
-    write(watch.reading(), pictures=True)
+    write(stopper.reading(), pictures=True)
     found["error of the best weights"] = error(net, test)
     fabric.print(*(f"{what:<28}{value:.4g}" for what, value in found.items()), f"look: {logdir}", sep="\n")
     return found

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from lightning_cx.functional import chance_alignment, cumulative_power, kernel_target_alignment
 from lightning_cx.gradients import GradientTap, per_example_gram
-from lightning_cx.instruments import BatchView, Kernel
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import BatchView, Kernel, quantities
 
 BATCH, PROBE, CLASSES = 128, 100, 10
 
@@ -80,11 +79,12 @@ def main(steps: int = 1200, show: tuple[int, ...] = (0, 20, 100, 300, 1200)) -> 
     for name, rows in results.items():
         print(f"\n{name} labels")
         for row in rows:
-            batch = f"{row[tags.KERNEL_ALIGNMENT]:.2f} ({row[tags.KERNEL_ALIGNMENT_CHANCE_HIGH]:.2f})"
+            batch = f"{row[quantities.KERNEL_ALIGNMENT]:.2f} ({row[quantities.KERNEL_ALIGNMENT_CHANCE_HIGH]:.2f})"
             own = f"{row['alignment']:.2f} ({row['alignment by chance']:.2f}), area {row['area']:.2f}"
-            decay = f"{row[tags.KERNEL_DECAY]:.2f} +- {row[tags.KERNEL_DECAY_SPREAD]:.2f}"
-            size = f"{row[tags.KERNEL_PARTICIPATION_RATIO]:.1f} +- {row[tags.KERNEL_PARTICIPATION_RATIO_ERROR]:.1f}"
-            shares = [value for tag, value in row.items() if tag.startswith(f"{tags.KERNEL_BLOCK_SHARE}/")]
+            decay = f"{row[quantities.KERNEL_DECAY]:.2f} +- {row[quantities.KERNEL_DECAY_SPREAD]:.2f}"
+            ratio, error = quantities.KERNEL_PARTICIPATION_RATIO, quantities.KERNEL_PARTICIPATION_RATIO_ERROR
+            size = f"{row[ratio]:.1f} +- {row[error]:.1f}"
+            shares = [value for tag, value in row.items() if tag.startswith(f"{quantities.KERNEL_BLOCK_SHARE}/")]
             print(
                 f"{row['step']:5.0f} loss {row['loss']:.3f} decay {decay} directions {size}; alignment: batch {batch},"
             )

@@ -22,7 +22,7 @@ from lightning_cx.gradients import GradientTap
 from lightning_cx.instruments import GradientNoise, SpectralBias
 from lightning_cx.loggers.tensorboard import write_reading
 from lightning_cx.probe import fill
-from lightning_cx.rules import ResidualWatch
+from lightning_cx.rules import ResidualStopper
 
 BATCH, EVERY = 64, 10  # steps between two looks
 
@@ -54,7 +54,7 @@ def main(logdir: str = "runs/plain_pytorch", epochs: int = 120, seed: int = 0) -
     optimizer, writer = torch.optim.Adam(net.parameters(), lr=1e-3), SummaryWriter(logdir)
 
     probe = fill(ProbeSet(loss_fn=losses), train)
-    tap, watch = GradientTap(net.named_parameters(), batch_size=BATCH), ResidualWatch(SpectralRisk())
+    tap, stopper = GradientTap(net.named_parameters(), batch_size=BATCH), ResidualStopper(SpectralRisk())
     noise, bias, best, step, stop = GradientNoise(), SpectralBias(), net.state_dict(), 0, False
 
     loader = DataLoader(train, BATCH, shuffle=True, drop_last=True)
@@ -62,13 +62,13 @@ def main(logdir: str = "runs/plain_pytorch", epochs: int = 120, seed: int = 0) -
         due = step % EVERY == 0
         if due:  # residuals first: what these weights, before the step, have not learned yet
             reading = probe.read(net)
-            stop = watch.check(step, reading).stop
-            if watch.best_step == step:
+            stop = stopper.check(step, reading).stop
+            if stopper.best_step == step:
                 best = copy.deepcopy(net.state_dict())
             write_reading(writer, bias.on_probe(step, reading), step)
-            write_reading(writer, watch.reading(), step)
+            write_reading(writer, stopper.reading(), step)
         if stop:
-            watch.mark_stop(step)
+            stopper.mark_stop(step)
             break
         loss = losses(net, batch).mean()
         optimizer.zero_grad()
@@ -78,13 +78,13 @@ def main(logdir: str = "runs/plain_pytorch", epochs: int = 120, seed: int = 0) -
             write_reading(writer, noise.on_gradients(step, tap.sample), step)
         optimizer.step()
         step += 1
-    found = {"steps": step, "best_step": watch.best_step, "error of the last weights": error(net, test)}
+    found = {"steps": step, "best_step": stopper.best_step, "error of the last weights": error(net, test)}
     net.load_state_dict(best)
-    write_reading(writer, watch.reading(), step, pictures=True)
+    write_reading(writer, stopper.reading(), step, pictures=True)
     writer.close()
     found["error of the best weights"] = error(net, test)
     print(*(f"{what:<28}{value:.4g}" for what, value in found.items()), sep="\n")
-    print(f"{watch.decision and watch.decision.reason}\nlook:    .venv/bin/tensorboard --logdir {logdir}")
+    print(f"{stopper.decision and stopper.decision.reason}\nlook:    .venv/bin/tensorboard --logdir {logdir}")
     return found
 
 

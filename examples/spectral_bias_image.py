@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import SpectralBias
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import SpectralBias, quantities
 
 SIDE, DRAWN_AT = 64, (0, 10, 40, 100, 400)
 
@@ -59,7 +58,7 @@ def fit(network: CoordinateNetwork, grey: Tensor, folder: Path, steps: int) -> d
     trainer = pl.Trainer(max_steps=steps, callbacks=[monitor], **options)
     trainer.fit(network, DataLoader(TensorDataset(network.places, grey), batch_size=1024, shuffle=True))
     events = EventAccumulator(str(trainer.log_dir), size_guidance={"scalars": 0}).Reload()
-    Path(f"{folder}_bands.png").write_bytes(events.Images(tags.BAND_DECAY)[-1].encoded_image_string)
+    Path(f"{folder}_bands.png").write_bytes(events.Images(quantities.BAND_DECAY)[-1].encoded_image_string)
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
@@ -84,9 +83,10 @@ def main(logdir: str = "runs/spectral_bias_image", steps: int = 401, seed: int =
     figure.savefig(Path(logdir, "strip.png"), bbox_inches="tight")
     print(f"{'step at which half of a band was fitted':<45}" + "".join(f"{name:>20}" for name in found))
     for band in range(1, 11):
-        halves = [next((s for s, v in f[tags.fitted_fraction(band)] if v > 0.5), "not yet") for f in found.values()]
+        tag = quantities.fitted_fraction(band)
+        halves = [next((s for s, v in f[tag] if v > 0.5), "not yet") for f in found.values()]
         print(f"levels {2 ** (band - 1)} to {2**band - 1}".ljust(45) + "".join(f"{half:>20}" for half in halves))
-    index = [f.get(tags.SPECTRAL_BIAS_INDEX, [(0, math.nan)])[-1][1] for f in found.values()]
+    index = [f.get(quantities.SPECTRAL_BIAS_INDEX, [(0, math.nan)])[-1][1] for f in found.values()]
     print("spectral bias index".ljust(45) + "".join(f"{value:>20.3f}" for value in index))
     print(f"\npictures: {logdir}/*.png\nlook:     .venv/bin/tensorboard --logdir {logdir}")
     return found

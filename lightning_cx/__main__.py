@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.loggers import compare_runs
 
 
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--tag", action="append", help="what to compare; may be given several times")
     compare.add_argument("--loss", action="append", type=float, help="a training loss to compare at; may be repeated")
     compare.add_argument(
-        "--loss-tag", default=tags.TRAJECTORY_LOSS, help="the training loss to match (default: %(default)s)"
+        "--loss-tag", default=quantities.TRAJECTORY_LOSS, help="the training loss to match (default: %(default)s)"
     )
     return parser
 

@@ -12,7 +12,7 @@ import pytest
 from _tensorboard import read_events
 from PIL import Image
 
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.instruments.tail_index import CODES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -73,14 +73,14 @@ def test_an_example_runs_to_its_end_and_says_where_it_wrote(name: str, tmp_path:
 def test_digits_obey_the_principle_and_random_labels_and_waves_do_not(tmp_path: Path, capsys) -> None:
     found = main_of("interference")(str(tmp_path), epochs=12, seed=1)
     true, random, waves = (found[name] for name in ("true labels", "random labels", "Fourier features"))
-    assert true[tags.PROBE_INTERFERENCE][0] > 0.3
-    assert true[tags.PROBE_INTERFERENCE_P][0] < 0.05
+    assert true[quantities.PROBE_INTERFERENCE][0] > 0.3
+    assert true[quantities.PROBE_INTERFERENCE_P][0] < 0.05
     for other in (random, waves):
-        assert abs(other[tags.PROBE_INTERFERENCE][0]) < 0.15
-    assert true[tags.SPECTRAL_BIAS_INDEX][-1] > 0.2
-    assert abs(waves[tags.SPECTRAL_BIAS_INDEX][-1]) < 0.15
-    assert true[tags.RESIDUAL_MEDIAN][0] < 0.05
-    assert random[tags.RESIDUAL_MEDIAN][0] == pytest.approx(0.5, abs=0.05)
+        assert abs(other[quantities.PROBE_INTERFERENCE][0]) < 0.15
+    assert true[quantities.SPECTRAL_BIAS_INDEX][-1] > 0.2
+    assert abs(waves[quantities.SPECTRAL_BIAS_INDEX][-1]) < 0.15
+    assert true[quantities.RESIDUAL_MEDIAN][0] < 0.05
+    assert random[quantities.RESIDUAL_MEDIAN][0] == pytest.approx(0.5, abs=0.05)
     for name in ("true_labels", "random_labels", "Fourier_features"):
         for picture in ("probe_spectrum", "residual_spectrogram", "band_decay"):
             assert width(tmp_path / f"{name}_{picture}.png") == 800
@@ -94,7 +94,7 @@ def test_a_photograph_appears_from_low_to_high_unless_waves_are_given(tmp_path: 
     found = main_of("spectral_bias_image")(str(tmp_path), steps=121, seed=1)
 
     def half(name: str, band: int) -> float:
-        steps = (step for step, value in found[name][tags.fitted_fraction(band)] if value > 0.5)
+        steps = (step for step, value in found[name][quantities.fitted_fraction(band)] if value > 0.5)
         return next(steps, float("inf"))
 
     relu = [half("ReLU", band) for band in (1, 4, 8)]
@@ -113,19 +113,22 @@ def test_unequal_examples_average_away_in_a_batch_and_heavy_noise_does_not(tmp_p
         values = list(found[name][tag].values())
         return values[0], values[-1]
 
-    start, end = first_and_last("digits", tags.TAIL_INDEX)
+    start, end = first_and_last("digits", quantities.TAIL_INDEX)
     assert start > 1.95
     assert end < 1.7
-    assert first_and_last("digits", tags.TAIL_INDEX_HIGH)[1] < 1.9
-    assert min(found["digits"][tags.TAIL_BATCH_INDEX].values()) > 1.9
-    assert first_and_last("digits", tags.TAIL_VERDICT) == (CODES["gaussian"], CODES["heavy-aggregates-to-gaussian"])
+    assert first_and_last("digits", quantities.TAIL_INDEX_HIGH)[1] < 1.9
+    assert min(found["digits"][quantities.TAIL_BATCH_INDEX].values()) > 1.9
+    assert first_and_last("digits", quantities.TAIL_VERDICT) == (
+        CODES["gaussian"],
+        CODES["heavy-aggregates-to-gaussian"],
+    )
     # Gaussian at the start, and yet pooled coordinates are no more than this.
-    assert first_and_last("digits", tags.TAIL_COORDINATE_INDEX)[0] < 1.3
-    assert max(found["heavy"][tags.TAIL_INDEX].values()) < 1.6
-    assert max(found["heavy"][tags.TAIL_BATCH_INDEX_HIGH].values()) < 1.95
-    assert min(found["heavy"][tags.TAIL_NORM_XI_LOW].values()) > 0.2
+    assert first_and_last("digits", quantities.TAIL_COORDINATE_INDEX)[0] < 1.3
+    assert max(found["heavy"][quantities.TAIL_INDEX].values()) < 1.6
+    assert max(found["heavy"][quantities.TAIL_BATCH_INDEX_HIGH].values()) < 1.95
+    assert min(found["heavy"][quantities.TAIL_NORM_XI_LOW].values()) > 0.2
     unlikely = {CODES["gaussian"], CODES["heavy-aggregates-to-gaussian"]}
-    assert unlikely.isdisjoint(found["heavy"][tags.TAIL_VERDICT].values())
+    assert unlikely.isdisjoint(found["heavy"][quantities.TAIL_VERDICT].values())
     for name in ("digits", "heavy"):
         for picture in ("quantiles", "survival"):
             assert width(tmp_path / f"{name}_{picture}.png") == 800
@@ -158,12 +161,12 @@ def test_wrong_labels_are_stopped_before_they_are_learned_and_true_ones_go_on(tm
 def test_enough_examples_lead_to_the_teacher_and_few_do_not(tmp_path: Path, capsys) -> None:
     found = main_of("teacher_student")(str(tmp_path), steps=200, seed=0)
     ends = {n: {tag: values[-1][1] for tag, values in run.items()} for n, run in found.items()}
-    assert ends[10][tags.RECOVERY_RANK_SHARE] < 0.48  # 10 of 21
+    assert ends[10][quantities.RECOVERY_RANK_SHARE] < 0.48  # 10 of 21
     assert ends[10]["test error"] > 0.1
-    assert ends[10][tags.NEURONS_ALIGNMENT] < 0.9
+    assert ends[10][quantities.NEURONS_ALIGNMENT] < 0.9
     for n in (60, 200):
-        assert ends[n][tags.RECOVERY_RANK_SHARE] == 1
-        assert ends[n][tags.NEURONS_ALIGNMENT] > 0.999
+        assert ends[n][quantities.RECOVERY_RANK_SHARE] == 1
+        assert ends[n][quantities.NEURONS_ALIGNMENT] > 0.999
         assert ends[n]["test error"] < 1e-3
     assert width(tmp_path / "recovery.png") == 1000
     printed = capsys.readouterr().out
@@ -182,15 +185,15 @@ def test_a_loop_of_ones_own_is_stopped_and_leaves_curves_and_a_picture(
     assert found["error of the best weights"] < found["error of the last weights"] - 0.02
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
     events = read_events(folder)
-    steps = [event.step for event in events.Scalars(tags.GRADIENT_NORM)]
+    steps = [event.step for event in events.Scalars(quantities.GRADIENT_NORM)]
     assert steps == list(range(0, found["steps"], 10))
-    assert [event.step for event in events.Scalars(tags.RESIDUAL_MEDIAN)] == [*steps, found["steps"]]
-    assert {tags.STOPPING_RISK, tags.NOISE_SCALE, "custom_scalars__config__"} <= {
+    assert [event.step for event in events.Scalars(quantities.RESIDUAL_MEDIAN)] == [*steps, found["steps"]]
+    assert {quantities.STOPPING_RISK, quantities.NOISE_SCALE, "custom_scalars__config__"} <= {
         *events.Tags()["scalars"],
         *events.Tags()["tensors"],
     }
-    assert events.Tags()["images"] == [tags.STOPPING_CURVE]
-    assert events.Tags()["histograms"] == [tags.EXAMPLE_NORMS]
+    assert events.Tags()["images"] == [quantities.STOPPING_CURVE]
+    assert events.Tags()["histograms"] == [quantities.EXAMPLE_NORMS]
     assert f"{found['best_step']}" in capsys.readouterr().out
 
 
@@ -198,12 +201,12 @@ def test_a_loop_of_ones_own_is_stopped_and_leaves_curves_and_a_picture(
 def test_large_steps_gain_by_averaging_and_small_ones_lose(tmp_path: Path, capsys) -> None:
     found = main_of("averaging")(str(tmp_path), epochs=10, seed=1)
     (large, last, average), (small, small_last, small_average) = found["large steps"], found["small steps"]
-    assert list(large[tags.AVERAGING_GAIN_LOW].values())[-1] > 0.02
+    assert list(large[quantities.AVERAGING_GAIN_LOW].values())[-1] > 0.02
     assert average < last - 0.02
-    assert list(small[tags.AVERAGING_GAIN_HIGH].values())[-1] < -0.05
+    assert list(small[quantities.AVERAGING_GAIN_HIGH].values())[-1] < -0.05
     assert small_average > small_last - 0.01
-    assert min(large[tags.SVRG_RATIO].values()) > 0.25
-    assert list(small[tags.SVRG_RATIO_HIGH].values())[-1] < 0.1
-    assert min(large[tags.BATCH_SPEEDUP_LOW].values()) > 1
-    assert large[tags.AVERAGING_WINDOW][max(large[tags.AVERAGING_WINDOW])] > 300
+    assert min(large[quantities.SVRG_RATIO].values()) > 0.25
+    assert list(small[quantities.SVRG_RATIO_HIGH].values())[-1] < 0.1
+    assert min(large[quantities.BATCH_SPEEDUP_LOW].values()) > 1
+    assert large[quantities.AVERAGING_WINDOW][max(large[quantities.AVERAGING_WINDOW])] > 300
     assert "error on true test labels: last weights" in capsys.readouterr().out

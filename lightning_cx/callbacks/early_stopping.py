@@ -26,7 +26,7 @@ from lightning_cx.callbacks.probing import ProbeCheck
 from lightning_cx.callbacks.publishing import Publisher
 from lightning_cx.functional import stopping
 from lightning_cx.probe import ProbeSet
-from lightning_cx.rules import ResidualWatch, SpectralRisk, StoppingRule
+from lightning_cx.rules import ResidualStopper, SpectralRisk, StoppingRule
 
 
 class ComplexityEarlyStopping(Callback):
@@ -105,7 +105,7 @@ class ComplexityEarlyStopping(Callback):
         self.verbose = verbose
         self.strict = strict
         self.name = checked_name(name)
-        self.watch = ResidualWatch(self.rule)
+        self.watch = ResidualStopper(self.rule)
         self.kept = KeptWeights()
         self._own_probe = probe is not None
         of_probe = settings(probe, ("size", "seed")) if probe is not None else {}

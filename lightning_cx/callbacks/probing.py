@@ -18,7 +18,7 @@ from lightning_cx.functional import stopping
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
 from lightning_cx.probe import LossOf, ProbePasses, ProbeReading, ProbeSet, used_up
-from lightning_cx.rules import ResidualWatch
+from lightning_cx.rules import ResidualStopper
 
 BASIS_SECONDS = 5e-10  # times n^3: what a graph basis of 512 examples took on two cores (46 ms), and some
 GRADIENT_SHARE = 2.0  # the same for per-example gradients: a backward, and the Gram matrix on top
@@ -370,7 +370,7 @@ class ProbeCheck:
         refusal: Why, in words.
     """
 
-    def __init__(self, fit: Fit, probe: ProbeSet, watch: ResidualWatch, failures: Failures) -> None:
+    def __init__(self, fit: Fit, probe: ProbeSet, watch: ResidualStopper, failures: Failures) -> None:
         self._fit, self.probe, self.watch, self.failures = fit, probe, watch, failures
         self.reader = ProbeReader(fit, probe, [Needs(probe_gradients=GATE_EXAMPLES)], failures)
         self.off = False

@@ -9,17 +9,16 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lightning_cx.figures.sheet import (
-    INK,
     LETTERS,
     NOTE,
     PALE,
-    WIDTH,
     Array,
+    draw_scale,
+    label_steps,
+    numbers,
     open_sheet,
-    plain,
     say_nothing_to_show,
     shares_of_first,
     thin_out,
@@ -39,12 +38,6 @@ def draw_spectrogram(picture: Spectrogram) -> Figure:
     A column begins at its step and lasts until the next one. Each band's first energy is its first that is positive
     and finite; a black bar marks where half of it is gone, so that bars leaning to the right mean that simple bands
     are learned first.
-
-    Args:
-        picture: The energies.
-
-    Returns:
-        The figure.
     """
     labels = [band if len(band) <= _LONGEST_LABEL else band[: _LONGEST_LABEL - 1] + "…" for band in picture.bands]
     left = 0.55 + 0.075 * max((len(label) for label in labels), default=0)
@@ -54,11 +47,11 @@ def draw_spectrogram(picture: Spectrogram) -> Figure:
         say_nothing_to_show(axes, "nothing measured yet")
         return figure
     steps = np.asarray(picture.steps, dtype=np.float64)
-    shares = shares_of_first(picture.values.detach().double().cpu().numpy())
+    shares = shares_of_first(numbers(picture.values))
     mesh = _draw_cells(axes, *thin_out(steps, shares))
     _mark_halves(axes, steps, shares)
     _label_cells(axes, labels, has_gaps=bool(np.isnan(shares).any()))
-    _draw_colour_bar(figure, axes, mesh)
+    _draw_colour_bar(axes, mesh)
     return figure
 
 
@@ -95,32 +88,19 @@ def _mark_halves(axes: Axes, steps: Array, shares: Array) -> None:
 
 
 def _label_cells(axes: Axes, labels: list[str], has_gaps: bool) -> None:
-    low, high = axes.get_xlim()
-    ticks = MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]).tick_values(low, high)
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], **LETTERS)
+    label_steps(axes, *axes.get_xlim())
     axes.set_yticks(range(len(labels)), labels, **LETTERS)
-    axes.set_xlabel("step", labelpad=3, **LETTERS)
     axes.set_ylabel("simple → complex", labelpad=6, **LETTERS)
     note = "black bar: half of the band's energy is gone" + ("; grey: no energy was measured" if has_gaps else "")
     axes.text(0.0, 1.015, note, transform=axes.transAxes, ha="left", va="bottom", **NOTE)
 
 
-def _draw_colour_bar(figure: Figure, axes: Axes, mesh: QuadMesh) -> None:
-    box = axes.get_position()
-    scale = figure.add_axes((box.x1 + 0.15 / WIDTH, box.y0, 0.16 / WIDTH, box.height))
+def _draw_colour_bar(axes: Axes, mesh: QuadMesh) -> None:
     low, high = mesh.get_clim()
     fractions = (1.0,) if high - low > 2 else (1.0, 2.0, 5.0)
     ticks = [d + np.log10(f) for d in range(int(FLOOR), int(CEILING) + 1) for f in fractions]
-    ticks = [tick for tick in ticks if low - 1e-9 <= tick <= high + 1e-9]
-    scale.pcolormesh([0, 1], np.linspace(low, high, 129), np.linspace(low, high, 128)[:, None], cmap=mesh.get_cmap())
-    scale.set_ylim(low, high)
-    plain(scale)
-    scale.tick_params(left=False, labelleft=False, right=True, labelright=True)
-    scale.set_xticks([])
-    scale.set_yticks(ticks, [f"{100 * 10**tick:.3g}%" for tick in ticks], **LETTERS)
-    scale.yaxis.set_label_position("right")
-    scale.set_ylabel("energy left, % of the band's\nfirst one (log scale)", labelpad=5, **{**LETTERS, "color": INK})
+    words = {float(tick): f"{100 * 10**tick:.3g}%" for tick in ticks if low - 1e-9 <= tick <= high + 1e-9}
+    draw_scale(axes, low, high, mesh.get_cmap(), words, "energy left, % of the band's\nfirst one (log scale)")
 
 
 DECADES = 6
@@ -138,18 +118,12 @@ def draw_band_decay(picture: BandDecay) -> Figure:
     """Draw what is left of each band over the steps, on a logarithmic axis, from simple (dark) to complex (light).
 
     A label at the end of each line names the band and the steps in which it loses half of its energy at present.
-
-    Args:
-        picture: The energies.
-
-    Returns:
-        The figure.
     """
     labels = [_name(band, half_life) for band, half_life in zip(picture.bands, picture.half_lives, strict=True)]
     right = 0.55 + _CHARACTER * max((len(label) for label in labels), default=0)
     figure, axes = open_sheet(picture.title, picture.reading, _HEIGHT, left=0.95, right=min(right, 3.2))
     steps = np.asarray(picture.steps, dtype=np.float64)
-    values = picture.values.detach().double().cpu().numpy()
+    values = numbers(picture.values)
     shares = shares_of_first(values) if values.size else values
     is_shown = np.isfinite(shares) & (shares > 0)
     if not is_shown.any():
@@ -187,10 +161,7 @@ def _scale_shares(axes: Axes, steps: Array, shares: Array) -> None:
     axes.minorticks_off()
     last = max(steps[-1], steps[0] + 1)
     axes.set_xlim(steps[0], last)
-    ticks = MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]).tick_values(steps[0], last)
-    ticks = [tick for tick in ticks if steps[0] <= tick <= last]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], **LETTERS)
-    axes.set_xlabel("step", labelpad=3, **LETTERS)
+    label_steps(axes, steps[0], last)
     axes.set_ylabel("energy left, % of the band's first one", labelpad=6, **LETTERS)
 
 

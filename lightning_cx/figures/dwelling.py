@@ -7,23 +7,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_cx.figures.sheet import LETTERS, PALE, open_sheet, say_nothing_to_show, write_note
+from lightning_cx.figures.sheet import (
+    BLUE,
+    LARGEST,
+    LETTERS,
+    ORANGE,
+    PALE,
+    label_steps,
+    numbers,
+    open_sheet,
+    say_nothing_to_show,
+    write_note,
+)
 from lightning_cx.instruments import DwellTimeline
-
-LARGEST = 1e290
-"""Leaves the axis room before a double overflows; larger values are left out as infinite ones are."""
-
-_PATH, _DWELL = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
 
 
 def draw_dwell_timeline(picture: DwellTimeline) -> Figure:
     """Draw the distance from the beginning over the steps, a bar for each dwell, and a dashed line for each escape.
-
-    Args:
-        picture: The path and its dwells.
-
-    Returns:
-        The figure.
 
     Example:
         >>> import torch
@@ -34,17 +34,17 @@ def draw_dwell_timeline(picture: DwellTimeline) -> Figure:
     """
     figure, axes = open_sheet(picture.title, picture.reading, height=3.2, left=0.95)
     steps = np.asarray(picture.steps, dtype=np.float64)
-    distances = picture.distances.detach().double().cpu().numpy().ravel()
+    distances = numbers(picture.distances).ravel()
     shown = np.abs(distances) < LARGEST
     write_note(axes, _note(picture, int((~shown).sum())))
     if not shown.any():
         say_nothing_to_show(axes, "no point of the path is finite" if len(steps) else "nothing measured yet")
         return figure
-    axes.plot(steps[shown], distances[shown], color=_PATH, linestyle="-", linewidth=1.2, marker="", zorder=2)
+    axes.plot(steps[shown], distances[shown], color=BLUE, linestyle="-", linewidth=1.2, marker="", zorder=2)
     if shown.sum() == 1:
-        axes.plot(steps[shown], distances[shown], color=_PATH, linestyle="none", marker="o", markersize=4.5)
+        axes.plot(steps[shown], distances[shown], color=BLUE, linestyle="none", marker="o", markersize=4.5)
     for start, end, distance, escaped in picture.dwells:
-        axes.hlines(distance, start, end, colors=_DWELL, linewidth=5, alpha=0.75, zorder=3)
+        axes.hlines(distance, start, end, colors=ORANGE, linewidth=5, alpha=0.75, zorder=3)
         if escaped:
             axes.axvline(end, color=PALE, linestyle="--", linewidth=1.0, zorder=1)
     _scale(axes, steps[shown], distances[shown])
@@ -65,11 +65,7 @@ def _scale(axes: Axes, steps: np.ndarray, distances: np.ndarray) -> None:
     axes.set_xlim(steps[0] - room, steps[-1] + room)
     top = 1.06 * float(distances.max()) or 1.0
     axes.set_ylim(0.0, top)
-    ticks = MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]).tick_values(steps[0], max(steps[-1], steps[0] + 1))
-    ticks = [tick for tick in ticks if steps[0] <= tick <= steps[-1]]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], **LETTERS)
+    label_steps(axes, steps[0], max(steps[-1], steps[0] + 1), most=steps[-1])
     ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0.0, top) if tick <= top]
     axes.set_yticks(ticks, [f"{tick:.6g}" for tick in ticks], **LETTERS)
-    axes.minorticks_off()
-    axes.set_xlabel("step", labelpad=3, **LETTERS)
     axes.set_ylabel("distance from the beginning", labelpad=6, **LETTERS)

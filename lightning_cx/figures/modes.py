@@ -12,7 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lightning_cx.figures.sheet import LETTERS, NOTE, PALE, WIDTH, Array, open_sheet, plain, say_nothing_to_show
+from lightning_cx.figures.sheet import (
+    BLUE,
+    LETTERS,
+    NOTE,
+    ORANGE,
+    PALE,
+    Array,
+    draw_scale,
+    numbers,
+    open_sheet,
+    say_nothing_to_show,
+)
 from lightning_cx.instruments import ModeScatter
 
 NO_ORDER = 0.5
@@ -21,7 +32,6 @@ NO_ORDER = 0.5
 DECADES = 6
 """Singular values further than this below the largest are rounding of a Gram matrix, whose eigenvalues square them."""
 
-_BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
 _STEPS = LinearSegmentedColormap.from_list("steps", [colormaps["viridis"](x) for x in (0.95, 0.6, 0.3, 0.0)])
 
 
@@ -30,12 +40,6 @@ def draw_mode_scatter(picture: ModeScatter) -> Figure:
 
     Modes of earlier steps lie behind, coloured by their step. Modes without energy, with no median, or too weak to be
     more than rounding are left out; a note says how many of the present ones.
-
-    Args:
-        picture: The modes.
-
-    Returns:
-        The figure.
     """
     earlier = [(step, *_usable(values, medians)) for step, values, medians in picture.earlier]
     earlier = [(step, strength, median) for step, strength, median in earlier if strength.size]
@@ -50,19 +54,20 @@ def draw_mode_scatter(picture: ModeScatter) -> Figure:
     colour = Normalize(first, max(picture.step, first + 1))
     for step, old_strength, old_median in earlier:
         _draw_dots(axes, old_median, old_strength, _STEPS(colour(step)), size=4.5, alpha=0.7)
-    _draw_dots(axes, median, strength, _BLUE if not earlier else _STEPS(1.0), size=6, alpha=0.8)
+    _draw_dots(axes, median, strength, BLUE if not earlier else _STEPS(1.0), size=6, alpha=0.8)
     everything = np.concatenate([strength, *(old for _, old, _ in earlier)])
     _label(axes, everything, len(strength), picture.singular_values.numel() - len(strength), picture.step)
     _draw_lines(axes, picture.whole_median)
     if earlier:
-        _draw_steps(figure, axes, colour)
+        low, high = float(colour.vmin or 0), float(colour.vmax or 1)
+        ticks = [t for t in MaxNLocator(5, integer=True).tick_values(low, high) if low <= t <= high]
+        draw_scale(axes, low, high, _STEPS, {tick: f"{tick:,.0f}" for tick in ticks}, "step")
     return figure
 
 
 def _usable(singular_values: Tensor, medians: Tensor) -> tuple[Array, Array]:
     """Strength and median of the modes that can be shown."""
-    strength = singular_values.detach().double().cpu().numpy()
-    median = medians.detach().double().cpu().numpy()
+    strength, median = numbers(singular_values), numbers(medians)
     is_shown = np.isfinite(strength) & np.isfinite(median) & (strength > 0)
     if is_shown.any():
         is_shown &= strength >= strength[is_shown].max() * 10.0**-DECADES
@@ -81,22 +86,6 @@ def _draw_dots(axes: Axes, median: Array, strength: Array, colour: object, size:
         markeredgewidth=0.6,
         alpha=alpha,
     )
-
-
-def _draw_steps(figure: Figure, axes: Axes, colour: Normalize) -> None:
-    box = axes.get_position()
-    scale = figure.add_axes((box.x1 + 0.15 / WIDTH, box.y0, 0.16 / WIDTH, box.height))
-    low, high = float(colour.vmin or 0), float(colour.vmax or 1)
-    ladder = np.linspace(low, high, 129)
-    scale.pcolormesh([0, 1], ladder, np.linspace(0, 1, 128)[:, None], cmap=_STEPS, vmin=0, vmax=1)
-    plain(scale)
-    scale.set_ylim(low, high)
-    scale.tick_params(left=False, labelleft=False, right=True, labelright=True)
-    scale.set_xticks([])
-    ticks = [t for t in MaxNLocator(5, integer=True).tick_values(low, high) if low <= t <= high]
-    scale.set_yticks(ticks, [f"{tick:,.0f}" for tick in ticks], **LETTERS)
-    scale.yaxis.set_label_position("right")
-    scale.set_ylabel("step", labelpad=5, **LETTERS)
 
 
 def _label(axes: Axes, strength: Array, n_shown: int, n_left_out: int, step: int) -> None:
@@ -122,7 +111,7 @@ def _draw_lines(axes: Axes, whole: float) -> None:
     _draw_line(axes, NO_ORDER, "no order: what noise would give", PALE, "--", label_rightwards=is_simple)
     if math.isfinite(whole):
         rightwards = whole < 0.25 or 0.5 <= whole < 0.75
-        _draw_line(axes, whole, f"whole gradient {whole:.2f}", _ORANGE, "-", rightwards)
+        _draw_line(axes, whole, f"whole gradient {whole:.2f}", ORANGE, "-", rightwards)
 
 
 def _draw_line(axes: Axes, at: float, label: str, colour: str, dashes: str, label_rightwards: bool) -> None:

@@ -6,25 +6,33 @@ the pictures look the same in every project and leave its matplotlib as it was.
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from torch import Tensor
 
 Array: TypeAlias = NDArray[np.float64]
 
 INK = "#262626"
 PALE = "#767676"
+BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
 WIDTH = 8.0  # inches; 800 px, what TensorBoard shows of a picture that was clicked on
 DPI = 100
 
 MAX_COLUMNS = 400
 """More columns than this would be narrower than two pixels."""
+
+LARGEST = 1e290
+"""Leaves the axis room before a double overflows; larger values are left out as infinite ones are."""
 
 MARKERS, EXTREMES = 400, 60
 """More markers than the first would only cover each other; that many at each end, where a tail is read, all stay."""
@@ -47,17 +55,10 @@ _BORDER, _NOTES, _TICKS = 0.16, 0.30, 0.62
 
 
 def open_sheet(title: str, reading: str, height: float, left: float = 0.8, right: float = 0.3) -> tuple[Figure, Axes]:
-    """Lay out a figure whose axes are `height` inches high; it grows with the words around them.
+    """Lay out a figure, which already has an Agg canvas, whose empty axes are `height` inches high.
 
-    Args:
-        title: Goes above, wrapped.
-        reading: Goes below, wrapped.
-        height: Height of the axes in inches.
-        left: Room for tick labels to the left of the axes, in inches.
-        right: Room to the right of them.
-
-    Returns:
-        The figure, which already has an Agg canvas, and its empty axes.
+    It grows with the words around them: the title above and the reading below. `left` and `right` are the inches
+    beside the axes.
 
     Example:
         >>> figure, axes = open_sheet("Title", "Read it so.", height=2.0)
@@ -89,6 +90,43 @@ def plain(axes: Axes) -> None:
         spine.set(visible=True, edgecolor=PALE, linewidth=0.8)
 
 
+def numbers(values: Tensor) -> Array:
+    """Return the values of a tensor on the host."""
+    return values.detach().double().cpu().numpy()
+
+
+def label_steps(axes: Axes, low: float, high: float, most: float = math.inf) -> None:
+    """Put ticks at whole steps from `low` to `high`, or to `most` where that is less."""
+    ticks = MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]).tick_values(low, high)
+    name_ticks(axes, [tick for tick in ticks if low <= tick <= min(high, most)])
+
+
+def name_ticks(axes: Axes, ticks: Sequence[float], words: str = "step") -> None:
+    """Put these steps under the axes, and what they are."""
+    axes.set_xticks(ticks, [f"{tick:,.0f}" if tick < 1e8 else f"{tick:g}" for tick in ticks], **LETTERS)
+    axes.minorticks_off()
+    axes.set_xlabel(words, labelpad=3, **LETTERS)
+
+
+def stride(decades: float, most: int) -> int:
+    """Return the smallest round number of decades between ticks that needs at most so many ticks."""
+    return next(stride for stride in (1, 2, 5, 10, 20, 50, 100) if decades <= most * stride)
+
+
+def draw_scale(axes: Axes, low: float, high: float, colours: Colormap, ticks: Mapping[float, str], words: str) -> None:
+    """Draw a scale of colours to the right of the axes."""
+    box = axes.get_position()
+    scale = axes.get_figure().add_axes((box.x1 + 0.15 / WIDTH, box.y0, 0.16 / WIDTH, box.height))  # type: ignore[union-attr]
+    scale.pcolormesh([0, 1], np.linspace(low, high, 129), np.linspace(0, 1, 128)[:, None], cmap=colours)
+    plain(scale)
+    scale.set_ylim(low, high)
+    scale.tick_params(left=False, labelleft=False, right=True, labelright=True)
+    scale.set_xticks([])
+    scale.set_yticks(list(ticks), list(ticks.values()), **LETTERS)
+    scale.yaxis.set_label_position("right")
+    scale.set_ylabel(words, labelpad=5, **LETTERS)
+
+
 def say_nothing_to_show(axes: Axes, why: str) -> None:
     """Write into empty axes why they are empty."""
     axes.set_xticks([])
@@ -97,13 +135,10 @@ def say_nothing_to_show(axes: Axes, why: str) -> None:
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """Render a figure without pyplot.
+    """Render a figure without pyplot, as ``[height, width, 3]`` RGB, 0 to 255.
 
     Args:
-        figure: Figure with an Agg canvas, as `draw` returns it.
-
-    Returns:
-        ``[height, width, 3]`` RGB, 0 to 255.
+        figure: Figure, as `draw` returns it.
 
     Example:
         >>> pixels(open_sheet("Title", "Read it so.", height=2.0)[0]).shape[1:]
@@ -146,10 +181,7 @@ def write_key(axes: Axes, left: float, top: float, entries: Sequence[tuple[dict[
 
 
 def shares_of_first(values: Array) -> Array:
-    """Divide each band's energies by its first positive finite one; nan where there is none or an energy is none.
-
-    Args:
-        values: ``[S, B]`` energies.
+    """Divide each band's energies ``[S, B]`` by its first positive finite one; nan where that or an energy is none.
 
     Example:
         >>> shares_of_first(np.array([[0.0, 4.0], [2.0, 1.0], [1.0, np.nan]])).tolist()

@@ -11,16 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_cx.figures.sheet import (
+    BLUE,
+    LARGEST,
     LETTERS,
     MAX_COLUMNS,
+    ORANGE,
     PALE,
     WIDTH,
     Array,
+    label_steps,
+    name_ticks,
+    numbers,
     open_sheet,
     say_nothing_to_show,
+    stride,
     write_note,
 )
 from lightning_cx.instruments import StoppingCurve
@@ -31,9 +37,6 @@ Mark = tuple[float, str, dict[str, Any]]  # step, words, look of the line
 LONG = 50
 """Checks lie denser at the start: runs longer than this many steps need a logarithmic axis to show it."""
 
-LARGEST = 1e290
-"""Leaves the axis room before a double overflows; larger values are left out as infinite ones are."""
-
 FLAT = 1e-6
 """Values that differ by less, relative to their size, are drawn as a constant: tick labels have eight digits."""
 
@@ -42,8 +45,7 @@ _ROWS = (0.955, 0.895)  # heights of the words
 _BEFORE_FIRST = 0.06  # share of a logarithmic axis for the way from step 0 to the first check after it
 _CHARACTER = 0.075  # inches
 _GAP = 0.007  # from a mark to its words
-_BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
-_KEPT = {"color": _ORANGE, "linestyle": "-", "linewidth": 1.6, "marker": ""}
+_KEPT = {"color": ORANGE, "linestyle": "-", "linewidth": 1.6, "marker": ""}
 _DOT = {**_KEPT, "marker": "o", "markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
 _STOPPED = {"color": PALE, "linestyle": "--", "linewidth": 1.6, "marker": ""}
 
@@ -55,12 +57,6 @@ def draw_stopping_curve(picture: StoppingCurve) -> Figure:
     steps is logarithmic, with step 0 at its left end, where they exceed `LONG` and span a decade; that of the values
     where all are positive and span more than one.
 
-    Args:
-        picture: The checks.
-
-    Returns:
-        The figure.
-
     Example:
         >>> import torch
         >>> risk, none = torch.tensor([3.0, 1.0, 2.0]), torch.full((3,), torch.nan)
@@ -70,7 +66,7 @@ def draw_stopping_curve(picture: StoppingCurve) -> Figure:
     """
     figure, axes = open_sheet(picture.title, picture.reading, height=3.6)
     steps = np.asarray(picture.steps, dtype=np.float64)
-    values, low, high = (_numbers(numbers) for numbers in (picture.values, picture.low, picture.high))
+    values, low, high = (numbers(of).ravel() for of in (picture.values, picture.low, picture.high))
     is_shown = np.abs(values) < LARGEST
     has_band = is_shown & ~np.isnan(low) & ~np.isnan(high)
     marks = _marks(picture)
@@ -91,10 +87,6 @@ def draw_stopping_curve(picture: StoppingCurve) -> Figure:
         best = steps == picture.kept
         axes.plot(steps[best], values[best], **_DOT, zorder=4)
     return figure
-
-
-def _numbers(numbers: Tensor) -> Array:
-    return numbers.detach().double().cpu().numpy().ravel()
 
 
 def _marks(picture: StoppingCurve) -> list[Mark]:
@@ -120,29 +112,24 @@ def _note(values: Array, is_shown: Mask, is_shaded: bool) -> str:
 def _scale_steps(axes: Axes, steps: Array) -> None:
     start, last = float(steps.min()), float(steps.max())
     first = float(steps[steps > 0].min(initial=math.inf))
-    words = "step"
     if last > LONG and last >= 10 * first:
         decades = math.log10(last / first)
         share = _BEFORE_FIRST / (1 - _BEFORE_FIRST)
         axes.set_xscale("symlog", linthresh=first, linscale=0.9 * share * decades)  # 0.9: a decade's own linear part
         axes.set_xlim(start - 0.2 * first, last * 10 ** (0.015 * decades))
         ticks = [0.0, *(tick for tick in _powers(first, last) if tick >= first)]
-        words = "step (log scale)"
+        name_ticks(axes, [tick for tick in ticks if start <= tick <= last], "step (log scale)")
     else:
         room = 0.015 * (last - start) or 1.0
         axes.set_xlim(start - room, last + room)
-        ticks = MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]).tick_values(start, max(last, start + 1))
-    ticks = [tick for tick in ticks if start <= tick <= last]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" if tick < 1e8 else f"{tick:g}" for tick in ticks], **LETTERS)
-    axes.minorticks_off()
-    axes.set_xlabel(words, labelpad=3, **LETTERS)
+        label_steps(axes, start, max(last, start + 1), most=last)
 
 
 def _scale_values(axes: Axes, values: Array, low: Array, high: Array, label: str, is_share: bool) -> float:
     """Set limits and ticks; return the value above which nothing but words is drawn."""
     smallest, largest = float(values.min()), float(values.max())
     if smallest > 0 and largest / 10 > smallest and not is_share:
-        logs = (np.log10(numbers, where=numbers > 0, out=np.full_like(numbers, np.nan)) for numbers in (low, high))
+        logs = (np.log10(end, where=end > 0, out=np.full_like(end, np.nan)) for end in (low, high))
         bottom, ceiling, top = 10.0 ** _span(np.log10(values), *logs).clip(-300, 300)
         axes.set_yscale("log")
         ticks, label = _powers(bottom, ceiling), f"{label} (log scale)"
@@ -196,9 +183,9 @@ def _powers(low: float, high: float) -> list[float]:
     """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     decades = math.log10(high) - math.log10(low)
-    stride = next(stride for stride in (1, 2, 5, 10, 20, 50, 100) if decades <= 7 * stride)
     digits = (1, 2, 5) if decades < 2.5 else (1,)
-    return [float(f"{digit}e{power}") for power in range(first, last + 1) if power % stride == 0 for digit in digits]
+    powers = [power for power in range(first, last + 1) if power % stride(decades, 7) == 0]
+    return [float(f"{digit}e{power}") for power in powers for digit in digits]
 
 
 def _places(axes: Axes, steps: Array) -> Array:
@@ -226,13 +213,13 @@ def _thin(places: Array, values: Array) -> np.ndarray:
 
 
 def _draw_curve(axes: Axes, steps: Array, values: Array, low: Array, high: Array) -> None:
-    band = {"color": _BLUE, "alpha": 0.2}
+    band = {"color": BLUE, "alpha": 0.2}
     axes.fill_between(steps, low, high, **band, linewidth=0, antialiased=True, zorder=1)
     lone = _is_alone(low + high)
     axes.vlines(steps[lone], low[lone], high[lone], **band, linewidth=10, linestyles="solid", zorder=1)
-    axes.plot(steps, values, color=_BLUE, linestyle="-", linewidth=1.8, marker="", zorder=3)
+    axes.plot(steps, values, color=BLUE, linestyle="-", linewidth=1.8, marker="", zorder=3)
     lone = _is_alone(values)
-    axes.plot(steps[lone], values[lone], color=_BLUE, linestyle="none", marker="o", markersize=4.5, zorder=3)
+    axes.plot(steps[lone], values[lone], color=BLUE, linestyle="none", marker="o", markersize=4.5, zorder=3)
 
 
 def _is_alone(line: Array) -> Mask:

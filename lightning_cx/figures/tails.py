@@ -17,13 +17,18 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lightning_cx.figures.sheet import (
+    BLUE,
     DOTS,
+    LARGEST,
     LETTERS,
     MARKERS,
+    ORANGE,
     PALE,
     Array,
+    numbers,
     open_sheet,
     say_nothing_to_show,
+    stride,
     thin,
     write_key,
     write_note,
@@ -34,8 +39,7 @@ LINEAR, FAR = 3.0, 8.0
 """Beyond `LINEAR` standard deviations the axis is logarithmic, where values further out than `FAR` need it."""
 
 _NORMAL_QUARTILE = 0.6745  # upper quartile of a standard normal value, and median of its magnitude
-_CEILING = 1e290  # leaves the axis room before a double overflows
-_LOOKS = (("#0072b2", "o"), ("#d55e00", "^"), ("#009e73", "s"), ("#cc79a7", "D"))  # Okabe and Ito
+_LOOKS = ((BLUE, "o"), (ORANGE, "^"), ("#009e73", "s"), ("#cc79a7", "D"))  # Okabe and Ito
 _LONGEST = 44  # characters of a label that fit into the left half
 
 
@@ -44,12 +48,6 @@ def draw_quantile_plot(picture: QuantilePlot) -> Figure:
 
     The spread is half the interquartile range over that of a normal distribution: heavy tails do not change it. A
     sample without one is left out; a note says which and why.
-
-    Args:
-        picture: The samples.
-
-    Returns:
-        The figure.
 
     Example:
         >>> figure = draw_quantile_plot(QuantilePlot(5, {"noise": torch.randn(99)}, "Title", "Read it so."))
@@ -79,7 +77,7 @@ def draw_quantile_plot(picture: QuantilePlot) -> Figure:
 
 def _standardise(sample: Tensor) -> tuple[Array, Array] | str:
     """Normal quantiles and the values that lie there, both ascending, or the reason why there are none."""
-    values = sample.detach().double().cpu().numpy().ravel()
+    values = numbers(sample).ravel()
     values = np.sort(values[np.isfinite(values)]) / 2  # a difference of halves cannot overflow
     if len(values) < 3:
         return "fewer than 3 finite values"
@@ -90,7 +88,7 @@ def _standardise(sample: Tensor) -> tuple[Array, Array] | str:
     share = (torch.arange(1, len(values) + 1, dtype=torch.float64) - 0.5) / len(values)
     with np.errstate(over="ignore"):
         standard = (values - middle) / spread
-    return torch.special.ndtri(share).numpy(), np.clip(standard, -_CEILING, _CEILING)
+    return torch.special.ndtri(share).numpy(), np.clip(standard, -LARGEST, LARGEST)
 
 
 def _scale_quantiles(axes: Axes, reach: float, values: Array) -> None:
@@ -116,9 +114,8 @@ def _scale_far(axes: Axes, low: float, high: float) -> list[float]:
     axes.set_yscale("symlog", linthresh=LINEAR, linscale=max(1.0, decades / 2))
     room = 10.0 ** (0.04 * decades)
     axes.set_ylim(room * low, room * high)
-    stride = next(stride for stride in (1, 2, 5, 10, 20, 50, 100) if decades <= 4 * stride)
-    digits = (1, 3) if decades < 1.5 else (1,)
-    powers = [digit * 10.0**power for power in range(stride, math.ceil(decades) + 2, stride) for digit in digits]
+    every, digits = stride(decades, 4), (1, 3) if decades < 1.5 else (1,)
+    powers = [digit * 10.0**power for power in range(every, math.ceil(decades) + 2, every) for digit in digits]
     return [*(-power for power in reversed(powers)), -LINEAR, 0.0, LINEAR, *powers]
 
 
@@ -131,9 +128,8 @@ def _draw_diagonal(axes: Axes, reach: float) -> None:
 SMALLEST = 0.01
 """The smallest hundredth may lie left of the picture: towards zero it can be decades wide, and tells nothing."""
 
-_BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
-_DATA = {"color": _BLUE, "marker": "o", "linestyle": "none", **DOTS}
-_LAW = {"color": _ORANGE, "linestyle": "-", "linewidth": 1.8, "marker": ""}
+_DATA = {"color": BLUE, "marker": "o", "linestyle": "none", **DOTS}
+_LAW = {"color": ORANGE, "linestyle": "-", "linewidth": 1.8, "marker": ""}
 _NORMAL = {"color": PALE, "linestyle": "--", "linewidth": 1.4, "marker": ""}
 
 
@@ -143,19 +139,13 @@ def draw_survival_plot(picture: SurvivalPlot) -> Figure:
     One is the power law fitted to the tail, if any; the other is what normal values whose magnitudes have the same
     median would give. Magnitudes that are zero or not finite are left out; a note says how many.
 
-    Args:
-        picture: The magnitudes, and the fit.
-
-    Returns:
-        The figure.
-
     Example:
         >>> picture = SurvivalPlot(5, torch.linspace(1, 2, 99), 2.34, 10, "Title", "Read it so.")
         >>> [text.get_text() for text in draw_survival_plot(picture).axes[0].texts]
         ['step 5: n = 99', 'measured', 'power law, index 2.3', 'normal with the same median']
     """
     figure, axes = open_sheet(picture.title, picture.reading, height=3.6, left=0.95)
-    values = picture.magnitudes.detach().double().cpu().numpy().ravel()
+    values = numbers(picture.magnitudes).ravel()
     places = np.log10(np.sort(values[np.isfinite(values) & (values > 0)]))
     count = len(places)
     note = f"step {picture.step:,}: n = {count:,}"
@@ -223,8 +213,7 @@ def _ticks(low: float, high: float) -> dict[float, str]:
     """
     first, last = math.floor(low), math.ceil(high)
     if high - low > 2.5:
-        stride = next(stride for stride in (1, 2, 5, 10, 20, 50, 100) if high - low <= 7 * stride)
-        marks = [(1.0, power) for power in range(first, last + 1) if power % stride == 0]
+        marks = [(1.0, power) for power in range(first, last + 1) if power % stride(high - low, 7) == 0]
     else:
         marks = [(digit, power) for power in range(first, last + 1) for digit in (1.0, 2.0, 5.0)]
         if sum(low <= math.log10(digit) + power <= high for digit, power in marks) < 3:

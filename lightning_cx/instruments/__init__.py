@@ -18,11 +18,21 @@ Instruments know nothing of a Trainer. In any loop:
 from lightning_cx.instruments.averaging import Averaging
 from lightning_cx.instruments.base import (
     METHODS,
+    BandDecay,
     BatchView,
+    DwellTimeline,
     Instrument,
     Method,
+    ModeScatter,
     Needs,
     ParameterStep,
+    Picture,
+    QuantilePlot,
+    Reading,
+    Series,
+    Spectrogram,
+    StoppingCurve,
+    SurvivalPlot,
     keyed,
     needs_of,
 )
@@ -35,18 +45,6 @@ from lightning_cx.instruments.interference import Interference
 from lightning_cx.instruments.kernel import Kernel
 from lightning_cx.instruments.local_recovery import LocalRecovery
 from lightning_cx.instruments.neurons import Neurons
-from lightning_cx.instruments.quantities import Series
-from lightning_cx.instruments.reading import (
-    BandDecay,
-    DwellTimeline,
-    ModeScatter,
-    Picture,
-    QuantilePlot,
-    Reading,
-    Spectrogram,
-    StoppingCurve,
-    SurvivalPlot,
-)
 from lightning_cx.instruments.spectral_bias import SpectralBias
 from lightning_cx.instruments.step_size import StepSize
 from lightning_cx.instruments.tail_index import TailIndex

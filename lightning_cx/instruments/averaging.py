@@ -10,9 +10,8 @@ from torch import Tensor
 
 from lightning_cx.functional import averaging, averaging_gain
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses, Reading
 from lightning_cx.probe import batch_statistics
 
 MIN_WEIGHTS = 16
@@ -21,8 +20,8 @@ fewer, a gain of nothing would not say that averaging is of no use."""
 
 PASSES = 2.0
 
-GAIN: tuple[str, ...] = (tags.AVERAGING_GAIN, tags.AVERAGING_GAIN_LOW, tags.AVERAGING_GAIN_HIGH)
-TAGS: tuple[str, ...] = (*GAIN, tags.AVERAGING_LOSS_LAST, tags.AVERAGING_LOSS_AVERAGE)
+GAIN = quantities.interval(quantities.AVERAGING_GAIN)
+TAGS = (*GAIN, quantities.AVERAGING_LOSS_LAST, quantities.AVERAGING_LOSS_AVERAGE)
 
 _ADVICE = {
     1: "The average is better: the last weights carry noise of the step size. Take the average (Lightning's "
@@ -61,7 +60,7 @@ class Averaging(Instrument):
         ['on_model', 'on_parameters']
     """
 
-    tags = (*TAGS, tags.AVERAGING_WINDOW)
+    tags = (*TAGS, quantities.AVERAGING_WINDOW)
 
     def __init__(self, every_n_steps: int | None = None, examples: int | None = None, *, name: str = "") -> None:
         super().__init__(name)
@@ -87,24 +86,23 @@ class Averaging(Instrument):
         return Reading()
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
-        del step
         gain, why, notes = self._compare(passes)
-        scalars = {tags.AVERAGING_WINDOW: float(self._average.window), **dict.fromkeys(TAGS, torch.nan)}
+        scalars = {quantities.AVERAGING_WINDOW: float(self._average.window), **dict.fromkeys(TAGS, torch.nan)}
         if gain is None:
             return Reading(scalars, refusals=dict.fromkeys(TAGS, why))
         values = (gain.value, gain.low, gain.high, gain.last, gain.average)
         scalars |= dict(zip(TAGS, map(float, values), strict=True))
         refusals = {tag: why for tag in TAGS if scalars[tag] != scalars[tag]}
-        return Reading(scalars, refusals=refusals, texts={tags.AVERAGING_GAIN: self._card(gain, notes)})
+        return Reading(scalars, refusals=refusals, texts={quantities.AVERAGING_GAIN: self._card(gain, notes)})
 
     def _compare(self, model: ProbePasses) -> tuple[averaging.AveragingGain | None, str, list[str]]:
         """Return the gain, or the reason why there is none, and remarks for the card."""
         if self._average.count < MIN_WEIGHTS:
             return None, f"an average needs at least {MIN_WEIGHTS} weights, so far there are {self._average.count}", []
         live = model.parameters()
-        average = self._average.value(like=live) if self._fits(live) else None
-        if average is None:
+        if self._average.shapes != {name: values.shape for name, values in live.items()}:
             return None, "the trainable parameters have changed: the average starts afresh", []
+        average = self._average.value(like=live)
         if not all(bool(values.isfinite().all()) for values in average.values()):
             return None, "the average holds weights that are not finite", []
         try:
@@ -119,13 +117,8 @@ class Averaging(Instrument):
         why = "the probe is a single batch: an interval needs two" if gain.chunks < 2 else ""
         return gain, why, [_BATCH_NORM] if normalised else []
 
-    def _fits(self, live: dict[str, Tensor]) -> bool:
-        return self._average.shapes == {name: values.shape for name, values in live.items()}
-
     def _card(self, gain: averaging.AveragingGain, notes: list[str]) -> str:
-        sign = 0
-        if bool(gain.low > 0) or bool(gain.high < 0):
-            sign = 1 if bool(gain.low > 0) else -1
+        sign = int(gain.low > 0) - int(gain.high < 0)
         known = bool(gain.low.isfinite())
         head = f"**{gain}**, over {self._average.count} weights of {self._average.window} steps"
         return "\n\n".join([head, *([_ADVICE[sign]] if known else []), *notes])

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import Instrument
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import Instrument, Reading
 from lightning_cx.probe import ProbeReading
 
 Control: TypeAlias = Literal["shuffle"] | None
@@ -20,52 +19,37 @@ Control: TypeAlias = Literal["shuffle"] | None
 SEED = 20  # of the orders; the same number of examples is shuffled alike at every step, so that steps can be compared
 
 
-class ShuffledTwin:
+class ShuffledControl:
     """Shows a second instrument the same numbers after the examples have been shuffled among the features.
 
     Whatever this control still finds is not in the data: it is what the method makes of any numbers of these sizes.
-
-    Args:
-        control: None for no control.
-        make: Returns another instrument of the same class and settings, without a control.
-        order_free: Tags of numbers that do not depend on which example is which; they have no control.
-
-    Raises:
-        ValueError: If the control is neither None nor "shuffle".
+    `make` returns that instrument; numbers under the tags `order_free` do not depend on which example is which.
     """
 
     def __init__(self, control: Control, make: Callable[[], Instrument], order_free: Iterable[str] = ()) -> None:
         if control not in (None, "shuffle"):
             raise ValueError(f'control must be None or "shuffle", got {control!r}.')
-        self._twin = None if control is None else make()
+        self._shuffled = None if control is None else make()
         self._order_free = frozenset(order_free)
 
     def beside(self, reading: Reading, show: Callable[[Instrument], Reading]) -> Reading:
-        """Add the control's numbers to a reading that has any, under tags that end in `_shuffled`.
-
-        Args:
-            reading: Of the instrument.
-            show: Shows the control the shuffled numbers.
-        """
-        if self._twin is None or not reading.scalars:
+        """Add the control's numbers, which `show` measures, to a reading that has any, under `<tag>_shuffled`."""
+        if self._shuffled is None or not reading.scalars:
             return reading
-        found = show(self._twin).scalars
-        twins = {tags.shuffled(tag): value for tag, value in found.items() if tag not in self._order_free}
-        return replace(reading, scalars={**reading.scalars, **twins})
+        found = show(self._shuffled).scalars
+        controls = {quantities.shuffled(tag): value for tag, value in found.items() if tag not in self._order_free}
+        return replace(reading, scalars={**reading.scalars, **controls})
 
     def reset(self) -> None:
-        """Forget everything seen so far."""
-        if self._twin is not None:
-            self._twin.reset()
+        if self._shuffled is not None:
+            self._shuffled.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to survive a checkpoint."""
-        return {} if self._twin is None else {"shuffled": self._twin.state_dict()}
+        return {} if self._shuffled is None else {"shuffled": self._shuffled.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; a checkpoint without a control leaves it reset."""
-        if self._twin is not None and "shuffled" in state:
-            self._twin.load_state_dict(state["shuffled"])
+        if self._shuffled is not None and "shuffled" in state:  # a checkpoint without a control leaves it reset
+            self._shuffled.load_state_dict(state["shuffled"])
 
 
 def shuffled_gradients(sample: GradientSample) -> GradientSample:

@@ -11,9 +11,17 @@ from torch import Tensor
 
 from lightning_cx.functional import one_point_convexity, trajectories
 from lightning_cx.gradients import DIRECTIONS, GradientSample
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
-from lightning_cx.instruments.reading import DwellTimeline, Reading
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import (
+    UNKNOWN_BATCH,
+    BatchView,
+    DwellTimeline,
+    Instrument,
+    Method,
+    Needs,
+    ParameterStep,
+    Reading,
+)
 
 PAIRS = 512
 """Newest gradients kept beside the points at which they were taken: half a megabyte."""
@@ -21,8 +29,8 @@ PAIRS = 512
 READINGS_PER_PATH = 16
 """A path that is longer by less than a sixteenth shows nearly the same dwells."""
 
-DWELLS: tuple[str, ...] = (tags.DWELL_COUNT, tags.DWELL_ESCAPES, tags.DWELL_LENGTH, tags.DWELL_DISTANCE)
-CONVEXITY: tuple[str, ...] = (tags.ONE_POINT_CONVEXITY, tags.ONE_POINT_CONVEXITY_ERROR)
+DWELLS = (quantities.DWELL_COUNT, quantities.DWELL_ESCAPES, quantities.DWELL_LENGTH, quantities.DWELL_DISTANCE)
+CONVEXITY = (quantities.ONE_POINT_CONVEXITY, quantities.ONE_POINT_CONVEXITY_ERROR)
 
 
 @final
@@ -43,7 +51,7 @@ class Dwelling(Instrument):
         (['on_gradients', 'on_step'], ['on_step'])
     """
 
-    tags = (*DWELLS, *CONVEXITY, tags.DIFFUSION_EXPONENT)
+    tags = (*DWELLS, *CONVEXITY, quantities.DIFFUSION_EXPONENT)
 
     def __init__(self, convexity: bool = True, *, name: str = "") -> None:
         super().__init__(name)
@@ -67,7 +75,6 @@ class Dwelling(Instrument):
         return super().shown if self.convexity else super().shown - {"on_gradients"}
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del batch
         if self.convexity:
             self._take_gradient(step, gradients)
         return Reading()
@@ -120,23 +127,22 @@ class Dwelling(Instrument):
         if report.is_too_short:
             refusals = dict.fromkeys(DWELLS, report.reason)
         else:
-            scalars[tags.DWELL_COUNT] = float(len(report.episodes))
-            scalars[tags.DWELL_ESCAPES] = float(report.escapes)
-            scalars[tags.DWELL_LENGTH] = 0.0 if present is None else float(present.length)
-            scalars[tags.DWELL_DISTANCE] = math.nan if present is None else present.from_start
+            scalars[quantities.DWELL_COUNT] = float(len(report.episodes))
+            scalars[quantities.DWELL_ESCAPES] = float(report.escapes)
+            scalars[quantities.DWELL_LENGTH] = 0.0 if present is None else float(present.length)
+            scalars[quantities.DWELL_DISTANCE] = math.nan if present is None else present.from_start
             if present is None:
-                refusals[tags.DWELL_DISTANCE] = report.reason or "the last dwell was left, and no other has begun"
-        scalars[tags.DIFFUSION_EXPONENT] = report.exponent.value
+                refusals[quantities.DWELL_DISTANCE] = report.reason or "the last dwell was left, and no other has begun"
+        scalars[quantities.DIFFUSION_EXPONENT] = report.exponent.value
         if math.isnan(report.exponent.value):
-            refusals[tags.DIFFUSION_EXPONENT] = (
-                report.reason or "too few blocks since the last jump, or the parameters do not move"
-            )
-        texts = {tags.DWELL_COUNT: f"**{report.exponent}**\n\n```\n{report}\n```"}
+            why = report.reason or "too few blocks since the last jump, or the parameters do not move"
+            refusals[quantities.DIFFUSION_EXPONENT] = why
+        texts = {quantities.DWELL_COUNT: f"**{report.exponent}**\n\n```\n{report}\n```"}
         if self.convexity:
             convexity = self._convexity(report)
             scalars |= dict(zip(CONVEXITY, (convexity.value, convexity.standard_error), strict=True))
             refusals |= dict.fromkeys(CONVEXITY, convexity.reason) if convexity.reason else {}
-        return Reading(scalars, pictures={tags.DWELLS: _timeline(report)}, refusals=refusals, texts=texts)
+        return Reading(scalars, pictures={quantities.DWELLS: _timeline(report)}, refusals=refusals, texts=texts)
 
     def _convexity(self, report: trajectories.DwellReport) -> trajectories.PointConvexity:
         """Return the one-point convexity of the present dwell; elsewhere there is no centre to return to."""

@@ -12,22 +12,15 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, noise, noise_scale, pool_noise_scales
 from lightning_cx.gradients import GradientSample, LayerGradients
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Reading
 
+NOT_FINITE = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
 POOLED_SAMPLES = 16  # one batch rarely tells signal from noise; 16 narrow the interval fourfold and stay local in time
 
-TAGS: tuple[str, ...] = (
-    tags.GRADIENT_NORM,
-    tags.NOISE_SCALE,
-    tags.NOISE_SCALE_LOW,
-    tags.NOISE_SCALE_HIGH,
-    tags.GRADIENT_SNR,
-    tags.EXAMPLE_NORM_P05,
-    tags.EXAMPLE_NORM_P50,
-    tags.EXAMPLE_NORM_P95,
-)
+SCALE = quantities.interval(quantities.NOISE_SCALE)
+QUANTILES = (quantities.EXAMPLE_NORM_P05, quantities.EXAMPLE_NORM_P50, quantities.EXAMPLE_NORM_P95)
+TAGS = (quantities.GRADIENT_NORM, *SCALE, quantities.GRADIENT_SNR, *QUANTILES)
 
 
 @final
@@ -52,36 +45,32 @@ class GradientNoise(Instrument):
         self._recent.clear()
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del step, batch
         if gradients.gram is None:
             return Reading()
         batch_noise, norms = whole_batch(gradients)
         if not bool(norms.isfinite().all() & gradients.gram.isfinite().all()):
-            why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
-            return Reading.refused(TAGS, why)
+            return Reading.refused(TAGS, NOT_FINITE)
         refusals: dict[str, str] = {}
         if len(norms) > 1 and bool(batch_noise.noise.isfinite()):
             self._recent.append(batch_noise)
         else:
-            single = (tags.NOISE_SCALE, tags.NOISE_SCALE_LOW, tags.NOISE_SCALE_HIGH, tags.GRADIENT_SNR)
-            refusals = dict.fromkeys(single, "a batch of one example shows no spread: use batches of two or more")
+            why = "a batch of one example shows no spread: use batches of two or more"
+            refusals = dict.fromkeys((*SCALE, quantities.GRADIENT_SNR), why)
         quantiles = torch.quantile(norms, norms.new_tensor([0.05, 0.5, 0.95])).tolist()
         squared = batch_noise.squared_mean(len(norms)) if len(norms) > 1 else gradients.gram.mean()
         scalars = {
-            tags.GRADIENT_NORM: gradients.multiple * float(squared.clamp_min(0).sqrt()),
-            tags.GRADIENT_SNR: float(batch_noise.snr),
-            **dict(zip(TAGS[5:], quantiles, strict=True)),
+            quantities.GRADIENT_NORM: gradients.multiple * float(squared.clamp_min(0).sqrt()),
+            quantities.GRADIENT_SNR: float(batch_noise.snr),
+            **dict(zip(QUANTILES, quantiles, strict=True)),
+            **dict.fromkeys(SCALE, torch.nan),
         }
         if self._recent:
             scale = pool_noise_scales(list(self._recent))
-            values = (float(scale.value), float(scale.low), float(scale.high))
-        else:
-            values = (torch.nan,) * 3
-        if self._recent and values[0] != values[0]:
-            why = "the signal is not distinguishable from zero in these batches; the lower end of the interval is valid"
-            refusals = {tags.NOISE_SCALE: why}
-        scalars.update(zip(TAGS[1:4], values, strict=True))
-        return Reading(scalars, histograms={tags.EXAMPLE_NORMS: norms.cpu()}, refusals=refusals)
+            scalars |= dict(zip(SCALE, map(float, (scale.value, scale.low, scale.high)), strict=True))
+            if scale.value.isnan():
+                why = "the signal is not distinguishable from zero in these batches"
+                refusals = {quantities.NOISE_SCALE: f"{why}; the lower end of the interval is valid"}
+        return Reading(scalars, histograms={quantities.EXAMPLE_NORMS: norms.cpu()}, refusals=refusals)
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": [asdict(scale) for scale in self._recent]}

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from lightning_cx.functional import gradient_spectrum, laplacian_basis
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import BatchView, Instrument, Needs
-from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import BatchView, Instrument, ModeScatter, Needs, Reading
+from lightning_cx.instruments.control import Control, ShuffledControl, shuffled_gradients
+from lightning_cx.instruments.gradient_noise import NOT_FINITE
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import ModeScatter, Reading
 
 MIN_EXAMPLES = 16  # a graph of 10 neighbours each over fewer examples joins all with all and orders nothing
 EARLIER_STEPS = 12  # more are hard to tell apart in one picture
 MODES_KEPT = 64  # of each earlier step, the strongest; the others lie at the bottom of the picture
 
-TAGS: tuple[str, ...] = (tags.GRADIENT_MEDIAN, tags.GRADIENT_MEDIAN_CHANCE_LOW, tags.PARTICIPATION_RATIO)
+TAGS = (quantities.GRADIENT_MEDIAN, quantities.GRADIENT_MEDIAN_CHANCE_LOW, quantities.PARTICIPATION_RATIO)
 
 
 @final
@@ -43,12 +43,13 @@ class GradientSpectrum(Instrument):
 
     def __init__(self, control: Control = None, *, name: str = "") -> None:
         super().__init__(name)
+        self.control = control
         self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
-        self._twin = ShuffledTwin(control, GradientSpectrum, order_free=(tags.PARTICIPATION_RATIO,))
+        self._shuffled = ShuffledControl(control, GradientSpectrum, order_free=(quantities.PARTICIPATION_RATIO,))
 
     def reset(self) -> None:
         self._modes.reset()
-        self._twin.reset()
+        self._shuffled.reset()
 
     @property
     def needs(self) -> Needs:
@@ -56,50 +57,47 @@ class GradientSpectrum(Instrument):
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
         reading = self._measure(step, gradients, batch.features)
-        return self._twin.beside(reading, lambda twin: twin.on_gradients(step, shuffled_gradients(gradients), batch))
+        if self.control is None:
+            return reading
+        return self._shuffled.beside(
+            reading, lambda other: other.on_gradients(step, shuffled_gradients(gradients), batch)
+        )
 
     def _measure(self, step: int, sample: GradientSample, features: Tensor | None) -> Reading:
         if sample.gram is None:
             return Reading()
         gram = sample.gram.cpu()
-        nothing = dict.fromkeys(TAGS, torch.nan)
         if features is None:  # whoever looked for them has said why there are none
-            return Reading(nothing)
+            return Reading(dict.fromkeys(TAGS, torch.nan))
         why = None
         if not bool(gram.isfinite().all()):
-            why = "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
+            why = NOT_FINITE
         elif sample.batch_size < MIN_EXAMPLES:
             why = f"a batch of {sample.batch_size} is too small to order its examples: {MIN_EXAMPLES} are needed"
         if why is not None:
-            return Reading(nothing, refusals=dict.fromkeys(TAGS, why))
+            return Reading.refused(TAGS, why)
         basis = laplacian_basis(features.cpu()[: len(gram)])
         spectrum = gradient_spectrum(gram, basis)
         median, chance = float(spectrum.whole_median), float(spectrum.null_median)
         scalars = {
-            tags.GRADIENT_MEDIAN: median,
-            tags.GRADIENT_MEDIAN_CHANCE_LOW: chance - 1.96 * float(spectrum.null_sd),
-            tags.PARTICIPATION_RATIO: float(spectrum.participation_ratio),
+            quantities.GRADIENT_MEDIAN: median,
+            quantities.GRADIENT_MEDIAN_CHANCE_LOW: chance - 1.96 * float(spectrum.null_sd),
+            quantities.PARTICIPATION_RATIO: float(spectrum.participation_ratio),
         }
-        picture = mode_picture(
-            self._modes,
-            "Gradient modes of the batch",
-            step,
-            spectrum.eigenvalues.clamp_min(0).sqrt(),
-            spectrum.medians,
-            median,
-        )
+        strengths = spectrum.eigenvalues.clamp_min(0).sqrt()
+        picture = mode_picture(self._modes, "Gradient modes of the batch", step, strengths, spectrum.medians, median)
         refusals = {}
         if basis.n_levels < 3:  # the constant, and one for all that differs
             why = "the graph of this batch gives no order: its examples are all alike, or all equally different"
             refusals = dict.fromkeys(TAGS[:2], why)
-        return Reading(scalars, pictures={tags.GRADIENT_SPECTRUM: picture}, refusals=refusals)
+        return Reading(scalars, pictures={quantities.GRADIENT_SPECTRUM: picture}, refusals=refusals)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"modes": self._modes.state_dict(), **self._twin.state_dict()}
+        return {"modes": self._modes.state_dict(), **self._shuffled.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._modes.load_state_dict(state["modes"])
-        self._twin.load_state_dict(state)
+        self._shuffled.load_state_dict(state)
 
 
 Modes: TypeAlias = tuple[int, Tensor, Tensor]  # step, singular values, positions
@@ -110,13 +108,7 @@ def mode_picture(
 ) -> ModeScatter:
     """Return the picture of a step's modes before those of earlier steps, and add the step to them.
 
-    Args:
-        earlier: Modes of earlier steps.
-        title: What the modes belong to.
-        step: Step number.
-        singular_values: Of the modes, [r], descending.
-        positions: Median complexity of each as a fraction of the index range, [r].
-        whole: That of the whole gradient.
+    Positions are median complexities as fractions of the index range, `whole` is that of the whole gradient.
     """
     singular_values, positions = singular_values.cpu(), positions.cpu()
     picture = ModeScatter(

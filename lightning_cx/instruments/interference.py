@@ -10,17 +10,16 @@ from torch import Tensor
 
 from lightning_cx.functional import Basis, interference_profile, laplacian_basis
 from lightning_cx.gradients import GradientSample
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import BatchView, Instrument, Method, Needs
-from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_gradients, shuffled_probe
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import BatchView, Instrument, Method, ModeScatter, Needs, Reading
+from lightning_cx.instruments.control import Control, ShuffledControl, shuffled_gradients, shuffled_probe
 from lightning_cx.instruments.gradient_noise import sum_by_layer
 from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS, MIN_EXAMPLES, Modes, mode_picture
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import ModeScatter, Reading
 from lightning_cx.probe import ProbeReading
 
-BATCH_TAGS: tuple[str, ...] = (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
-PROBE_TAGS: tuple[str, ...] = (tags.PROBE_INTERFERENCE, tags.PROBE_INTERFERENCE_P, tags.PROBE_RANK_CORRELATION)
+BATCH_TAGS = (quantities.INTERFERENCE, quantities.INTERFERENCE_P, quantities.RANK_CORRELATION)
+PROBE_TAGS = tuple(map(quantities.on_probe, BATCH_TAGS))
 
 
 @final
@@ -61,6 +60,7 @@ class Interference(Instrument):
         name: str = "",
     ) -> None:
         super().__init__(name)
+        self.control = control
         if on not in ("batch", "probe"):
             raise ValueError(f'Interference is measured on "batch" or "probe", got {on!r}.')
         if examples < MIN_EXAMPLES:
@@ -71,12 +71,12 @@ class Interference(Instrument):
         self.tags = BATCH_TAGS if on == "batch" else PROBE_TAGS
         self._modes: Thinned[Modes] = Thinned(EARLIER_STEPS)
         self._basis: tuple[Tensor, Basis] | None = None
-        self._twin = ShuffledTwin(control, lambda: Interference(on, per_layer, None, examples))
+        self._shuffled = ShuffledControl(control, lambda: Interference(on, per_layer, None, examples))
 
     def reset(self) -> None:
         self._modes.reset()
         self._basis = None
-        self._twin.reset()
+        self._shuffled.reset()
 
     @property
     def needs(self) -> Needs:
@@ -88,28 +88,33 @@ class Interference(Instrument):
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView) -> Reading:
         reading = self._measure(step, gradients, batch.features)
-        return self._twin.beside(reading, lambda twin: twin.on_gradients(step, shuffled_gradients(gradients), batch))
+        if self.control is None:
+            return reading
+        return self._shuffled.beside(
+            reading, lambda other: other.on_gradients(step, shuffled_gradients(gradients), batch)
+        )
 
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
         reading = self._measure(step, probe.gradients, probe.features)
-        return self._twin.beside(reading, lambda twin: twin.on_probe(step, shuffled_probe(probe)))
+        if self.control is None:
+            return reading
+        return self._shuffled.beside(reading, lambda other: other.on_probe(step, shuffled_probe(probe)))
 
     def _measure(self, step: int, sample: GradientSample | None, features: Tensor | None) -> Reading:
         if sample is None or sample.gram is None:
             return Reading()
-        nothing = dict.fromkeys(self.tags, torch.nan)
         if features is None:  # whoever looked for them has said why there are none
-            return Reading(nothing)
+            return Reading(dict.fromkeys(self.tags, torch.nan))
         gram = sample.gram.cpu()
         why = _unusable(gram)
         if why is not None:
-            return Reading(nothing, refusals=dict.fromkeys(self.tags, why))
+            return Reading.refused(self.tags, why)
         basis = self._basis_on(features, len(gram))
         scalars, refusals, picture = self._profile(step, gram, basis)
         for layer, own in sum_by_layer(sample, attrgetter("gram")).items() if self.per_layer else ():
             values, _, _ = self._profile(step, own, basis, whole=False)
-            scalars.update({tags.of_layer(tag, layer): value for tag, value in values.items()})
-        tag = tags.GRADIENT_SPECTRUM if self.on == "batch" else tags.PROBE_GRADIENT_SPECTRUM
+            scalars.update({quantities.of_layer(tag, layer): value for tag, value in values.items()})
+        tag = quantities.GRADIENT_SPECTRUM if self.on == "batch" else quantities.PROBE_GRADIENT_SPECTRUM
         return Reading(scalars, pictures={} if picture is None else {tag: picture}, refusals=refusals)
 
     def _basis_on(self, features: Tensor, count: int) -> Basis:
@@ -137,11 +142,11 @@ class Interference(Instrument):
         return scalars, refusals, picture
 
     def state_dict(self) -> dict[str, Any]:
-        return {"modes": self._modes.state_dict(), **self._twin.state_dict()}
+        return {"modes": self._modes.state_dict(), **self._shuffled.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._modes.load_state_dict(state["modes"])
-        self._twin.load_state_dict(state)
+        self._shuffled.load_state_dict(state)
 
 
 def _unusable(gram: Tensor) -> str | None:

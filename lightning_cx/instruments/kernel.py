@@ -22,9 +22,8 @@ from lightning_cx.functional import (
     kernels,
 )
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ProbePasses
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ProbePasses, Reading
 
 POOLED_SAMPLES = 16
 """Batches whose descent by block is pooled, as many as the noise scale takes: one rarely tells descent from noise."""
@@ -80,8 +79,8 @@ class Kernel(Instrument):
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps is a period of 1 or more steps, got {every_n_steps}.")
         self.on, self.examples, self.every_n_steps = on, examples, every_n_steps
-        every = (*SPECTRUM, *TARGET, tags.KERNEL_BLOCK_SHARE)
-        self.tags = every if on == "batch" else tuple(map(tags.on_probe, every))
+        every = (*SPECTRUM, *TARGET, quantities.KERNEL_BLOCK_SHARE)
+        self.tags = every if on == "batch" else tuple(map(quantities.on_probe, every))
         self.blocks: Blocks = checked_blocks(blocks)
         self._recent: deque[kernels.BlockShares] = deque(maxlen=POOLED_SAMPLES)
 
@@ -98,14 +97,12 @@ class Kernel(Instrument):
         return frozenset({"on_gradients" if self.on == "batch" else "on_model"})
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del step
         if gradients.gram is None or self.on != "batch":
             return Reading()
         reading = of_kernel(gradients.gram.cpu(), batch.targets, "targets of this batch")
         return self._with_blocks(reading, gradients)
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
-        del step
         if self.on != "probe":
             return Reading()
         try:
@@ -116,13 +113,13 @@ class Kernel(Instrument):
             n, outputs = jacobian.residuals.shape
             traced = jacobian.gram.reshape(n, outputs, n, outputs).diagonal(dim1=1, dim2=3).sum(-1)
             reading = of_kernel(traced, jacobian.residuals, "residuals of the probe", whole=jacobian.gram)
-        if self.blocks != "off":
-            try:
+        try:
+            if self.blocks != "off":
                 reading = self._with_blocks(reading, passes.gradients(self.examples, per_layer=True))
-            except (UnsupportedGradientError, ValueError) as error:
-                why = f"the gradients of the probe could not be read: {error}"
-                reading = reading.joined(Reading.refused((tags.KERNEL_BLOCK_SHARE,), why))
-        return reading.renamed(tags.on_probe)
+        except (UnsupportedGradientError, ValueError) as error:
+            why = f"the gradients of the probe could not be read: {error}"
+            reading = reading.joined(Reading.refused((quantities.KERNEL_BLOCK_SHARE,), why))
+        return reading.renamed(quantities.on_probe)
 
     def _with_blocks(self, reading: Reading, sample: GradientSample) -> Reading:
         """Add the descent by block to a reading, unless it is disabled."""
@@ -132,7 +129,7 @@ class Kernel(Instrument):
         try:
             members = parameter_blocks(grams, self.blocks)
         except ValueError as error:
-            return reading.joined(Reading.refused((tags.KERNEL_BLOCK_SHARE,), str(error)))
+            return reading.joined(Reading.refused((quantities.KERNEL_BLOCK_SHARE,), str(error)))
         found = block_shares({block: torch.stack([grams[n] for n in names]).sum(0) for block, names in members.items()})
         if not bool(found.covariance.isfinite().all()):
             why = "the gradients are not finite, or of fewer than 3 examples"
@@ -157,19 +154,19 @@ class Kernel(Instrument):
 MIN_EXAMPLES = 16
 """Errors come from leaving out tenths of the examples; with fewer, each would be a single one."""
 
-SPECTRUM: tuple[str, ...] = (
-    tags.KERNEL_DECAY,
-    tags.KERNEL_DECAY_SPREAD,
-    tags.KERNEL_PARTICIPATION_RATIO,
-    tags.KERNEL_PARTICIPATION_RATIO_ERROR,
-    tags.KERNEL_EFFECTIVE_RANK,
-    tags.KERNEL_EFFECTIVE_RANK_ERROR,
+SPECTRUM = (
+    quantities.KERNEL_DECAY,
+    quantities.KERNEL_DECAY_SPREAD,
+    quantities.KERNEL_PARTICIPATION_RATIO,
+    quantities.KERNEL_PARTICIPATION_RATIO_ERROR,
+    quantities.KERNEL_EFFECTIVE_RANK,
+    quantities.KERNEL_EFFECTIVE_RANK_ERROR,
 )
-TARGET: tuple[str, ...] = (
-    tags.KERNEL_ALIGNMENT,
-    tags.KERNEL_ALIGNMENT_CHANCE_HIGH,
-    tags.KERNEL_POWER_AREA,
-    tags.KERNEL_POWER_AREA_CHANCE_HIGH,
+TARGET = (
+    quantities.KERNEL_ALIGNMENT,
+    quantities.KERNEL_ALIGNMENT_CHANCE_HIGH,
+    quantities.KERNEL_POWER_AREA,
+    quantities.KERNEL_POWER_AREA_CHANCE_HIGH,
 )
 
 
@@ -188,10 +185,10 @@ def of_kernel(gram: Tensor, targets: Tensor | None, called: str, whole: Tensor |
     if not decay.last_rank:
         why = f"these {n} examples leave too few eigenvalues: 56 examples and 7 eigenvalues above rounding are needed"
         refusals |= dict.fromkeys(SPECTRUM[:2], why)
-    elif scalars[tags.KERNEL_DECAY_SPREAD] != scalars[tags.KERNEL_DECAY_SPREAD]:
-        refusals[tags.KERNEL_DECAY_SPREAD] = "a half of the examples leaves too few eigenvalues"
+    elif scalars[quantities.KERNEL_DECAY_SPREAD] != scalars[quantities.KERNEL_DECAY_SPREAD]:
+        refusals[quantities.KERNEL_DECAY_SPREAD] = "a half of the examples leaves too few eigenvalues"
     eigenvalues = complexity.principal_eigenvalues(gram if whole is None else whole, n)
-    histograms = {tags.KERNEL_SPECTRUM: (eigenvalues / eigenvalues[:1]).log10()} if len(eigenvalues) else {}
+    histograms = {quantities.KERNEL_SPECTRUM: (eigenvalues / eigenvalues[:1]).log10()} if len(eigenvalues) else {}
     reading = Reading(scalars, histograms=histograms, refusals=refusals)
     return reading.joined(_of_target(gram, targets, called))
 
@@ -212,25 +209,22 @@ def _of_target(gram: Tensor, targets: Tensor | None, called: str) -> Reading:
 def of_blocks(found: kernels.BlockShares) -> Reading:
     """Return which block gives the descent, with a card of all intervals."""
     if not found.is_known:
-        why = (
-            "the descent that these batches have in common is not distinguishable from noise, so it cannot be divided "
-            "among the blocks"
-        )
-        return unknown_blocks(found.blocks, why)
+        why = "the descent that these batches have in common is not distinguishable from noise"
+        return unknown_blocks(found.blocks, f"{why}, so it cannot be divided among the blocks")
     scalars, rows = {}, ["| block | share of the descent | 95% interval | share of the noise |", "|---|---|---|---|"]
     columns = (found.share, found.low, found.high, found.noise_share)
     for block, share, low, high, noise in zip(found.blocks, *(column.tolist() for column in columns), strict=True):
-        scalars[tags.of_block(tags.KERNEL_BLOCK_SHARE, block)] = share
-        scalars[tags.of_block(tags.KERNEL_BLOCK_SHARE_LOW, block)] = low
+        scalars[quantities.of_block(quantities.KERNEL_BLOCK_SHARE, block)] = share
+        scalars[quantities.of_block(quantities.KERNEL_BLOCK_SHARE_LOW, block)] = low
         rows.append(f"| {block} | {share:.1%} | {low:.1%} to {high:.1%} | {noise:.1%} |")
-    return Reading(scalars, texts={tags.KERNEL_BLOCK_SHARE: "\n".join(rows)})
+    return Reading(scalars, texts={quantities.KERNEL_BLOCK_SHARE: "\n".join(rows)})
 
 
 def unknown_blocks(blocks: Sequence[str], why: str) -> Reading:
     """Return why no block has a share; ends of intervals are cleared too, or those of an earlier reading would stay."""
-    kinds = (tags.KERNEL_BLOCK_SHARE, tags.KERNEL_BLOCK_SHARE_LOW)
-    scalars = {tags.of_block(kind, block): torch.nan for kind in kinds for block in blocks}
-    card = {tags.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
+    kinds = (quantities.KERNEL_BLOCK_SHARE, quantities.KERNEL_BLOCK_SHARE_LOW)
+    scalars = {quantities.of_block(kind, block): torch.nan for kind in kinds for block in blocks}
+    card = {quantities.KERNEL_BLOCK_SHARE: f"**unknown**: {why}."}
     return Reading(scalars, refusals=dict.fromkeys(scalars, why), texts=card)
 
 
@@ -251,11 +245,7 @@ NO_BLOCKS = (
 
 
 def checked_blocks(blocks: Blocks) -> Blocks:
-    """Return the setting, or refuse one that names no blocks.
-
-    Raises:
-        ValueError: If it is neither "auto", "off", a depth of 1 or more, nor a mapping of beginnings of names.
-    """
+    """Return the setting, or refuse one that names no blocks."""
     if isinstance(blocks, Mapping):
         good = bool(blocks) and all(_beginnings(value) and all(_beginnings(value)) for value in blocks.values())
     else:
@@ -267,21 +257,12 @@ def checked_blocks(blocks: Blocks) -> Blocks:
 
 
 def parameter_blocks(names: Iterable[str], blocks: Blocks = "auto") -> dict[str, tuple[str, ...]]:
-    """Sort parameters into blocks by their names.
+    """Sort parameters into blocks by their names; those of no block are ``"rest"``, last.
 
-    Args:
-        names: Of the parameters, as `named_parameters` gives them.
-        blocks: "auto" finds submodules that are numbered (``layers.3``, ``layer1.0``, ``encoder_layer_0``), hold layers
-            of their own, and are built like another one of the same place: the outermost such, unless that does nothing
-            but hold smaller ones. Whether they have a skip connection, names do not tell. A depth takes that many
-            parts of each name; a mapping says how the names of each block's parameters begin.
-
-    Returns:
-        Names of the parameters of each block, blocks and names in alphabetical order with numbers as numbers (a mapping
-        keeps its own order), and of the others as ``"rest"``, last, if there are any.
-
-    Raises:
-        ValueError: If there are fewer than two blocks, or one of those that were given has no parameters.
+    "auto" finds submodules that are numbered (``layers.3``, ``layer1.0``, ``encoder_layer_0``), hold layers of their
+    own, and are built like another one of the same place: the outermost such, unless that does nothing but hold smaller
+    ones. Whether they have a skip connection, names do not tell. Blocks and names are in alphabetical order with
+    numbers as numbers; a mapping keeps its own order.
 
     Example:
         >>> names = ["stem.weight", "blocks.0.a.weight", "blocks.0.b.weight", "blocks.1.a.weight", "blocks.1.b.weight"]
@@ -324,7 +305,7 @@ def _beginnings(given: str | Sequence[str]) -> Sequence[str]:
 
 
 def _numbered(name: str) -> list[tuple[str, str]]:
-    """Yield the prefixes of a name that end in a numbered part, outermost first, each with its remainder."""
+    """Return the prefixes of a name that end in a numbered part, outermost first, each with its remainder."""
     parts = name.split(".")
     ends = [end for end in range(1, len(parts)) if re.search(r"(^|_)\d+$", parts[end - 1])]
     return [(".".join(parts[:end]), ".".join(parts[end:])) for end in ends]

@@ -12,10 +12,9 @@ from torch.optim import SGD, Optimizer
 
 from lightning_cx.functional import convergence, local_model, loss_tail
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses, Reading
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
 
 ROWS = 512
@@ -30,8 +29,8 @@ KEPT = 512
 READINGS_PER_TAIL = 8
 """A tail that is nearly the same gives nearly the same law: it is fitted again when an eighth is new."""
 
-LAW: tuple[str, ...] = (tags.RECOVERY_LAW, tags.RECOVERY_RATE, tags.RECOVERY_RATE_LOW, tags.RECOVERY_RATE_HIGH)
-LOCAL: tuple[str, ...] = (tags.RECOVERY_PREDICTED_RATE, tags.RECOVERY_RANK_SHARE, tags.RECOVERY_REMOVABLE)
+LAW = (quantities.RECOVERY_LAW, *quantities.interval(quantities.RECOVERY_RATE))
+LOCAL = (quantities.RECOVERY_PREDICTED_RATE, quantities.RECOVERY_RANK_SHARE, quantities.RECOVERY_REMOVABLE)
 
 
 @final
@@ -91,12 +90,13 @@ class LocalRecovery(Instrument):
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
         self._outputs = probe.outputs.shape[1]
         if not math.isfinite(probe.loss):
-            why = "the loss on the probe is not known, or not finite"
-            return Reading.refused(LAW, why)
+            return Reading.refused(LAW, "the loss on the probe is not known, or not finite")
         if not self._take(step, probe.loss):
             return Reading()
-        steps, losses = self._latest(self.tail)
-        law = self._law = loss_tail(steps, losses)
+        held = list(self._losses)
+        begin = held[-1][0] - self.tail * (held[-1][0] - held[0][0])
+        steps, losses = zip(*(point for point in held if point[0] >= begin), strict=True)
+        law = self._law = loss_tail(list(steps), list(losses))
         if law.law == "unknown":
             why = f"{law.reason} in the latest {self.tail:.0%} of the steps"
             return Reading.refused(LAW, why, self._card())
@@ -117,15 +117,7 @@ class LocalRecovery(Instrument):
         self._new = 0
         return True
 
-    def _latest(self, share: float) -> tuple[list[int], list[float]]:
-        """Return steps and losses of the latest share of the steps."""
-        held = list(self._losses)
-        begin = held[-1][0] - share * (held[-1][0] - held[0][0])
-        late = [(step, loss) for step, loss in held if step >= begin]
-        return [step for step, _ in late], [loss for _, loss in late]
-
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
-        del step
         try:
             local = self._local_model(passes)
         except (UnsupportedGradientError, ValueError) as refusal:  # the model, the loss or the size, in words
@@ -161,7 +153,7 @@ class LocalRecovery(Instrument):
         return found
 
     def _card(self) -> dict[str, str]:
-        return {tags.RECOVERY_VERDICT: card(self._law, self._local, self._predicted, self._why)}
+        return {quantities.RECOVERY_VERDICT: card(self._law, self._local, self._predicted, self._why)}
 
     def state_dict(self) -> dict[str, Any]:
         law = None if self._law is None else {**asdict(self._law), "bic": dict(self._law.bic)}
@@ -209,15 +201,9 @@ def _descent(optimizer: Optimizer | None, module: nn.Module) -> dict[str, Any] |
         return "weight decay moves the minimum away from that of the loss, and the local rate is that of the loss"
     if any(group["maximize"] for group in groups):
         return "the optimizer maximises"
-    settings = [
-        {
-            "learning_rate": float(group["lr"]),
-            "momentum": float(group["momentum"]),
-            "dampening": float(group["dampening"]),
-            "nesterov": bool(group["nesterov"]),
-        }
-        for group in groups
-    ]
+    names = {"learning_rate": "lr", "momentum": "momentum", "dampening": "dampening"}
+    settings = [{name: float(group[key]) for name, key in names.items()} for group in groups]
+    settings = [{**own, "nesterov": bool(group["nesterov"])} for own, group in zip(settings, groups, strict=True)]
     if any(other != settings[0] for other in settings[1:]):
         return "parameter groups have settings of their own, and the local rate is defined for one learning rate"
     stepped = {id(p) for group in groups for p in group["params"]}
@@ -246,13 +232,7 @@ AGREE = 1.5
 
 
 def card(law: convergence.LossTail | None, local: convergence.LocalModel | None, predicted: float, why: str) -> str:
-    """Put the end of a loss curve in words, in markdown.
-
-    Args:
-        law: Of the losses so far, if there is one.
-        local: What the Jacobian says, if it was looked at.
-        predicted: Rate per step that it predicts, or nan.
-        why: Why there is none.
+    """Put the end of a loss curve in words, in markdown; `why` says why no rate is predicted.
 
     Example:
         >>> import numpy as np

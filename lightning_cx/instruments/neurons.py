@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.functional import neuron_report, neurons
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses, Reading
 
 MAX_CHANCE = 0.05
 """Share of random neurons that look like copies up to which copies are counted: over that, a layer has too few inputs
 for its neurons to be told apart."""
 
-SHARES: tuple[str, ...] = (
-    tags.NEURONS_DUPLICATES,
-    tags.NEURONS_DEAD,
-    tags.NEURONS_SILENT,
-    tags.NEURONS_RANK,
-    tags.NEURONS_EFFECTIVE_RANK,
+SHARES = (
+    quantities.NEURONS_DUPLICATES,
+    quantities.NEURONS_DEAD,
+    quantities.NEURONS_SILENT,
+    quantities.NEURONS_RANK,
+    quantities.NEURONS_EFFECTIVE_RANK,
 )
-TEACHER: tuple[str, ...] = (tags.NEURONS_ALIGNMENT, tags.NEURONS_ALIGNMENT_CHANCE, tags.NEURONS_TEACHER_DISTANCE)
+ALIGNMENT = (quantities.NEURONS_ALIGNMENT, quantities.NEURONS_ALIGNMENT_CHANCE)
+TEACHER = (*ALIGNMENT, quantities.NEURONS_TEACHER_DISTANCE)
 
 
 @final
@@ -87,31 +87,29 @@ class Neurons(Instrument):
         return Needs(passes=self.examples / 256, every_n_steps=self.every_n_steps)
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
-        del step
         module, activations = passes.module, passes.activations(self.examples)
         everyone = hidden_layers(module, activations)
         found = [layer for layer in everyone if self.layers is None or layer.name in self.layers]
         missing = self._missing(module, activations, found)
         if not found:
-            names = (*SHARES, *(TEACHER if self._teacher else ()))
-            why = (
-                "; ".join(missing.values())
-                or "the model has no hidden linear or convolution layer that can be identified"
-            )
-            return Reading.refused(names, why)
-        reports = {layer: _report(layer, module, activations) for layer in found}
+            why = "the model has no hidden linear or convolution layer that can be identified"
+            return Reading.refused(self.tags if self._teacher else SHARES, "; ".join(missing.values()) or why)
+        reports = {}
+        for layer in found:
+            incoming, bias, outgoing = layer.weights(module)
+            outputs = layer.outputs(module, activations)
+            reports[layer] = neuron_report(incoming, outgoing, outputs, bias, sign=layer.odd)
         scalars, refusals = _shares(list(reports.values()))
         for layer, report in reports.items() if self.per_layer else ():
             own, whys = _shares([report])
-            scalars |= {tags.of_layer(tag, layer.name): value for tag, value in own.items()}
-            refusals |= {tags.of_layer(tag, layer.name): why for tag, why in whys.items()}
-        for name, why in missing.items():
-            scalars[tags.of_layer(tags.NEURONS_DUPLICATES, name)] = torch.nan
-            refusals[tags.of_layer(tags.NEURONS_DUPLICATES, name)] = why
+            scalars |= {quantities.of_layer(tag, layer.name): value for tag, value in own.items()}
+            refusals |= {quantities.of_layer(tag, layer.name): why for tag, why in whys.items()}
+        refusals |= {quantities.of_layer(quantities.NEURONS_DUPLICATES, name): why for name, why in missing.items()}
+        scalars |= {quantities.of_layer(quantities.NEURONS_DUPLICATES, name): torch.nan for name in missing}
         if self._teacher is not None:
             with_teacher, whys = self._compare(found, everyone, module)
             scalars, refusals = scalars | with_teacher, refusals | whys
-        return Reading(scalars, refusals=refusals, texts={tags.NEURONS_CARD: _card(reports, scalars)})
+        return Reading(scalars, refusals=refusals, texts={quantities.NEURONS_CARD: _card(reports, scalars)})
 
     def _missing(
         self, module: nn.Module, activations: Mapping[str, Tensor], found: Sequence[HiddenLayer]
@@ -134,15 +132,14 @@ class Neurons(Instrument):
         assert self._teacher is not None
         first = everyone[0]
         incoming, bias, outgoing = first.weights(module)
-        nothing = dict.fromkeys(TEACHER, math.nan)
         try:
             weight, their_bias = layer_of(self._teacher, first.name)
             mine, theirs = _with_bias(incoming, bias, their_bias), _with_bias(weight.flatten(1), their_bias, bias)
             alignment = neurons.teacher_alignment(mine, theirs, first.odd)
         except ValueError as refusal:
-            return nothing, dict.fromkeys(TEACHER, str(refusal))
-        scalars = {tags.NEURONS_ALIGNMENT: alignment.value, tags.NEURONS_ALIGNMENT_CHANCE: alignment.chance}
-        refusals = dict.fromkeys(TEACHER[:2], "a weight is not finite") if math.isnan(alignment.value) else {}
+            return dict.fromkeys(TEACHER, math.nan), dict.fromkeys(TEACHER, str(refusal))
+        scalars = dict(zip(ALIGNMENT, (alignment.value, alignment.chance), strict=True))
+        refusals = dict.fromkeys(ALIGNMENT, "a weight is not finite") if math.isnan(alignment.value) else {}
         try:
             if len(everyone) > 1:
                 raise ValueError("the distance from a teacher is defined for one hidden layer, and there are more")
@@ -152,13 +149,8 @@ class Neurons(Instrument):
             why = "" if math.isfinite(distance) else "the weights are zero or not finite"
         except ValueError as refusal:
             distance, why = math.nan, str(refusal)
-        refusals |= {tags.NEURONS_TEACHER_DISTANCE: why} if why else {}
-        return {**scalars, tags.NEURONS_TEACHER_DISTANCE: distance}, refusals
-
-
-def _report(layer: HiddenLayer, module: nn.Module, activations: Mapping[str, Tensor]) -> neurons.NeuronReport:
-    incoming, bias, outgoing = layer.weights(module)
-    return neuron_report(incoming, outgoing, layer.outputs(module, activations), bias, sign=layer.odd)
+        refusals |= {quantities.NEURONS_TEACHER_DISTANCE: why} if why else {}
+        return {**scalars, quantities.NEURONS_TEACHER_DISTANCE: distance}, refusals
 
 
 def _with_bias(weights: Tensor, bias: Tensor | None, others: Tensor | None) -> Tensor:
@@ -181,7 +173,8 @@ def _shares(reports: Sequence[neurons.NeuronReport]) -> tuple[dict[str, float], 
     reasons = dict.fromkeys(SHARES, "weights or outputs are not finite, or the examples are too few")
     chance = max((r.duplicates_by_chance for r in reports), default=0.0)
     if chance > MAX_CHANCE:
-        reasons[tags.NEURONS_DUPLICATES] = f"{chance:.0%} of random neurons would look like copies: too few inputs"
+        why = f"{chance:.0%} of random neurons would look like copies: too few inputs"
+        reasons[quantities.NEURONS_DUPLICATES] = why
     shares = {tag: sum(a for a, _ in of) / sum(b for _, b in of) if of else math.nan for tag, of in counts.items()}
     return shares, {tag: reasons[tag] for tag, value in shares.items() if math.isnan(value)}
 
@@ -192,8 +185,8 @@ def _card(reports: Mapping[HiddenLayer, neurons.NeuronReport], scalars: Mapping[
         f"{f' through {layer.function}' if layer.function else ''}: {report}"
         for layer, report in reports.items()
     ]
-    if tags.NEURONS_ALIGNMENT in scalars:
-        value, chance = scalars[tags.NEURONS_ALIGNMENT], scalars[tags.NEURONS_ALIGNMENT_CHANCE]
+    if quantities.NEURONS_ALIGNMENT in scalars:
+        value, chance = (scalars[tag] for tag in ALIGNMENT)
         lines.append(f"- alignment with the teacher's neurons {value:.3f} (random ones: {chance:.3f})")
     return "\n".join(lines)
 
@@ -211,22 +204,9 @@ half a percent of that."""
 MAX_OUTPUTS = 1 << 14
 """Positions at which the neurons of a convolution, or of a layer on sequences, are looked at; evenly spaced ones."""
 
-_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Conv1d: F.conv1d,
-    nn.Conv2d: F.conv2d,
-    nn.Conv3d: F.conv3d,
-}
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "": lambda x: x,
-    "relu": F.relu,
-    "tanh": torch.tanh,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "elu": F.elu,
-    "leaky_relu": F.leaky_relu,
-    "softplus": F.softplus,
-}
+_CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+_NAMED = (F.relu, torch.tanh, F.gelu, F.silu, torch.sigmoid, F.elu, F.leaky_relu, F.softplus)
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"": lambda x: x, **{of.__name__: of for of in _NAMED}}
 # Odd functions, through which a neuron of opposite sign stays one: parts that do nothing in eval mode, those without a
 # state, and norms, whose shift belongs to the neuron.
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -237,21 +217,13 @@ _ODD_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True)
 class HiddenLayer:
-    """A layer whose neurons another layer reads one by one.
-
-    Attributes:
-        name: Of the layer.
-        reader: Name of the layer that reads it.
-        source: Name of the part whose output is read.
-        function: Function applied to that output in between, if no part applies it.
-        odd: Whether everything between the two layers is an odd function.
-    """
+    """A layer whose neurons another layer reads one by one."""
 
     name: str
-    reader: str
-    source: str
-    function: str
-    odd: bool
+    reader: str  # name of the layer that reads it
+    source: str  # name of the part whose output is read
+    function: str  # applied to that output in between, if no part applies it
+    odd: bool  # whether everything between the two layers is an odd function
 
     def outputs(self, module: nn.Module, activations: Mapping[str, Tensor]) -> Tensor:
         """Return the outputs of its neurons, [n, m]: one row for each example and position."""
@@ -262,10 +234,8 @@ class HiddenLayer:
     def weights(self, module: nn.Module) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return incoming weights [m, d], bias [m] or None, and outgoing weights [o, m], on the host."""
         layer, reader = module.get_submodule(self.name), module.get_submodule(self.reader)
-        incoming, bias = _tensors(layer)
-        outgoing = _tensors(reader)[0]
-        groups = int(getattr(reader, "groups", 1))
-        m = len(incoming)
+        (incoming, bias), (outgoing, _) = _tensors(layer), _tensors(reader)
+        groups, m = int(getattr(reader, "groups", 1)), len(incoming)
         by_neuron = outgoing.reshape(groups, len(outgoing) // groups, m // groups, -1).transpose(1, 2)
         return incoming.flatten(1), bias, by_neuron.reshape(m, -1).T
 
@@ -281,14 +251,7 @@ def hidden_layers(module: nn.Module, activations: Mapping[str, Tensor]) -> list[
 
     What a layer reads is guessed from what came before it, the output of a part or a common function of it, and the
     guess is checked: the layer, given that, has to put out what it did. So the order of the parts is used, but not
-    believed. Layers that are read through a sum of branches or through attention are not found.
-
-    Args:
-        module: The model; its parts are not run.
-        activations: Outputs of its parts on some examples, [n, ...], by name, in order of use.
-
-    Returns:
-        Hidden layers in order of use.
+    believed. Layers that are read through a sum of branches or through attention are not found. No part is run.
     """
     few = {name: values[:CHECKED] for name, values in activations.items()}
     order, names = list(few), weight_layers(module, few)
@@ -331,13 +294,9 @@ def _applied(layer: nn.Module, x: Tensor, axis: int) -> Tensor | None:
         if axis == 1:
             x = x.flatten(1)  # positions of a neuron stay together
         return F.linear(x, weight) if x.shape[-1] == weight.shape[1] else None
-    groups = int(getattr(layer, "groups", 1))
+    groups, is_plain = int(getattr(layer, "groups", 1)), getattr(layer, "padding_mode", "") == "zeros"
     convolve = next(of for kind, of in _CONVOLUTIONS.items() if isinstance(layer, kind))
-    if (
-        getattr(layer, "padding_mode", "") != "zeros"
-        or x.dim() != weight.dim()
-        or x.shape[1] != weight.shape[1] * groups
-    ):
+    if not is_plain or x.dim() != weight.dim() or x.shape[1] != weight.shape[1] * groups:
         return None
     return convolve(x, weight, None, layer.stride, layer.padding, layer.dilation, groups)
 
@@ -395,14 +354,7 @@ Teacher: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
 
 def teacher_weights(teacher: Teacher) -> dict[str, Tensor]:
-    """Take the weights of a teacher by name, from a module, its state dict, or a file that holds one.
-
-    Args:
-        teacher: A module, a state dict, or the path of a checkpoint (Lightning's, or a saved state dict).
-
-    Raises:
-        ValueError: If there is no such file, it holds more than weights and plain values, or no tensors.
-    """
+    """Take the weights of a teacher by name, from a module, its state dict, or a checkpoint that holds one."""
     if isinstance(teacher, nn.Module):
         teacher = teacher.state_dict()
     if isinstance(teacher, str | Path):
@@ -430,9 +382,6 @@ def layer_of(weights: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor 
     """Return weight and bias of the teacher's layer of the same name, up to a prefix.
 
     A student that is wrapped, as `net.0`, has a teacher that is not, as `0`, and the other way round.
-
-    Raises:
-        ValueError: If there is none, or more than one.
     """
     names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
     same = [name for name in names if name == layer]

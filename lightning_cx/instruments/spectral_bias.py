@@ -17,19 +17,18 @@ from lightning_cx.functional import (
     octave_bands,
     spectral_bias_index,
 )
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import Instrument
-from lightning_cx.instruments.control import Control, ShuffledTwin, shuffled_probe
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import BandDecay, Instrument, Picture, Reading, Spectrogram
+from lightning_cx.instruments.control import Control, ShuffledControl, shuffled_probe
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import BandDecay, Picture, Reading, Spectrogram
 from lightning_cx.probe import ProbeReading
 
 SUMMARY = (
-    tags.RESIDUAL_ENERGY,
-    tags.RESIDUAL_MEDIAN,
-    tags.WHITENESS,
-    tags.SPECTRAL_BIAS_INDEX,
-    tags.HIGH_COMPLEXITY_DOMINANCE,
+    quantities.RESIDUAL_ENERGY,
+    quantities.RESIDUAL_MEDIAN,
+    quantities.WHITENESS,
+    quantities.SPECTRAL_BIAS_INDEX,
+    quantities.HIGH_COMPLEXITY_DOMINANCE,
 )
 
 
@@ -59,22 +58,27 @@ class SpectralBias(Instrument):
 
     def __init__(self, per_band: bool = False, control: Control = None, *, name: str = "") -> None:
         super().__init__(name)
+        self.control = control
         self.per_band = per_band
         self._basis: Basis | None = None
         self._features: Tensor | None = None
         self._fingerprint: float | None = None
         self._learning = Learning()
         self._bands = BandHistory()
-        self._twin = ShuffledTwin(control, lambda: SpectralBias(per_band), order_free=(tags.RESIDUAL_ENERGY,))
+        self._shuffled = ShuffledControl(
+            control, lambda: SpectralBias(per_band), order_free=(quantities.RESIDUAL_ENERGY,)
+        )
 
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
         reading = self._measure(step, probe)
-        return self._twin.beside(reading, lambda twin: twin.on_probe(step, shuffled_probe(probe)))
+        if self.control is None:
+            return reading
+        return self._shuffled.beside(reading, lambda other: other.on_probe(step, shuffled_probe(probe)))
 
     def _measure(self, step: int, probe: ProbeReading) -> Reading:
         n, basis, residuals = len(probe.residuals), self._basis_on(probe.features), probe.residuals
         bands = octave_bands(basis.n_levels)
-        band_tags = [tags.residual_band(number) for number in range(len(bands))]
+        band_tags = [quantities.residual_band(number) for number in range(len(bands))]
         bad = int((~residuals.isfinite().all(1)).sum())
         if bad:
             why = f"{bad} of {n} residuals are NaN or infinite: inputs are, or training diverged"
@@ -88,11 +92,11 @@ class SpectralBias(Instrument):
             varying, torch.bincount(axis.level_of), float(complexity.independent_outputs(residuals))
         )
         scalars = {
-            tags.RESIDUAL_ENERGY: float(residuals.square().sum()) / n,
-            tags.RESIDUAL_MEDIAN: float(complexity.median_position(basis, residuals)),
-            tags.WHITENESS: float(white.ratio),
-            tags.SPECTRAL_BIAS_INDEX: self._learning.spectral_bias,
-            tags.HIGH_COMPLEXITY_DOMINANCE: self._learning.dominance,
+            quantities.RESIDUAL_ENERGY: float(residuals.square().sum()) / n,
+            quantities.RESIDUAL_MEDIAN: float(complexity.median_position(basis, residuals)),
+            quantities.WHITENESS: float(white.ratio),
+            quantities.SPECTRAL_BIAS_INDEX: self._learning.spectral_bias,
+            quantities.HIGH_COMPLEXITY_DOMINANCE: self._learning.dominance,
             **dict(zip(band_tags, by_band.tolist(), strict=True)),
         }
         if self.per_band:
@@ -104,9 +108,9 @@ class SpectralBias(Instrument):
         fitted = self._learning.fitted(basis.level_of, bands)
         scalars: dict[str, float] = {}
         for number in range(len(bands)):
-            scalars[tags.fitted_fraction(number)] = float(fitted[number])
-            scalars[tags.decay_rate(number)] = float(rates.rate[number])
-            scalars[tags.half_life(number)] = float(rates.half_life[number])
+            scalars[quantities.fitted_fraction(number)] = float(fitted[number])
+            scalars[quantities.decay_rate(number)] = float(rates.rate[number])
+            scalars[quantities.half_life(number)] = float(rates.half_life[number])
         return scalars
 
     def _basis_on(self, features: Tensor) -> Basis:
@@ -124,53 +128,42 @@ class SpectralBias(Instrument):
 
     def reset(self) -> None:
         self._start_afresh()
-        self._twin.reset()
+        self._shuffled.reset()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "fingerprint": self._fingerprint,
             **self._learning.state_dict(),
             **self._bands.state_dict(),
-            **self._twin.state_dict(),
+            **self._shuffled.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._fingerprint = state["fingerprint"]
         self._learning.load_state_dict(state)
         self._bands.load_state_dict(state)
-        self._twin.load_state_dict(state)
+        self._shuffled.load_state_dict(state)
 
 
 WINDOW = 5  # readings back over which dominance is measured (THEORY 5 measured its rules so)
 
 
 class Learning:
-    """Spectral bias index, dominance and fitted fractions against the first residual that was seen.
-
-    Attributes:
-        spectral_bias: The index at the moment when half of the energy was gone; nan until then.
-        dominance: Share of the energy removed over the last readings that was complex; nan until there are enough.
-    """
+    """Spectral bias index, dominance and fitted fractions against the first residual that was seen."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next residual is the first one."""
-        self.spectral_bias = torch.nan
-        self.dominance = torch.nan
+        self.spectral_bias = torch.nan  # until half of the energy is gone
+        self.dominance = torch.nan  # until there are enough readings
         self._initial: Tensor | None = None
         self._recent: deque[Tensor] = deque(maxlen=WINDOW + 1)
         self._first_coefficients: Tensor | None = None
         self._coefficients: Tensor | None = None
 
     def follow(self, energy: Tensor, coefficients: Tensor) -> None:
-        """Add one reading.
-
-        Args:
-            energy: ``[L]`` level energies of the residual, without the constant.
-            coefficients: ``[K, C]`` its coefficients in the whole basis.
-        """
+        """Add one residual: level energies ``[L]`` without the constant, coefficients ``[K, C]`` in the whole basis."""
         if self._initial is None:
             self._initial, self._first_coefficients = energy, coefficients
         elif self.spectral_bias != self.spectral_bias:  # the first crossing counts
@@ -191,7 +184,6 @@ class Learning:
         return fitted_fraction(first, now, level_of, bands)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to survive a checkpoint."""
         return {
             "index": self.spectral_bias,
             "initial": self._initial,
@@ -200,7 +192,6 @@ class Learning:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.reset()
         self.spectral_bias = state["index"]
         self._initial = state["initial"]
@@ -219,7 +210,6 @@ class BandHistory:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all readings."""
         self._columns: Thinned[tuple[int, Tensor]] = Thinned(MAX_COLUMNS)
         self._recent: deque[tuple[int, Tensor]] = deque(maxlen=RATE_READINGS)
 
@@ -255,14 +245,12 @@ class BandHistory:
             reading="One line for each band of complexity, dark for simple and light for complex. In a healthy run the "
             "dark lines fall first; when they have levelled off and the light ones still fall, noise is being fitted.",
         )
-        return {tags.RESIDUAL_SPECTROGRAM: spectrogram, tags.BAND_DECAY: decay}
+        return {quantities.RESIDUAL_SPECTROGRAM: spectrogram, quantities.BAND_DECAY: decay}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to survive a checkpoint."""
         return {"columns": self._columns.state_dict(), "recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.reset()
         self._columns.load_state_dict(state["columns"])
         self._recent.extend(state["recent"])

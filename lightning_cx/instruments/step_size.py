@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lightning_cx.functional import curvature, largest_eigenvalue, step_size
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import Instrument, Needs, ProbePasses
-from lightning_cx.instruments.reading import Reading
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import Instrument, Needs, ProbePasses, Reading
 
 PASSES_PER_PRODUCT = 2.0
 """First guess: passes forward and backward that a Hessian-vector product takes as long as; 1.2 to 3.5 were measured on
@@ -22,9 +21,9 @@ a busy machine (docs/step_size.md)."""
 PASSES_OF_JACOBIAN = 6.0
 """The same for 256 rows of a Jacobian; 3 to 8 were measured for an MLP and a small convnet."""
 
-SHARPNESS: tuple[str, ...] = (tags.SHARPNESS, tags.SHARPNESS_LOW, tags.SHARPNESS_HIGH)
-EDGE: tuple[str, ...] = (tags.EDGE, tags.EDGE_LOW, tags.EDGE_HIGH)
-GAUSS_NEWTON: tuple[str, ...] = (tags.GAUSS_NEWTON, tags.GAUSS_NEWTON_LOW, tags.GAUSS_NEWTON_HIGH)
+SHARPNESS = quantities.interval(quantities.SHARPNESS)
+EDGE = quantities.interval(quantities.EDGE)
+GAUSS_NEWTON = quantities.interval(quantities.GAUSS_NEWTON)
 
 
 @final
@@ -61,7 +60,7 @@ class StepSize(Instrument):
         100
     """
 
-    tags = (*SHARPNESS, *EDGE, *GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
+    tags = (*SHARPNESS, *EDGE, *GAUSS_NEWTON, quantities.GAUSS_NEWTON_EDGE)
 
     def __init__(
         self,
@@ -79,10 +78,8 @@ class StepSize(Instrument):
                 f"every_n_steps is 1 at least, got {every_n_steps}: leave it out for as often as possible."
             )
         if examples < 1 or iterations < 1 or rows < 0:
-            raise ValueError(
-                f"it takes at least one example and one iteration, got examples={examples}, iterations={iterations}, "
-                f"rows={rows}."
-            )
+            got = f"examples={examples}, iterations={iterations}, rows={rows}"
+            raise ValueError(f"it takes at least one example and one iteration, got {got}.")
         self.every_n_steps, self.examples, self.iterations = every_n_steps, examples, iterations
         self.rows, self.seed = rows, seed
         self.reset()
@@ -116,20 +113,15 @@ class StepSize(Instrument):
         if self.rows:
             of_outputs = self._measure_outputs(passes, gains, scalars, refusals)
             details += [str(of_outputs)] if of_outputs else []
-        ratio: Interval = (scalars[tags.EDGE], scalars[tags.EDGE_LOW], scalars[tags.EDGE_HIGH])
-        words = warning(ratio, step)
-        return Reading(
-            scalars,
-            refusals=refusals,
-            texts={tags.EDGE: card(ratio, gains, details)},
-            warnings={tags.EDGE: words} if words else {},
-        )
+        ratio: Interval = (scalars[EDGE[0]], scalars[EDGE[1]], scalars[EDGE[2]])
+        words, texts = warning(ratio, step), {quantities.EDGE: card(ratio, gains, details)}
+        return Reading(scalars, refusals=refusals, texts=texts, warnings={quantities.EDGE: words} if words else {})
 
     def _measure_outputs(
         self, view: ProbePasses, gains: step_size.StepGains | None, scalars: dict[str, float], refusals: dict[str, str]
     ) -> curvature.GaussNewton | None:
         """Add the Gauss-Newton curvature of the probe to `scalars` and `refusals`."""
-        wanted = (*GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE)
+        wanted = (*GAUSS_NEWTON, quantities.GAUSS_NEWTON_EDGE)
         scalars |= dict.fromkeys(wanted, math.nan)
         try:
             found = self._gauss_newton(view)
@@ -141,15 +133,15 @@ class StepSize(Instrument):
         if not math.isfinite(interval[0]):
             refusals |= dict.fromkeys(wanted, "the derivatives of the outputs are not finite")
         elif gains is None:
-            refusals[tags.GAUSS_NEWTON_EDGE] = refusals[tags.EDGE]
+            refusals[quantities.GAUSS_NEWTON_EDGE] = refusals[quantities.EDGE]
         elif gains.common is None:
-            refusals[tags.GAUSS_NEWTON_EDGE] = (
+            refusals[quantities.GAUSS_NEWTON_EDGE] = (
                 "inner products of gradients know no single entries, so the ratio is that of one learning rate without "
                 f"preconditioner only, here: {gains.preconditioner}"
             )
         else:
             gain, decay = gains.common
-            scalars[tags.GAUSS_NEWTON_EDGE] = gain * (interval[0] + decay)
+            scalars[quantities.GAUSS_NEWTON_EDGE] = gain * (interval[0] + decay)
         return found
 
     def _gauss_newton(self, view: ProbePasses) -> curvature.GaussNewton:
@@ -191,7 +183,7 @@ def _why_nan(scalars: dict[str, float], known: dict[str, str], examples: int) ->
     """Return the reasons of what is still nan."""
     few = f"{examples} examples are too few to tell how much examples differ: {2 * PARTS} are needed"
     why = "the curvature is not finite (NaN or inf in the probe's loss, or an overflow)"
-    nothing = math.isnan(scalars[tags.SHARPNESS])
+    nothing = math.isnan(scalars[quantities.SHARPNESS])
     return {
         tag: why if nothing else few for tag in (*SHARPNESS, *EDGE) if math.isnan(scalars[tag]) and tag not in known
     }
@@ -235,13 +227,8 @@ def verdict(value: float, low: float) -> str:
     return "beyond" if (value if math.isnan(low) else low) > AT_EDGE[1] else "at the edge"
 
 
-def card(ratio: tuple[float, float, float], gains: step_size.StepGains | None, details: list[str]) -> str:
-    """Explain a ratio in markdown.
-
-    Args:
-        ratio: Value, lower and upper end; nan where unknown.
-        gains: Of the optimizer, where they are known.
-        details: Further lines.
+def card(ratio: Interval, gains: step_size.StepGains | None, details: list[str]) -> str:
+    """Explain a ratio, with its interval, in markdown; nan where it is unknown.
 
     Example:
         >>> print(card((0.25, 0.2, 0.3), None, []).splitlines()[0])
@@ -260,13 +247,8 @@ def card(ratio: tuple[float, float, float], gains: step_size.StepGains | None, d
     return "\n".join([*lines, "", *(f"    {line}" for line in details)])
 
 
-def warning(ratio: tuple[float, float, float], step: int) -> str | None:
-    """Return what to tell the user once, or None.
-
-    Args:
-        ratio: Value, lower and upper end; nan where unknown.
-        step: Of the reading.
-    """
+def warning(ratio: Interval, step: int) -> str | None:
+    """Return what to tell the user once, or None."""
     word = verdict(*ratio[:2])
     if word not in ("at the edge", "beyond"):
         return None
@@ -276,7 +258,7 @@ def warning(ratio: tuple[float, float, float], step: int) -> str | None:
     )
 
 
-def _words(ratio: tuple[float, float, float]) -> str:
+def _words(ratio: Interval) -> str:
     value, low, high = ratio
     return f"ratio {value:.3g}" + ("" if math.isnan(low) else f" (95% {low:.3g} to {high:.3g})")
 
@@ -297,10 +279,6 @@ class Sharpness:
 
     It remembers both leading directions, one vector of the size of the parameters each, and goes on from there: they
     turn slowly. An interval reaches down by what examples differ, and up by that and what Lanczos may still miss.
-
-    Args:
-        iterations: Products at most for each.
-        seed: Of the first direction.
     """
 
     def __init__(self, iterations: int, seed: int) -> None:
@@ -310,16 +288,7 @@ class Sharpness:
     def __call__(
         self, view: ProbePasses, examples: int, gains: step_size.StepGains | None
     ) -> tuple[Interval, Interval]:
-        """Return sharpness and ratio to the edge of stability; the ratio is nan if gains are unknown.
-
-        Args:
-            view: The model.
-            examples: How many of the probe.
-            gains: Of the optimizer.
-
-        Raises:
-            UnsupportedGradientError: If something in the model has no second derivative.
-        """
+        """Return sharpness and ratio to the edge of stability; the ratio is nan if gains are unknown."""
         flat = None if gains is None or gains.common is not None else gains.flat(view.parameters())
         with view.hessian(examples) as products:
             size = products.size

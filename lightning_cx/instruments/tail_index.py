@@ -12,10 +12,20 @@ from torch import Tensor
 
 from lightning_cx.functional import alpha_ecf, hill, tails, xi_dedh
 from lightning_cx.gradients import Block, GradientSample
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Method, Needs, ParameterStep
-from lightning_cx.instruments.gradient_noise import sum_by_layer
-from lightning_cx.instruments.reading import Picture, QuantilePlot, Reading, SurvivalPlot
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import (
+    UNKNOWN_BATCH,
+    BatchView,
+    Instrument,
+    Method,
+    Needs,
+    ParameterStep,
+    Picture,
+    QuantilePlot,
+    Reading,
+    SurvivalPlot,
+)
+from lightning_cx.instruments.gradient_noise import NOT_FINITE, sum_by_layer
 from lightning_cx.metrics import MIN_BATCH
 from lightning_cx.metrics import TailIndex as TailIndexMetric
 
@@ -24,17 +34,12 @@ MAX_WINDOW = 1 << 16  # examples: sums of 1024, which stand for a larger batch, 
 LAYER_WINDOW = 1 << 12  # examples of each layer, of whose sums nothing is said
 READINGS_PER_WINDOW = 8  # a window that is nearly the same gives nearly the same numbers
 
-SINGLE: tuple[str, ...] = (tags.TAIL_INDEX, tags.TAIL_INDEX_LOW, tags.TAIL_INDEX_HIGH)
-BATCH: tuple[str, ...] = (tags.TAIL_BATCH_INDEX, tags.TAIL_BATCH_INDEX_LOW, tags.TAIL_BATCH_INDEX_HIGH)
-NORMS: tuple[str, ...] = (tags.TAIL_NORM_XI, tags.TAIL_NORM_XI_LOW, tags.TAIL_NORM_XI_HIGH, tags.TAIL_NORM_HILL)
-TAGS: tuple[str, ...] = (*SINGLE, *BATCH, tags.TAIL_VERDICT, *NORMS)
-COORDINATES: tuple[str, ...] = (tags.TAIL_COORDINATE_INDEX, tags.TAIL_COORDINATE_INDEX_CONTROL)
-TRAJECTORY: tuple[str, ...] = (
-    tags.TAIL_TRAJECTORY_XI,
-    tags.TAIL_TRAJECTORY_XI_LOW,
-    tags.TAIL_TRAJECTORY_XI_HIGH,
-    tags.TAIL_TRAJECTORY_HILL,
-)
+SINGLE = quantities.interval(quantities.TAIL_INDEX)
+BATCH = quantities.interval(quantities.TAIL_BATCH_INDEX)
+NORMS = (*quantities.interval(quantities.TAIL_NORM_XI), quantities.TAIL_NORM_HILL)
+TAGS = (*SINGLE, *BATCH, quantities.TAIL_VERDICT, *NORMS)
+COORDINATES = (quantities.TAIL_COORDINATE_INDEX, quantities.TAIL_COORDINATE_INDEX_CONTROL)
+TRAJECTORY = (*quantities.interval(quantities.TAIL_TRAJECTORY_XI), quantities.TAIL_TRAJECTORY_HILL)
 
 
 @final
@@ -114,24 +119,22 @@ class TailIndex(Instrument):
         return super().shown if self.trajectory else super().shown - {"on_step"}
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del batch
-        sample = gradients
-        if sample.projections is None:
+        if gradients.projections is None:
             return Reading()
-        why = _unusable(sample)
+        why = _unusable(gradients)
         if why:
-            nothing = dict.fromkeys((*TAGS, *(COORDINATES if self.coordinates else ())), torch.nan)
-            return Reading(nothing, refusals=dict.fromkeys(nothing, why))
-        self._pool(sample)
+            return Reading.refused((*TAGS, *(COORDINATES if self.coordinates else ())), why)
+        self._pool(gradients)
         if self._held < tails.EXPLORATORY:
-            text = waiting(self._held, tails.EXPLORATORY)
-            return Reading(dict.fromkeys(TAGS, torch.nan), texts={tags.TAIL_VERDICT: text})
+            waiting = f"**waiting**: {self._held} of {tails.EXPLORATORY} examples pooled so far."
+            text = f"{waiting} A tail cannot be read from fewer."
+            return Reading(dict.fromkeys(TAGS, torch.nan), texts={quantities.TAIL_VERDICT: text})
         # The first full window is the first to show sums of a whole batch.
-        was_full, self._full = self._full, self._held >= self._window_for(sample)
+        was_full, self._full = self._full, self._held >= self._window_for(gradients)
         if self._new * READINGS_PER_WINDOW < self._held and was_full is self._full:
             return Reading()
         self._new = 0
-        return self._read(step, sample)
+        return self._read(step, gradients)
 
     def _pool(self, sample: GradientSample) -> None:
         """Add the batch to the pools, as much as the window holds."""
@@ -167,16 +170,16 @@ class TailIndex(Instrument):
         of_batch = report.sum_size == min(self.batch_size or pool.examples_per_step, MAX_WINDOW // tails.MIN_SUMS)
         scalars = dict(zip(SINGLE, map(float, values), strict=True))
         scalars |= {tag: float(value) if of_batch else torch.nan for tag, value in zip(BATCH, sums, strict=True)}
-        scalars[tags.TAIL_VERDICT] = float(CODES[report.verdict])
+        scalars[quantities.TAIL_VERDICT] = float(CODES[report.verdict])
         xi = (report.xi, report.xi_low, report.xi_high, report.hill)
         scalars |= dict(zip(NORMS, map(float, xi), strict=True))
         refusals: dict[str, str] = {}
         if bool(report.alpha.isnan()):
-            scalars[tags.TAIL_VERDICT] = torch.nan
+            scalars[quantities.TAIL_VERDICT] = torch.nan
             refusals = dict.fromkeys(TAGS, report.reason)
         for layer in self._layers(sample):  # those of today: a layer that was frozen says nothing new
             own = alpha_ecf(self._pools[layer].pooled()[0], projections=None)
-            scalars[tags.of_layer(tags.TAIL_INDEX, layer)] = float(own.index)
+            scalars[quantities.of_layer(quantities.TAIL_INDEX, layer)] = float(own.index)
         if sample.coordinates is not None and self.coordinates:
             coordinates = sample.coordinates.cpu()
             tail = tails.coordinate_tail(coordinates - coordinates.mean(0), self.seed)
@@ -186,14 +189,14 @@ class TailIndex(Instrument):
             scalars,
             pictures=self._pictures(step, report, *pooled),
             refusals=refusals,
-            texts={tags.TAIL_VERDICT: card(report)},
+            texts={quantities.TAIL_VERDICT: card(report)},
         )
 
     def _pictures(self, step: int, report: tails.TailReport, projections: Tensor, norms: Tensor) -> dict[str, Picture]:
         one = projections[:, 0]
         sums = tails.grouped_sums(one, report.sum_size, self.seed)[0]
         return {
-            tags.TAIL_QUANTILES: QuantilePlot(
+            quantities.TAIL_QUANTILES: QuantilePlot(
                 step,
                 {"single examples": one, f"sums of {report.sum_size}": sums},
                 "Gradient noise against a normal distribution",
@@ -201,7 +204,7 @@ class TailIndex(Instrument):
                 "left and up on the right: heavy tails. Where single examples bend and their sums do not, a batch "
                 "averages the heaviness away.",
             ),
-            tags.TAIL_SURVIVAL: SurvivalPlot(
+            quantities.TAIL_SURVIVAL: SurvivalPlot(
                 step,
                 norms,
                 float(report.hill) if float(report.xi_low) > 0 else torch.nan,
@@ -214,7 +217,6 @@ class TailIndex(Instrument):
         }
 
     def on_step(self, step: int, change: ParameterStep) -> Reading:
-        del step
         if not self.trajectory:
             return Reading()
         if not self._steps.add(change.increment):
@@ -248,7 +250,7 @@ class TailIndex(Instrument):
 def _unusable(sample: GradientSample) -> str:
     parts = [part for block in _blocks(sample) for part in (block.projections, block.centred_norms)]
     if not all(bool(part.isfinite().all()) for part in parts if part is not None):
-        return "the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
+        return NOT_FINITE
     smallest = min(block.batch_size for block in _blocks(sample))
     if smallest < MIN_BATCH:
         return f"a batch of {smallest} is too small to subtract its mean: {MIN_BATCH} are needed"
@@ -287,9 +289,6 @@ MEANING = {
 def card(report: tails.TailReport) -> str:
     """Explain a report in markdown.
 
-    Args:
-        report: What was found.
-
     Example:
         >>> import torch
         >>> from lightning_cx.functional import tail_report
@@ -301,11 +300,6 @@ def card(report: tails.TailReport) -> str:
         lines += ["", *(f"    {line}" for line in str(report).splitlines()[2:])]
     others = ", ".join(f"{code} {verdict}" for verdict, code in CODES.items())
     return "\n".join([*lines, "", f"Verdicts: {others}. A verdict is what was not ruled out, never a proof."])
-
-
-def waiting(n: int, wanted: int) -> str:
-    """Return a card for too few examples."""
-    return f"**waiting**: {n} of {wanted} examples pooled so far. A tail cannot be read from fewer."
 
 
 STEPS_KEPT = 1024
@@ -326,7 +320,6 @@ class TrajectoryTail:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all steps."""
         self._increments: deque[Tensor] = deque(maxlen=STEPS_KEPT)
         self._new = 0
 
@@ -351,11 +344,9 @@ class TrajectoryTail:
         return tail_of_steps(torch.stack(list(self._increments)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
         return {"increments": list(self._increments), "new": self._new}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.reset()
         self._increments.extend(state["increments"])
         self._new = state["new"]

@@ -10,21 +10,16 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import distance_from_start, spanning_tree_length, trajectories
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import Instrument, ParameterStep
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import Instrument, ParameterStep, Reading
 from lightning_cx.instruments.histories import Thinned
-from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import ProbeReading
 
-GROWTH: tuple[str, ...] = (
-    tags.TRAJECTORY_GROWTH,
-    tags.TRAJECTORY_GROWTH_LOW,
-    tags.TRAJECTORY_GROWTH_HIGH,
-)
+GROWTH = quantities.interval(quantities.TRAJECTORY_GROWTH)
 POINTS = 64
 """Points that a path is read from: a tree of them takes 2 ms. Lengths are comparable at one number of points only."""
 
-SHAPE: tuple[str, ...] = (tags.TRAJECTORY_TREE, tags.TRAJECTORY_MAGNITUDE, *GROWTH)
+SHAPE: tuple[str, ...] = (quantities.TRAJECTORY_TREE, quantities.TRAJECTORY_MAGNITUDE, *GROWTH)
 
 
 @final
@@ -51,7 +46,7 @@ class TrajectoryGeometry(Instrument):
         ['on_probe', 'on_step']
     """
 
-    tags = (tags.TRAJECTORY_LOSS, tags.TRAJECTORY_DISTANCE, *SHAPE)
+    tags = (quantities.TRAJECTORY_LOSS, quantities.TRAJECTORY_DISTANCE, *SHAPE)
 
     def __init__(self, scale: float | None = None, first_step: int = 0, *, name: str = "") -> None:
         super().__init__(name)
@@ -69,10 +64,10 @@ class TrajectoryGeometry(Instrument):
         self._examples: int | None = None
 
     def on_probe(self, step: int, probe: ProbeReading) -> Reading:
-        del step
         if math.isfinite(probe.loss):
-            return Reading({tags.TRAJECTORY_LOSS: probe.loss})
-        return Reading.refused((tags.TRAJECTORY_LOSS,), "the loss of the probe's examples is not known or not finite")
+            return Reading({quantities.TRAJECTORY_LOSS: probe.loss})
+        why = "the loss of the probe's examples is not known or not finite"
+        return Reading.refused((quantities.TRAJECTORY_LOSS,), why)
 
     def on_step(self, step: int, change: ParameterStep) -> Reading:
         if step < self.first_step:
@@ -80,11 +75,11 @@ class TrajectoryGeometry(Instrument):
         self._examples = change.training_examples
         sketch, increment = change.sketch.detach().cpu().double(), change.increment.detach().cpu().double()
         if not bool(sketch.isfinite().all() & increment.isfinite().all()):
-            return Reading.refused((tags.TRAJECTORY_DISTANCE, *SHAPE), "the parameters are not finite")
+            return Reading.refused((quantities.TRAJECTORY_DISTANCE, *SHAPE), "the parameters are not finite")
         if not len(self._path):
             self._path.add((step - 1, sketch - increment), at=step - 1)
         _, start = next(iter(self._path))
-        scalars = {tags.TRAJECTORY_DISTANCE: float((sketch - start).norm()) / math.sqrt(len(sketch))}
+        scalars = {quantities.TRAJECTORY_DISTANCE: float((sketch - start).norm()) / math.sqrt(len(sketch))}
         if not self._path.add((step, sketch), at=step):
             return Reading(scalars)
         if len(self._path) < POINTS:
@@ -98,14 +93,14 @@ class TrajectoryGeometry(Instrument):
         growth = distance_from_start(points, steps)
         exponents = (growth.exponent, growth.low, growth.high)
         scalars = {
-            tags.TRAJECTORY_TREE: float(spanning_tree_length(points)),
+            quantities.TRAJECTORY_TREE: float(spanning_tree_length(points)),
             **dict(zip(GROWTH, map(float, exponents), strict=True)),
         }
         refusals = {}
-        if not math.isfinite(scalars[tags.TRAJECTORY_GROWTH]):
+        if not math.isfinite(scalars[quantities.TRAJECTORY_GROWTH]):
             refusals |= dict.fromkeys(GROWTH, "the parameters have come back to where they started")
-        scalars[tags.TRAJECTORY_MAGNITUDE], why = self._magnitude(points)
-        return Reading(scalars, refusals=refusals | ({tags.TRAJECTORY_MAGNITUDE: why} if why else {}))
+        scalars[quantities.TRAJECTORY_MAGNITUDE], why = self._magnitude(points)
+        return Reading(scalars, refusals=refusals | ({quantities.TRAJECTORY_MAGNITUDE: why} if why else {}))
 
     def _magnitude(self, points: Tensor) -> tuple[float, str]:
         scale = self.scale

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, batch_size_advice, pool_noise_scales, svrg_gain, variance_reduction
 from lightning_cx.gradients import EXACT, GradientSample, UnsupportedGradientError
-from lightning_cx.instruments import quantities as tags
-from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Needs, ProbePasses
+from lightning_cx.instruments import quantities
+from lightning_cx.instruments.base import UNKNOWN_BATCH, BatchView, Instrument, Needs, ProbePasses, Reading
 from lightning_cx.instruments.gradient_noise import POOLED_SAMPLES, whole_batch
-from lightning_cx.instruments.reading import Reading
 from lightning_cx.probe import running_norms
 
 PROJECTIONS = 64
@@ -26,9 +25,9 @@ PASSES = 4.0
 BREAK_EVEN = 0.5
 """SVRG takes two gradients of each example: with twice the batch instead, half of the noise is left."""
 
-SPEEDUP: tuple[str, ...] = (tags.BATCH_SPEEDUP, tags.BATCH_SPEEDUP_LOW, tags.BATCH_SPEEDUP_HIGH)
-SVRG: tuple[str, ...] = (tags.SVRG_RATIO, tags.SVRG_RATIO_LOW, tags.SVRG_RATIO_HIGH, tags.SVRG_BEST)
-COMPARED: tuple[str, ...] = (*SVRG, tags.SNAPSHOT_AGE)
+SPEEDUP = quantities.interval(quantities.BATCH_SPEEDUP)
+SVRG = (*quantities.interval(quantities.SVRG_RATIO), quantities.SVRG_BEST)
+COMPARED = (*SVRG, quantities.SNAPSHOT_AGE)
 
 
 @final
@@ -59,16 +58,11 @@ class VarianceReduction(Instrument):
     tags = (*SPEEDUP, *COMPARED)
 
     def __init__(
-        self,
-        every_n_steps: int | None = None,
-        batch_size: int | None = None,
-        examples: int = 256,
-        *,
-        name: str = "",
+        self, every_n_steps: int | None = None, batch_size: int | None = None, examples: int = 256, *, name: str = ""
     ) -> None:
         super().__init__(name)
-        for what, given, least in (("every_n_steps", every_n_steps, 1), ("batch_size", batch_size, 1)):
-            if given is not None and given < least:
+        for what, given in (("every_n_steps", every_n_steps), ("batch_size", batch_size)):
+            if given is not None and given < 1:
                 raise ValueError(f"{what} is a positive number or None, got {what}={given}.")
         if examples < 8:
             raise ValueError(f"noise shows in 8 examples at least, got examples={examples}: pass 256.")
@@ -84,13 +78,11 @@ class VarianceReduction(Instrument):
         return Needs(passes=PASSES, every_n_steps=self.every_n_steps)
 
     def on_gradients(self, step: int, gradients: GradientSample, batch: BatchView = UNKNOWN_BATCH) -> Reading:
-        del step, batch
         if gradients.gram is None:
             return Reading()
         noise, _ = whole_batch(gradients)
         if not bool(noise.noise.isfinite()):
-            why = "noise can be estimated from two or more finite gradients"
-            return Reading.refused(SPEEDUP, why)
+            return Reading.refused(SPEEDUP, "noise can be estimated from two or more finite gradients")
         self._recent.append(noise)
         size = self.batch_size or sum(block.batch_size for block in gradients.blocks) or gradients.batch_size
         advice = batch_size_advice(pool_noise_scales(list(self._recent)), size)
@@ -98,9 +90,9 @@ class VarianceReduction(Instrument):
         refusals: dict[str, str] = {}
         if values[0] != values[0]:
             why = "the noise scale has no upper end: the signal is not distinguishable from zero in these batches"
-            refusals = {tags.BATCH_SPEEDUP: f"{why}; the lower end is valid"}
+            refusals = {quantities.BATCH_SPEEDUP: f"{why}; the lower end is valid"}
         scalars = dict(zip(SPEEDUP, values, strict=True))
-        return Reading(scalars, refusals=refusals, texts={tags.BATCH_SPEEDUP: f"**{advice.sentence}**"})
+        return Reading(scalars, refusals=refusals, texts={quantities.BATCH_SPEEDUP: f"**{advice.sentence}**"})
 
     def on_model(self, step: int, passes: ProbePasses) -> Reading:
         found = self._projections(passes)
@@ -116,8 +108,8 @@ class VarianceReduction(Instrument):
         values = (gain.ratio, gain.low, gain.high, gain.best)
         scalars = dict(zip(SVRG, map(float, values), strict=True))
         refusals = dict.fromkeys(SVRG, gain.reason) if gain.reason else {}
-        age = {tags.SNAPSHOT_AGE: float(step - then)}
-        return Reading(scalars | age, refusals=refusals, texts={tags.SVRG_RATIO: _card(gain, step - then)})
+        age = {quantities.SNAPSHOT_AGE: float(step - then)}
+        return Reading(scalars | age, refusals=refusals, texts={quantities.SVRG_RATIO: _card(gain, step - then)})
 
     def _projections(self, model: ProbePasses) -> Tensor | str:
         """Return projected gradients of the probe's examples, or why there are none."""
@@ -151,6 +143,5 @@ def _card(gain: variance_reduction.SvrgGain, age: int) -> str:
         )
     if bool(gain.low > 1):
         return f"{head}\n\nSVRG would add noise: the gradients have changed too much since the snapshot."
-    return (
-        f"{head}\n\nSVRG takes two gradients of each example; a batch of twice the size leaves .5 of the noise as well."
-    )
+    words = "SVRG takes two gradients of each example; a batch of twice the size leaves .5 of the noise as well."
+    return f"{head}\n\n{words}"

@@ -149,13 +149,9 @@ def compare_runs(
     if len(kept) < 2:
         reasons = "; ".join(f"{run}: {why}" for run, why in left_out.items())
         raise ValueError(f"fewer than two runs can be compared at equal {loss_tag}: {reasons}.")
-    rows = [
-        _compared(name, level, falls[name], tag, curves[name].get(tag))
-        for level in levels
-        for tag in wanted
-        for name in kept
-    ]
-    return RunComparison(loss_tag, tuple(levels), tuple(kept), tuple(wanted), tuple(rows), left_out)
+    every = [(level, tag, name) for level in levels for tag in wanted for name in kept]
+    rows = tuple(_compared(name, level, falls[name], tag, curves[name].get(tag)) for level, tag, name in every)
+    return RunComparison(loss_tag, tuple(levels), tuple(kept), tuple(wanted), rows, left_out)
 
 
 def _wanted(curves: dict[str, dict[str, Curve]], wanted: Sequence[str] | None) -> list[str]:
@@ -177,9 +173,7 @@ def _loss_of(name: str, curves: dict[str, dict[str, Curve]], loss_tag: str) -> C
 
 def _compared(name: str, level: float, fall: Fall, tag: str, curve: Curve | None) -> ComparedValue:
     step = fall.crossing(level)
-    if curve is None:
-        return ComparedValue(name, level, step, tag, math.nan, math.nan, math.nan)
-    steps, values = curve
+    steps, values = curve or (np.zeros(1), np.full(1, math.nan))
     value = float(np.interp(step, steps, values, left=math.nan, right=math.nan))
     if math.isnan(value):
         return ComparedValue(name, level, step, tag, math.nan, math.nan, math.nan)
@@ -217,26 +211,18 @@ _SPREAD = 1.4826  # of a normal law's standard deviation over its median absolut
 
 @dataclass(frozen=True)
 class Fall:
-    """How a training loss fell.
-
-    Attributes:
-        steps: Step numbers, ascending.
-        values: The loss without its noise, never rising, as far as its lowest point.
-        noise: Standard error of a running median of 5, from how far the logged values lie from it.
-    """
+    """How a training loss fell."""
 
     steps: Array
-    values: Array
-    noise: float
+    values: Array  # without noise, never rising, as far as the lowest point
+    noise: float  # standard error of a running median of 5, from how far the logged values lie from it
 
     @property
     def start(self) -> float:
-        """The first value."""
         return float(self.values[0])
 
     @property
     def best(self) -> float:
-        """The lowest value."""
         return float(self.values[-1])
 
     def crossing(self, level: float) -> float:
@@ -290,23 +276,18 @@ def _never_rising(values: Array) -> Array:
 def common_levels(
     falls: Mapping[str, Fall], given: Sequence[float] | None = None
 ) -> tuple[list[float], dict[str, str]]:
-    """Choose levels of the loss that all runs went through, and say which runs are left out.
+    """Choose levels of the loss, falling, that all runs went through, and say why other runs are left out.
 
-    Args:
-        falls: The loss of each run.
-        given: Levels to compare at; None takes 3 in equal ratios down to the lowest that all runs reached. Where the
-            runs have no range in common, the one whose best loss is the highest is left out, and so on.
-
-    Returns:
-        Levels, falling, and for each run that is left out the reason.
+    Without given ones, 3 in equal ratios down to the lowest that all runs reached. Where the runs have no range in
+    common, the one whose best loss is the highest is left out, and so on.
     """
     if given is not None:
         levels = sorted({float(level) for level in given}, reverse=True)
-        missed = {
-            name: [level for level in levels if not fall.best <= level <= fall.start] for name, fall in falls.items()
-        }
-        why = "its loss went from {:.4g} to {:.4g} and never through {:.4g}"
-        left = {name: why.format(falls[name].start, falls[name].best, of[0]) for name, of in missed.items() if of}
+        left: dict[str, str] = {}
+        for name, fall in falls.items():
+            missed = [level for level in levels if not fall.best <= level <= fall.start]
+            if missed:
+                left[name] = f"its loss went from {fall.start:.4g} to {fall.best:.4g} and never through {missed[0]:.4g}"
         return levels, left
     ranges, left = dict(falls), {}
     while len(ranges) > 1:

@@ -21,7 +21,7 @@ def write_reading(experiment: SummaryWriter, reading: Reading, step: int, pictur
 
     Args:
         experiment: The writer of a TensorBoard run.
-        reading: What an instrument measured, or a `ResidualWatch` saw.
+        reading: What an instrument measured, or a `ResidualStopper` saw.
         step: Step number.
         pictures: Whether to draw the pictures as well: each takes a tenth of a second, so not at every step.
     """
@@ -93,12 +93,7 @@ def write_layout(experiment: SummaryWriter, there: Iterable[str]) -> None:
 def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
     """Lay out the custom-scalars tab for the tags that are there, as `SummaryWriter.add_custom_scalars` takes it.
 
-    Args:
-        there: Tags that the run logs.
-
-    Returns:
-        Charts by category; a chart lists only tags that are there, and is left out where none is. A margin chart
-        needs all three of its tags.
+    A chart lists only tags that are there, and is left out where none is. A margin chart needs all three of its tags.
 
     Example:
         >>> custom_scalars_layout(["complexity/overhead", "train_loss"])
@@ -107,15 +102,12 @@ def custom_scalars_layout(there: Iterable[str]) -> dict[str, dict[str, list]]:
     logged = set(there)
     charts = {category: dict(of_category) for category, of_category in quantities.CHARTS.items()}
     names = _names_of_others(logged, [tag for of in charts.values() for _, wanted in of.values() for tag in wanted])
-    for title, (kind, wanted) in charts["What the kernel prefers"].items():
-        begins, others = _of_blocks(wanted), tuple(f"-{name}" for name in names)
-        blocks = [tag for tag in sorted(logged) if tag.startswith(begins) and not tag.endswith(others)]
-        charts["What the kernel prefers"][title] = (kind, [*wanted, *blocks])
-    for title, tag_of in quantities.PER_BAND.items():
-        bands = [tag_of(number) for number in range(quantities.MAX_BANDS)]
-        charts["What is being learned"][title] = ("Multiline", bands)
+    others = tuple(f"-{name}" for name in names)
     for of_category in charts.values():
         for title, (kind, wanted) in list(of_category.items()):
+            begins = tuple(f"{tag}/" for tag in wanted if tag in quantities.PER_BLOCK)
+            blocks = [tag for tag in sorted(logged) if tag.startswith(begins) and not tag.endswith(others)]
+            wanted = [*wanted, *blocks]
             of_others = {name: [quantities.suffixed(tag, name) for tag in wanted] for name in names}
             if kind == "Multiline":  # the control belongs beside what it controls, one optimizer beside the other
                 beside = [*map(quantities.shuffled, wanted), *(tag for tags in of_others.values() for tag in tags)]
@@ -135,8 +127,3 @@ def _names_of_others(logged: set[str], tags: list[str]) -> list[str]:
     """Return what tags end in that belong to another optimizer, backward, instrument or callback."""
     named = {tag.removeprefix(f"{one}-") for one in tags for tag in logged if tag.startswith(f"{one}-")}
     return sorted(named | {f"optimizer_{tag.partition('-optimizer_')[2]}" for tag in logged if "-optimizer_" in tag})
-
-
-def _of_blocks(wanted: list[str]) -> tuple[str, ...]:
-    """Beginnings of the tags of single blocks that belong into a chart."""
-    return tuple(f"{tag}/" for tag in wanted if tag in quantities.everywhere(*quantities.PER_BLOCK))

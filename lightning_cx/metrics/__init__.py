@@ -15,9 +15,8 @@ median at 0.01 of the complexity range; noise has it at .5
 True
 """
 
-from lightning_cx.metrics.median_complexity import MedianComplexity
+from lightning_cx.metrics.examples import MedianComplexity, ResidualSpectrum
 from lightning_cx.metrics.noise_scale import GradientNoiseScale
-from lightning_cx.metrics.residual_spectrum import ResidualSpectrum
 from lightning_cx.metrics.tail_index import MIN_BATCH, TailIndex
 
 __all__ = [

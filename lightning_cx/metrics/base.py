@@ -1,15 +1,19 @@
-"""What every metric of this room keeps to: float64 states, and a reason where there is no number."""
+"""What every metric keeps to: float64 states, and a reason where there is no number."""
 
 from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class DoubleMetric(Metric, ABC):
@@ -17,9 +21,6 @@ class DoubleMetric(Metric, ABC):
 
     `Metric` itself withstands `half` and `float`, but not ``to(torch.bfloat16)``, which is what
     ``Trainer(precision="bf16-true")`` calls: sums over an epoch would then be kept with three digits.
-
-    Args:
-        kwargs: Those of torchmetrics.Metric, for example ``dist_sync_on_step`` and ``process_group``.
     """
 
     is_differentiable = False
@@ -36,14 +37,22 @@ class DoubleMetric(Metric, ABC):
         return torch.float64
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take in what another metric has seen.
-
-        Args:
-            incoming_state: A metric of the same class, or its states by name.
-        """
+        """Take in what another metric of the same class has seen, or its states by name."""
         super().merge_state(incoming_state)
         self._computed = None  # torchmetrics would go on returning what it computed before
         self._update_count += incoming_state.update_count if isinstance(incoming_state, Metric) else 1
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure | None, Axes]:
+        """Plot one value, or several in the order of time.
+
+        Args:
+            val: What `forward` or `compute` returned, or a list of such; computed if not given.
+            ax: Axes to draw on; a new figure if not given.
+
+        Returns:
+            The figure (None if axes were given) and the axes.
+        """
+        return self._plot(val, ax)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), exclude_state)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from lightning_cx.functional import NoiseScale, inputs, noise, noise_scale
 from lightning_cx.metrics.base import DoubleMetric
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SUMS = ("signal", "noise", "covariance", "degrees_of_freedom", "batches")
 """The states that the pooled estimate is made of, in the order of `noise_scale_from_sums`."""
@@ -116,15 +111,3 @@ class GradientNoiseScale(DoubleMetric):
         return noise.noise_scale_from_sums(
             self.signal, self.noise, self.covariance, int(self.degrees_of_freedom), int(self.batches)
         )
-
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure | None, Axes]:
-        """Plot one noise scale, or several in the order of time.
-
-        Args:
-            val: What `forward` or `compute` returned, or a list of such; computed if not given.
-            ax: Axes to draw on; a new figure if not given.
-
-        Returns:
-            The figure (None if axes were given) and the axes.
-        """
-        return self._plot(val, ax)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,10 +11,6 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_cx.functional import inputs, tail_report, tails
 from lightning_cx.metrics.base import DoubleMetric
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 OTHERS = 3
 """Columns beside the projections: norm, whether the gradient is zero, number of the batch."""
@@ -133,11 +128,7 @@ class TailIndex(DoubleMetric):
         return value
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take in what another metric has seen, as batches that came after those seen here.
-
-        Args:
-            incoming_state: A metric of the same class, or its states by name.
-        """
+        """Take in what another metric has seen, as batches that came after those seen here."""
         before, own = int(self.steps), list(self.rows)
         state: dict[str, Any] = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
         columns = torch.as_tensor(state["columns"])
@@ -173,14 +164,13 @@ class TailIndex(DoubleMetric):
     @property
     def examples_per_step(self) -> int:
         """How many gradients a step sums: as was said, or the size of the batches that came."""
-        return self.batch_size or _median_count(self._parts()[3])
+        if self.batch_size:
+            return self.batch_size
+        counts = self._parts()[3].unique(return_counts=True)[1]
+        return int(counts.median()) if len(counts) else 1
 
     def assess(self, pooled: tuple[Tensor, Tensor] | None = None) -> tails.TailReport:
-        """Return the report of what this process has seen, without a warning: the reason stands in the report.
-
-        Args:
-            pooled: What `pooled` gave, for those who have it already.
-        """
+        """Return the report of what this process has seen, without a warning; `pooled` saves computing it again."""
         zeros, size = self._parts()[2], self.examples_per_step
         share = float(zeros.mean()) if len(zeros) else 0.0
         if share > 0.5:
@@ -190,11 +180,7 @@ class TailIndex(DoubleMetric):
         return tail_report(projections, size, self.seed, projections=None, norms=norms)
 
     def pooled(self) -> tuple[Tensor, Tensor]:
-        """Return what this process holds, without the drift of the scale.
-
-        Returns:
-            Projections ``[n, k]`` and norms ``[n]``, float64.
-        """
+        """Return the projections ``[n, k]`` and norms ``[n]`` held here, float64, without the drift of the scale."""
         projections, norms, _, steps = self._parts()
         level = tails.without_drift(torch.cat([projections, norms[:, None]], dim=1), steps)
         return level[:, :-1], level[:, -1]
@@ -238,21 +224,3 @@ class TailIndex(DoubleMetric):
             sizes = [len(rows) // (int(self.columns) + OTHERS) for rows in self.rows]
             while sizes and sum(sizes) - sizes[0] >= self.window:
                 del sizes[0], self.rows[0]
-
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure | None, Axes]:
-        """Plot one index, or several in the order of time.
-
-        Args:
-            val: What `forward` or `compute` returned, or a list of such; computed if not given.
-            ax: Axes to draw on; a new figure if not given.
-
-        Returns:
-            The figure (None if axes were given) and the axes.
-        """
-        return self._plot(val, ax)
-
-
-def _median_count(steps: Tensor) -> int:
-    """How many examples the batches hold, over all processes."""
-    counts = steps.unique(return_counts=True)[1]
-    return int(counts.median()) if len(counts) else 1

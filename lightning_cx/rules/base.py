@@ -13,25 +13,14 @@ from lightning_cx.functional import stopping
 
 @dataclass(frozen=True)
 class Curve:
-    """How the value that a rule watches is shown.
-
-    Attributes:
-        tag: Under which it is logged.
-        label: What it is, for an axis.
-        title: One line for the picture.
-        reading: One sentence that says how to read the picture.
-        low_tag: Under which the lower end of its error band is logged; None where there is no band.
-        high_tag: The same for the upper end.
-        is_share: Whether it is a share or a probability, between 0 and 1.
-    """
+    """How the value that a rule monitors is shown: its tag, what it is (for an axis), title and how to read it."""
 
     tag: str
     label: str
     title: str
     reading: str
-    low_tag: str | None = None
-    high_tag: str | None = None
-    is_share: bool = False
+    has_band: bool = False  # whether the ends of an error band are logged under `<tag>_low` and `<tag>_high`
+    is_share: bool = False  # or a probability, between 0 and 1
 
 
 class StoppingRule(ABC):
@@ -60,11 +49,7 @@ class StoppingRule(ABC):
         del initial, least_noise
 
     def rebase(self, initial: Tensor) -> None:
-        """Take the same initial residual in a basis that was made again, after a checkpoint.
-
-        Args:
-            initial: ``[L, C]`` its coefficients there.
-        """
+        """Take the coefficients ``[L, C]`` of the same initial residual in a basis made again after a checkpoint."""
         del initial
 
     @abstractmethod
@@ -95,7 +80,6 @@ class StoppingRule(ABC):
 
     def band(self, decision: stopping.Decision) -> tuple[float, float]:
         """Error band of the value of a decision; nan where there is none."""
-        del decision
         return float("nan"), float("nan")
 
     def state_dict(self) -> dict[str, Any]:

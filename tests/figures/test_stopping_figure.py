@@ -21,8 +21,7 @@ from test_figures import words
 from lightning_cx.figures import draw
 from lightning_cx.figures.sheet import pixels
 from lightning_cx.figures.stopping import _powers, _thin
-from lightning_cx.instruments import StoppingCurve
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import StoppingCurve, quantities
 from lightning_cx.loggers.tensorboard import custom_scalars_layout
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"
@@ -333,12 +332,17 @@ def test_pyplot_and_settings_of_the_user_are_left_alone() -> None:
 
 
 def test_the_charts_of_a_rule_stand_in_a_category_of_their_own() -> None:
-    interval = [tags.STOPPING_RISK, tags.STOPPING_RISK_LOW, tags.STOPPING_RISK_HIGH]
-    single = [tags.STOPPING_NOISE_FLOOR, tags.STOPPING_FITTED_HIGH, tags.STOPPING_DOMINANCE, tags.STOPPING_WHITE_P]
-    layout = custom_scalars_layout([*interval, *single, tags.STOPPING_CURVE])
+    interval = [quantities.STOPPING_RISK, quantities.STOPPING_RISK_LOW, quantities.STOPPING_RISK_HIGH]
+    single = [
+        quantities.STOPPING_NOISE_FLOOR,
+        quantities.STOPPING_FITTED_HIGH,
+        quantities.STOPPING_DOMINANCE,
+        quantities.STOPPING_WHITE_P,
+    ]
+    layout = custom_scalars_layout([*interval, *single, quantities.STOPPING_CURVE])
     assert list(layout) == ["When to stop"]
     assert list(layout["When to stop"].values()) == [["Margin", interval], *(["Multiline", [tag]] for tag in single)]
-    assert custom_scalars_layout([tags.STOPPING_RISK]) == {}  # a rule without a band has its picture
+    assert custom_scalars_layout([quantities.STOPPING_RISK]) == {}  # a rule without a band has its picture
 
 
 def test_probabilities_keep_a_linear_axis_however_small_they_are() -> None:

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from lightning_cx.functional import averaging_gain, noise_scale, pool_noise_scales, svrg_gain
 from lightning_cx.gradients import CONTRIBUTION, Calibration, GradientSample, UnsupportedGradientError
-from lightning_cx.instruments import Averaging, Reading, VarianceReduction
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import Averaging, Reading, VarianceReduction, quantities
 from lightning_cx.instruments.averaging import GAIN, MIN_WEIGHTS
 from lightning_cx.instruments.averaging import TAGS as AVERAGING
 from lightning_cx.instruments.variance_reduction import SPEEDUP, SVRG
@@ -86,7 +85,7 @@ def test_the_gain_is_that_of_a_plain_average_of_the_weights_on_the_whole_probe()
     net, instrument = net_for(), Averaging()
     kept = follow(net, instrument)
     reading = instrument.on_model(59, view_of(net))
-    window = int(reading.scalars[tags.AVERAGING_WINDOW])
+    window = int(reading.scalars[quantities.AVERAGING_WINDOW])
     assert window == 60 - 16 + 1  # of 60 steps, from the 16th
     mean = {name: torch.stack([w[name].double() for w in kept[-window:]]).mean(0).float() for name in kept[0]}
     x, y = problem()
@@ -94,31 +93,31 @@ def test_the_gain_is_that_of_a_plain_average_of_the_weights_on_the_whole_probe()
     other = deepcopy(net)
     other.load_state_dict(mean, strict=False)
     average = F.mse_loss(other(x), y).item()
-    assert reading.scalars[tags.AVERAGING_LOSS_LAST] == pytest.approx(last, rel=1e-5)
-    assert reading.scalars[tags.AVERAGING_LOSS_AVERAGE] == pytest.approx(average, rel=1e-5)
-    assert reading.scalars[tags.AVERAGING_GAIN] == pytest.approx(last - average, rel=1e-4)
+    assert reading.scalars[quantities.AVERAGING_LOSS_LAST] == pytest.approx(last, rel=1e-5)
+    assert reading.scalars[quantities.AVERAGING_LOSS_AVERAGE] == pytest.approx(average, rel=1e-5)
+    assert reading.scalars[quantities.AVERAGING_GAIN] == pytest.approx(last - average, rel=1e-4)
     losses = [
         torch.tensor([[F.mse_loss(n(x[i : i + CHUNK]), y[i : i + CHUNK]).item(), CHUNK] for i in range(0, 128, CHUNK)])
         for n in (net, other)
     ]
-    assert reading.scalars[tags.AVERAGING_GAIN_LOW] == pytest.approx(float(averaging_gain(*losses).low), rel=1e-3)
+    assert reading.scalars[quantities.AVERAGING_GAIN_LOW] == pytest.approx(float(averaging_gain(*losses).low), rel=1e-3)
     for name, values in instrument.average().items():
         torch.testing.assert_close(values.float(), mean[name])
     assert not reading.refusals
-    assert "over 45 weights of 45 steps" in reading.texts[tags.AVERAGING_GAIN]
+    assert "over 45 weights of 45 steps" in reading.texts[quantities.AVERAGING_GAIN]
 
 
 def test_large_steps_gain_by_averaging_and_a_way_down_does_not():
     noisy, instrument = net_for(), Averaging()
     follow(noisy, instrument, steps=400, lr=0.1)
     reading = instrument.on_model(399, view_of(noisy, chunk=8))
-    assert reading.scalars[tags.AVERAGING_GAIN_LOW] > 0
-    assert "The average is better" in reading.texts[tags.AVERAGING_GAIN]
+    assert reading.scalars[quantities.AVERAGING_GAIN_LOW] > 0
+    assert "The average is better" in reading.texts[quantities.AVERAGING_GAIN]
     slow, instrument = net_for(), Averaging()
     follow(slow, instrument, steps=100, lr=0.003)
     reading = instrument.on_model(99, view_of(slow))
-    assert reading.scalars[tags.AVERAGING_GAIN_HIGH] < 0
-    assert "The average is worse" in reading.texts[tags.AVERAGING_GAIN]
+    assert reading.scalars[quantities.AVERAGING_GAIN_HIGH] < 0
+    assert "The average is worse" in reading.texts[quantities.AVERAGING_GAIN]
 
 
 def test_a_measurement_leaves_no_trace_on_weights_buffers_and_modes():
@@ -143,8 +142,8 @@ def test_batch_norm_takes_the_statistics_of_each_batch_for_both_and_says_so():
     expected = np.mean(
         [F.mse_loss(deepcopy(net)(x[i : i + CHUNK]), y[i : i + CHUNK]).item() for i in range(0, 128, CHUNK)]
     )
-    assert reading.scalars[tags.AVERAGING_LOSS_LAST] == pytest.approx(expected, rel=1e-5)  # as in training mode
-    assert "BatchNorm took the statistics of each batch" in reading.texts[tags.AVERAGING_GAIN]
+    assert reading.scalars[quantities.AVERAGING_LOSS_LAST] == pytest.approx(expected, rel=1e-5)  # as in training mode
+    assert "BatchNorm took the statistics of each batch" in reading.texts[quantities.AVERAGING_GAIN]
 
 
 def test_frozen_batch_norm_keeps_its_statistics():
@@ -154,8 +153,8 @@ def test_frozen_batch_norm_keeps_its_statistics():
     reading = instrument.on_model(39, view_of(net))
     x, y = problem()
     expected = F.mse_loss(deepcopy(net).eval()(x), y).item()
-    assert reading.scalars[tags.AVERAGING_LOSS_LAST] == pytest.approx(expected, rel=1e-5)
-    assert "BatchNorm" not in reading.texts[tags.AVERAGING_GAIN]
+    assert reading.scalars[quantities.AVERAGING_LOSS_LAST] == pytest.approx(expected, rel=1e-5)
+    assert "BatchNorm" not in reading.texts[quantities.AVERAGING_GAIN]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 20])
@@ -165,7 +164,7 @@ def test_too_few_weights_are_refused_with_their_number(steps):
     count = instrument._average.count
     assert count < MIN_WEIGHTS or steps == 20
     reading = instrument.on_model(steps, view_of(net))
-    assert reading.scalars[tags.AVERAGING_WINDOW] == count
+    assert reading.scalars[quantities.AVERAGING_WINDOW] == count
     if count < MIN_WEIGHTS:
         refused(reading, AVERAGING, f"needs at least 16 weights, so far there are {count}")
     else:
@@ -214,7 +213,7 @@ def test_a_probe_of_one_batch_has_a_gain_without_an_interval():
     net, instrument = net_for(), Averaging()
     follow(net, instrument)
     reading = instrument.on_model(60, view_of(net, chunk=128))
-    assert math.isfinite(reading.scalars[tags.AVERAGING_GAIN])
+    assert math.isfinite(reading.scalars[quantities.AVERAGING_GAIN])
     refused(reading, GAIN[1:], "the probe is a single batch")
     assert set(reading.refusals) == set(GAIN[1:])
 
@@ -238,7 +237,9 @@ def test_fewer_examples_may_be_compared():
     follow(net, instrument)
     x, y = problem()
     reading = instrument.on_model(60, view_of(net))
-    assert reading.scalars[tags.AVERAGING_LOSS_LAST] == pytest.approx(F.mse_loss(net(x[:40]), y[:40]).item(), rel=1e-5)
+    assert reading.scalars[quantities.AVERAGING_LOSS_LAST] == pytest.approx(
+        F.mse_loss(net(x[:40]), y[:40]).item(), rel=1e-5
+    )
 
 
 def test_constructor_arguments_are_checked():
@@ -276,12 +277,12 @@ def test_the_svrg_ratio_is_that_of_all_entries_within_its_interval():
         pass
     reading = instrument.on_model(3, view_of(net))
     exact = svrg_gain(rows_of(net), older, directions=False)
-    assert reading.scalars[tags.SVRG_RATIO_LOW] < float(exact.ratio) < reading.scalars[tags.SVRG_RATIO_HIGH]
-    assert reading.scalars[tags.SVRG_RATIO] == pytest.approx(float(exact.ratio), rel=0.35)
-    assert reading.scalars[tags.SVRG_BEST] <= reading.scalars[tags.SVRG_RATIO]
-    assert reading.scalars[tags.SNAPSHOT_AGE] == 3
+    assert reading.scalars[quantities.SVRG_RATIO_LOW] < float(exact.ratio) < reading.scalars[quantities.SVRG_RATIO_HIGH]
+    assert reading.scalars[quantities.SVRG_RATIO] == pytest.approx(float(exact.ratio), rel=0.35)
+    assert reading.scalars[quantities.SVRG_BEST] <= reading.scalars[quantities.SVRG_RATIO]
+    assert reading.scalars[quantities.SNAPSHOT_AGE] == 3
     assert not reading.refusals
-    assert "with a snapshot 3 steps old" in reading.texts[tags.SVRG_RATIO]
+    assert "with a snapshot 3 steps old" in reading.texts[quantities.SVRG_RATIO]
 
 
 def test_each_measurement_is_the_snapshot_of_the_next():
@@ -292,10 +293,10 @@ def test_each_measurement_is_the_snapshot_of_the_next():
             for _ in train(net, steps=5):
                 pass
         readings.append(instrument.on_model(step, view_of(net)).scalars)
-    ratios = [reading[tags.SVRG_RATIO] for reading in readings]
+    ratios = [reading[quantities.SVRG_RATIO] for reading in readings]
     assert ratios[1] == ratios[3] == 0  # nothing was trained in between
     assert ratios[2] > 0
-    ages = [reading[tags.SNAPSHOT_AGE] for reading in readings]
+    ages = [reading[quantities.SNAPSHOT_AGE] for reading in readings]
     assert math.isnan(ages[0])  # of a comparison that was refused no age stays behind
     assert ages[1:] == [10, 10, 10]
 
@@ -303,7 +304,7 @@ def test_each_measurement_is_the_snapshot_of_the_next():
 def test_advice_to_take_or_leave_svrg_follows_the_interval():
     net, instrument = net_for(), VarianceReduction(examples=128)
     instrument.on_model(0, view_of(net))
-    assert "SVRG would pay" in instrument.on_model(1, view_of(net)).texts[tags.SVRG_RATIO]
+    assert "SVRG would pay" in instrument.on_model(1, view_of(net)).texts[quantities.SVRG_RATIO]
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(-30)
@@ -311,7 +312,7 @@ def test_advice_to_take_or_leave_svrg_follows_the_interval():
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(-1 / 30)
-    card = instrument.on_model(3, view_of(net)).texts[tags.SVRG_RATIO]
+    card = instrument.on_model(3, view_of(net)).texts[quantities.SVRG_RATIO]
     assert "SVRG would add noise" in card
 
 
@@ -331,7 +332,7 @@ def test_a_snapshot_of_other_examples_is_refused_and_replaced():
     instrument.on_model(0, view)
     fewer = replace(view, chunks=view.chunks[:2])
     refused(instrument.on_model(1, fewer), SVRG, "of other examples")
-    assert instrument.on_model(2, fewer).scalars[tags.SVRG_RATIO] == 0
+    assert instrument.on_model(2, fewer).scalars[quantities.SVRG_RATIO] == 0
 
 
 def batch(rows: np.ndarray) -> GradientSample:
@@ -346,20 +347,20 @@ def test_the_speed_up_is_that_of_the_pooled_noise_scale():
     pooled = pool_noise_scales([noise_scale(rows @ rows.T) for rows in drawn[-16:]])
     scale = float(pooled.value)
     assert scale == pytest.approx(39.2, rel=0.1)
-    assert reading.scalars[tags.BATCH_SPEEDUP] == pytest.approx(2 * (256 + scale) / (512 + scale))
-    assert reading.scalars[tags.BATCH_SPEEDUP_LOW] < reading.scalars[tags.BATCH_SPEEDUP]
-    assert reading.scalars[tags.BATCH_SPEEDUP] < reading.scalars[tags.BATCH_SPEEDUP_HIGH]
-    assert "batches larger than" in reading.texts[tags.BATCH_SPEEDUP]
+    assert reading.scalars[quantities.BATCH_SPEEDUP] == pytest.approx(2 * (256 + scale) / (512 + scale))
+    assert reading.scalars[quantities.BATCH_SPEEDUP_LOW] < reading.scalars[quantities.BATCH_SPEEDUP]
+    assert reading.scalars[quantities.BATCH_SPEEDUP] < reading.scalars[quantities.BATCH_SPEEDUP_HIGH]
+    assert "batches larger than" in reading.texts[quantities.BATCH_SPEEDUP]
     accumulated = VarianceReduction(batch_size=1024).on_gradients(0, batch(drawn[0]))
-    assert accumulated.scalars[tags.BATCH_SPEEDUP] < reading.scalars[tags.BATCH_SPEEDUP]
+    assert accumulated.scalars[quantities.BATCH_SPEEDUP] < reading.scalars[quantities.BATCH_SPEEDUP]
 
 
 def test_a_noise_scale_without_an_upper_end_is_refused_and_its_lower_end_kept():
     draw = np.random.default_rng(6)
     reading = VarianceReduction().on_gradients(0, batch(draw.normal(size=(32, 20))))
     refused(reading, SPEEDUP[:1], "the noise scale has no upper end")
-    assert 1 <= reading.scalars[tags.BATCH_SPEEDUP_LOW] < 2
-    assert reading.scalars[tags.BATCH_SPEEDUP_HIGH] == 2
+    assert 1 <= reading.scalars[quantities.BATCH_SPEEDUP_LOW] < 2
+    assert reading.scalars[quantities.BATCH_SPEEDUP_HIGH] == 2
 
 
 @pytest.mark.parametrize("rows", [np.ones((1, 3)), np.full((4, 3), np.nan)])

@@ -14,12 +14,11 @@ from torch import Tensor
 from lightning_cx.functional import dwell, one_point_convexity
 from lightning_cx.functional.trajectories.blocks import MAX_BLOCKS
 from lightning_cx.gradients import Block, GradientSample
-from lightning_cx.instruments import Dwelling, DwellTimeline, ParameterStep, Reading
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import Dwelling, DwellTimeline, ParameterStep, Reading, quantities
 from lightning_cx.instruments.dwelling import CONVEXITY, DWELLS, PAIRS
 
 K = 64
-ALL = {*DWELLS, *CONVEXITY, tags.DIFFUSION_EXPONENT}
+ALL = {*DWELLS, *CONVEXITY, quantities.DIFFUSION_EXPONENT}
 
 
 def place(step: int) -> float:
@@ -69,7 +68,7 @@ def test_before_there_are_sixteen_blocks_all_is_nan_and_says_why() -> None:
         assert set(reading.scalars) == ALL
         assert all(math.isnan(reading.scalars[tag]) for tag in (*DWELLS, *CONVEXITY))
         assert {tag for tag, value in reading.scalars.items() if math.isnan(value)} == set(reading.refusals)
-    assert readings[0].refusals[tags.DWELL_COUNT] == "1 blocks of the path so far, 16 are needed"
+    assert readings[0].refusals[quantities.DWELL_COUNT] == "1 blocks of the path so far, 16 are needed"
 
 
 def test_numbers_are_those_of_the_pure_functions() -> None:
@@ -81,21 +80,21 @@ def test_numbers_are_those_of_the_pure_functions() -> None:
     made = ParameterStep(points[-1], points[-1] - points[-2])
     reading = instrument.on_step(400, made)
     expected = dwell(torch.cat([points[1:], points[-1:]]) / 8)
-    assert reading.scalars[tags.DWELL_COUNT] == len(expected.episodes) == 2
-    assert reading.scalars[tags.DWELL_ESCAPES] == 1
+    assert reading.scalars[quantities.DWELL_COUNT] == len(expected.episodes) == 2
+    assert reading.scalars[quantities.DWELL_ESCAPES] == 1
     assert expected.present is not None
-    assert reading.scalars[tags.DWELL_LENGTH] == expected.present.length
-    assert reading.scalars[tags.DWELL_DISTANCE] == pytest.approx(expected.present.from_start)
-    assert reading.scalars[tags.DWELL_DISTANCE] == pytest.approx(5.0, rel=0.15)  # 5 in each of 64 numbers, over 8
-    assert reading.scalars[tags.DIFFUSION_EXPONENT] == pytest.approx(expected.exponent.value)
+    assert reading.scalars[quantities.DWELL_LENGTH] == expected.present.length
+    assert reading.scalars[quantities.DWELL_DISTANCE] == pytest.approx(expected.present.from_start)
+    assert reading.scalars[quantities.DWELL_DISTANCE] == pytest.approx(5.0, rel=0.15)  # 5 in each of 64 numbers, over 8
+    assert reading.scalars[quantities.DIFFUSION_EXPONENT] == pytest.approx(expected.exponent.value)
     begin = expected.present.start
     convexity = one_point_convexity(gradients[begin:], points[begin:-1])
-    assert reading.scalars[tags.ONE_POINT_CONVEXITY] == pytest.approx(convexity.value)
-    assert reading.scalars[tags.ONE_POINT_CONVEXITY_ERROR] == pytest.approx(convexity.standard_error)
+    assert reading.scalars[quantities.ONE_POINT_CONVEXITY] == pytest.approx(convexity.value)
+    assert reading.scalars[quantities.ONE_POINT_CONVEXITY_ERROR] == pytest.approx(convexity.standard_error)
     assert convexity.value == pytest.approx(0.5, abs=0.1)
     assert not reading.refusals
-    assert "2 dwells, 1 escaped" in reading.texts[tags.DWELL_COUNT]
-    picture = reading.pictures[tags.DWELLS]
+    assert "2 dwells, 1 escaped" in reading.texts[quantities.DWELL_COUNT]
+    picture = reading.pictures[quantities.DWELLS]
     assert isinstance(picture, DwellTimeline)
     assert [(start, end, escaped) for start, end, _, escaped in picture.dwells] == [
         (e.start, e.end, e.escaped) for e in expected.episodes
@@ -149,10 +148,10 @@ def test_sparse_steps_are_judged_by_steps() -> None:
 def test_a_walk_has_no_dwell_no_centre_and_says_so() -> None:
     draw = torch.from_numpy(np.random.default_rng(0).standard_normal((401, K)))
     reading = last(shown(Dwelling(), draw.cumsum(0), draw[1:]))
-    assert (reading.scalars[tags.DWELL_COUNT], reading.scalars[tags.DWELL_LENGTH]) == (0, 0)
-    assert reading.scalars[tags.DIFFUSION_EXPONENT] == pytest.approx(1, abs=0.1)
-    assert reading.refusals[tags.DWELL_DISTANCE] == "no stretch of the path stays in one place"
-    assert reading.refusals[tags.ONE_POINT_CONVEXITY] == "there is no dwell at present"
+    assert (reading.scalars[quantities.DWELL_COUNT], reading.scalars[quantities.DWELL_LENGTH]) == (0, 0)
+    assert reading.scalars[quantities.DIFFUSION_EXPONENT] == pytest.approx(1, abs=0.1)
+    assert reading.refusals[quantities.DWELL_DISTANCE] == "no stretch of the path stays in one place"
+    assert reading.refusals[quantities.ONE_POINT_CONVEXITY] == "there is no dwell at present"
 
 
 def test_where_gradients_are_not_seen_only_convexity_is_refused() -> None:
@@ -162,7 +161,7 @@ def test_where_gradients_are_not_seen_only_convexity_is_refused() -> None:
         instrument.on_step(s, ParameterStep(points[s + 1], points[s + 1] - points[s])) for s in range(len(gradients))
     ]
     reading = last(readings)
-    assert reading.scalars[tags.DWELL_COUNT] == 1
+    assert reading.scalars[quantities.DWELL_COUNT] == 1
     assert reading.refusals == dict.fromkeys(CONVEXITY, "no gradient was seen beside a step of the parameters")
 
 
@@ -176,7 +175,7 @@ def test_projections_on_other_directions_are_refused() -> None:
     assert gradients.shape == (150, K)
     instrument._new = instrument._seen
     reading = instrument.on_step(150, ParameterStep(points[-1], points[-1] - points[-2]))
-    assert reading.refusals[tags.ONE_POINT_CONVEXITY] == ("another instrument has 100 projections: 64 are needed")
+    assert reading.refusals[quantities.ONE_POINT_CONVEXITY] == ("another instrument has 100 projections: 64 are needed")
 
 
 def test_the_gradient_of_several_processes_is_that_of_the_whole_batch() -> None:
@@ -203,8 +202,8 @@ def test_parameters_that_do_not_move_say_so() -> None:
     instrument = Dwelling()
     still = ParameterStep(torch.ones(K), torch.zeros(K))
     reading = last([instrument.on_step(step, still) for step in range(40)])
-    assert reading.scalars[tags.DWELL_COUNT] == 0
-    assert math.isnan(reading.scalars[tags.DIFFUSION_EXPONENT])
+    assert reading.scalars[quantities.DWELL_COUNT] == 0
+    assert math.isnan(reading.scalars[quantities.DIFFUSION_EXPONENT])
     assert {tag for tag, value in reading.scalars.items() if math.isnan(value)} == set(reading.refusals)
 
 

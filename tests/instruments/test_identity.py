@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_cx import ComplexityMonitor
+from lightning_cx.callbacks.identity import settings
 from lightning_cx.gradients import GradientSample
 from lightning_cx.instruments import (
     Averaging,
@@ -57,6 +59,18 @@ def test_what_an_instrument_overrides_says_what_it_is_shown() -> None:
     assert Mine().shown == {"on_gradients"}
     assert Averaging().shown == {"on_parameters", "on_model"}
     assert LocalRecovery().shown == {"on_probe", "on_model"}
+
+
+@pytest.mark.parametrize("make", [GradientSpectrum, Interference, SpectralBias])
+def test_the_control_is_kept_so_that_two_which_differ_only_there_can_be_told_apart(make: Any) -> None:
+    assert (make().control, make(control="shuffle").control) == (None, "shuffle")
+    assert settings(make()) == {}
+    assert settings(make(control="shuffle")) == {"control": "'shuffle'"}
+
+
+@pytest.mark.parametrize("make", [GradientSpectrum, Interference, SpectralBias])
+def test_two_monitors_that_differ_only_in_the_control_of_an_instrument_have_states_of_their_own(make: Any) -> None:
+    assert ComplexityMonitor([make()]).state_key != ComplexityMonitor([make(control="shuffle")]).state_key
 
 
 def test_a_setting_may_take_a_method_away() -> None:

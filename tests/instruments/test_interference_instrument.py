@@ -21,8 +21,8 @@ from lightning_cx.instruments import (
     ModeScatter,
     Reading,
     SpectralBias,
+    quantities,
 )
-from lightning_cx.instruments import quantities as tags
 from lightning_cx.instruments.control import shuffled_gradients, shuffled_probe
 from lightning_cx.instruments.gradient_spectrum import EARLIER_STEPS
 from lightning_cx.probe import ProbeReading
@@ -65,14 +65,14 @@ def test_a_batch_shows_the_profile_of_its_gram_on_its_own_graph() -> None:
     reading = Interference().on_gradients(*on_batch(sample, features))
     expected = interference_profile(sample.gram, laplacian_basis(features), shuffles=0)
     assert reading.scalars == {
-        tags.INTERFERENCE: float(expected.cii),
-        tags.INTERFERENCE_P: float(expected.p_value),
-        tags.RANK_CORRELATION: float(expected.rank_correlation),
+        quantities.INTERFERENCE: float(expected.cii),
+        quantities.INTERFERENCE_P: float(expected.p_value),
+        quantities.RANK_CORRELATION: float(expected.rank_correlation),
     }
-    assert reading.scalars[tags.INTERFERENCE] > 0.6
-    assert reading.scalars[tags.INTERFERENCE_P] < 0.01
+    assert reading.scalars[quantities.INTERFERENCE] > 0.6
+    assert reading.scalars[quantities.INTERFERENCE_P] < 0.01
     rough = Interference().on_gradients(*on_batch(sample_of(layer__weight=rough_rows()), features))
-    assert abs(rough.scalars[tags.INTERFERENCE]) < 0.25
+    assert abs(rough.scalars[quantities.INTERFERENCE]) < 0.25
 
 
 def test_layers_are_measured_apart_on_request_the_parameters_of_one_together() -> None:
@@ -83,12 +83,12 @@ def test_layers_are_measured_apart_on_request_the_parameters_of_one_together() -
     scalars = instrument.on_gradients(*on_batch(sample, features)).scalars
     body = sample.layers["body.weight"].gram + sample.layers["body.bias"].gram
     expected = interference_profile(body, laplacian_basis(features), shuffles=0)
-    assert scalars[tags.of_layer(tags.INTERFERENCE, "body")] == float(expected.cii)
-    assert scalars[tags.of_layer(tags.INTERFERENCE, "body")] > 0.6
-    assert abs(scalars[tags.of_layer(tags.INTERFERENCE, "head")]) < 0.25
+    assert scalars[quantities.of_layer(quantities.INTERFERENCE, "body")] == float(expected.cii)
+    assert scalars[quantities.of_layer(quantities.INTERFERENCE, "body")] > 0.6
+    assert abs(scalars[quantities.of_layer(quantities.INTERFERENCE, "head")]) < 0.25
     assert set(scalars) == {
         f"{tag}{layer}"
-        for tag in (tags.INTERFERENCE, tags.INTERFERENCE_P, tags.RANK_CORRELATION)
+        for tag in (quantities.INTERFERENCE, quantities.INTERFERENCE_P, quantities.RANK_CORRELATION)
         for layer in ("", "_layers/body", "_layers/head")
     }
 
@@ -103,7 +103,7 @@ def test_the_probe_is_measured_from_its_own_gradients() -> None:
     assert instrument.shown == {"on_probe"}
     scalars = instrument.on_probe(0, reading).scalars
     expected = interference_profile(sample.gram, laplacian_basis(features[:100]), shuffles=0)
-    assert scalars[tags.PROBE_INTERFERENCE] == float(expected.cii)
+    assert scalars[quantities.PROBE_INTERFERENCE] == float(expected.cii)
     assert not instrument.on_probe(0, replace(reading, gradients=None)).scalars
 
 
@@ -117,10 +117,10 @@ def test_a_shuffled_twin_stands_beside_each_number_of_the_gradients(instrument) 
     by_hand = instrument().on_gradients(step, shuffled_gradients(sample), batch)
     for tag, value in plain.scalars.items():
         assert controlled.scalars[tag] == value
-        if tag == tags.PARTICIPATION_RATIO:
-            assert tags.shuffled(tag) not in controlled.scalars
+        if tag == quantities.PARTICIPATION_RATIO:
+            assert quantities.shuffled(tag) not in controlled.scalars
         else:
-            assert controlled.scalars[tags.shuffled(tag)] == by_hand.scalars[tag]
+            assert controlled.scalars[quantities.shuffled(tag)] == by_hand.scalars[tag]
     assert controlled.pictures.keys() == plain.pictures.keys()
 
 
@@ -128,9 +128,9 @@ def test_shuffling_takes_the_principle_away_and_leaves_strength_alone() -> None:
     _, features = circle()
     sample = sample_of(layer__weight=smooth_rows())
     scalars = Interference(control="shuffle", per_layer=True).on_gradients(*on_batch(sample, features)).scalars
-    assert scalars[tags.INTERFERENCE] > 0.6
-    assert abs(scalars[tags.shuffled(tags.INTERFERENCE)]) < 0.25
-    assert abs(scalars[tags.shuffled(tags.of_layer(tags.INTERFERENCE, "layer"))]) < 0.25
+    assert scalars[quantities.INTERFERENCE] > 0.6
+    assert abs(scalars[quantities.shuffled(quantities.INTERFERENCE)]) < 0.25
+    assert abs(scalars[quantities.shuffled(quantities.of_layer(quantities.INTERFERENCE, "layer"))]) < 0.25
     other = shuffled_gradients(sample)
     torch.testing.assert_close(other.gram.diagonal().sort().values, sample.gram.diagonal().sort().values)
     assert torch.equal(shuffled_gradients(sample).gram, other.gram), "another order at every step"
@@ -150,25 +150,25 @@ def test_each_band_shows_its_fitted_fraction_rate_and_half_life_on_request() -> 
         scalars = instrument.on_probe(step, decaying_probe(step)).scalars
     bands = {2: 0.2, 4: 0.1, 6: 0.02}  # levels 2-3, 8-15 and 32-63
     for number, rate in bands.items():
-        assert scalars[tags.fitted_fraction(number)] == pytest.approx(1 - math.exp(-11 * rate), abs=0.01)
-        assert scalars[tags.decay_rate(number)] == pytest.approx(2 * rate, rel=0.05)
-        assert scalars[tags.half_life(number)] == pytest.approx(math.log(2) / (2 * rate), rel=0.05)
-    assert scalars[tags.fitted_fraction(0)] == pytest.approx(0, abs=1e-9)
-    assert scalars[tags.half_life(0)] == math.inf
-    assert tags.fitted_fraction(0) not in SpectralBias().on_probe(0, decaying_probe(0)).scalars
+        assert scalars[quantities.fitted_fraction(number)] == pytest.approx(1 - math.exp(-11 * rate), abs=0.01)
+        assert scalars[quantities.decay_rate(number)] == pytest.approx(2 * rate, rel=0.05)
+        assert scalars[quantities.half_life(number)] == pytest.approx(math.log(2) / (2 * rate), rel=0.05)
+    assert scalars[quantities.fitted_fraction(0)] == pytest.approx(0, abs=1e-9)
+    assert scalars[quantities.half_life(0)] == math.inf
+    assert quantities.fitted_fraction(0) not in SpectralBias().on_probe(0, decaying_probe(0)).scalars
 
 
 def test_rates_are_unknown_until_there_are_enough_readings_to_tell() -> None:
     instrument = SpectralBias(per_band=True)
     for step in range(6):
         scalars = instrument.on_probe(step, decaying_probe(step)).scalars
-        assert math.isnan(scalars[tags.decay_rate(2)]) == (step < 5)
-        assert math.isnan(scalars[tags.HIGH_COMPLEXITY_DOMINANCE]) == (step < 5)
+        assert math.isnan(scalars[quantities.decay_rate(2)]) == (step < 5)
+        assert math.isnan(scalars[quantities.HIGH_COMPLEXITY_DOMINANCE]) == (step < 5)
 
 
 def test_dominance_turns_from_the_simple_to_the_complex_side() -> None:
     instrument = SpectralBias()
-    seen = [instrument.on_probe(s, decaying_probe(s)).scalars[tags.HIGH_COMPLEXITY_DOMINANCE] for s in range(60)]
+    seen = [instrument.on_probe(s, decaying_probe(s)).scalars[quantities.HIGH_COMPLEXITY_DOMINANCE] for s in range(60)]
     assert seen[5] < 0.3
     assert seen[-1] > 0.9
 
@@ -177,23 +177,23 @@ def test_whiteness_is_in_units_of_its_limit_and_tells_noise_from_structure() -> 
     _, features = circle(160)
     noise = torch.randn(160, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     readings = [SpectralBias().on_probe(0, ProbeReading(r, r, features)) for r in (noise, decaying_probe(0).residuals)]
-    white, structured = (reading.scalars[tags.WHITENESS] for reading in readings)
+    white, structured = (reading.scalars[quantities.WHITENESS] for reading in readings)
     assert white < 1 < structured
 
 
 def test_the_control_of_the_residual_is_white_from_the_start() -> None:
     scalars = SpectralBias(control="shuffle").on_probe(0, decaying_probe(0)).scalars
-    assert scalars[tags.RESIDUAL_MEDIAN] < 0.3
-    assert scalars[tags.shuffled(tags.RESIDUAL_MEDIAN)] == pytest.approx(0.5, abs=0.1)
-    assert scalars[tags.shuffled(tags.WHITENESS)] < 1
-    assert tags.shuffled(tags.RESIDUAL_ENERGY) not in scalars
+    assert scalars[quantities.RESIDUAL_MEDIAN] < 0.3
+    assert scalars[quantities.shuffled(quantities.RESIDUAL_MEDIAN)] == pytest.approx(0.5, abs=0.1)
+    assert scalars[quantities.shuffled(quantities.WHITENESS)] < 1
+    assert quantities.shuffled(quantities.RESIDUAL_ENERGY) not in scalars
 
 
 def test_the_bands_are_drawn_with_their_half_lives() -> None:
     instrument = SpectralBias()
     for step in range(12):
         reading = instrument.on_probe(step, decaying_probe(step))
-    picture = reading.pictures[tags.BAND_DECAY]
+    picture = reading.pictures[quantities.BAND_DECAY]
     assert isinstance(picture, BandDecay)
     assert picture.values.shape == (12, len(picture.bands))
     assert len(picture.half_lives) == len(picture.bands)
@@ -205,7 +205,7 @@ def test_the_modes_of_earlier_steps_stand_behind_the_present_ones_evenly_over_th
     instrument = Interference()
     for step in range(0, 400, 10):
         reading = instrument.on_gradients(*on_batch(sample_of(layer__weight=smooth_rows()), features, step))
-    picture = reading.pictures[tags.GRADIENT_SPECTRUM]
+    picture = reading.pictures[quantities.GRADIENT_SPECTRUM]
     assert isinstance(picture, ModeScatter)
     steps = [step for step, _, _ in picture.earlier]
     assert picture.step == 390
@@ -249,7 +249,7 @@ def test_what_cannot_be_measured_is_nan_with_the_reason(sample, message) -> None
     features = default_features(torch.randn(32, 3))
     reading = Interference().on_gradients(*on_batch(sample, features))
     assert all(math.isnan(value) for value in reading.scalars.values())
-    assert message in reading.refusals[tags.INTERFERENCE]
+    assert message in reading.refusals[quantities.INTERFERENCE]
 
 
 @pytest.mark.parametrize("instrument", [Interference, GradientSpectrum])

@@ -21,8 +21,7 @@ from lightning_cx.functional import (
 )
 from lightning_cx.functional.kernels.blocks import pool_block_shares
 from lightning_cx.gradients import GradientSample, LayerGradients, UnsupportedGradientError
-from lightning_cx.instruments import BatchView, Kernel, Reading, needs_of
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import BatchView, Kernel, Reading, needs_of, quantities
 from lightning_cx.instruments.kernel import SPECTRUM, TARGET
 from lightning_cx.probe.derivatives import OutputJacobian
 
@@ -65,7 +64,7 @@ def test_a_batch_shows_what_its_gram_matrix_says() -> None:
     assert reading.scalars == expected_of(sample.gram, targets)
     assert all(math.isfinite(value) for value in reading.scalars.values())
     assert not reading.refusals
-    spectrum = reading.histograms[tags.KERNEL_SPECTRUM]
+    spectrum = reading.histograms[quantities.KERNEL_SPECTRUM]
     eigenvalues = torch.linalg.eigvalsh(
         sample.gram - sample.gram.mean(0) - sample.gram.mean(1)[:, None] + sample.gram.mean()
     )
@@ -77,14 +76,14 @@ def test_the_descent_is_shared_out_by_block_with_its_lower_end_and_a_card() -> N
     reading = Kernel().on_gradients(*seen(sample_of(rows), one_hot()))
     grams = {f"blocks.{i}": own @ own.T for i, own in enumerate(rows[f"blocks.{i}.a.weight"] for i in range(3))}
     expected = block_shares(grams | {"rest": rows["stem.weight"] @ rows["stem.weight"].T})
-    shares = [reading.scalars[f"{tags.KERNEL_BLOCK_SHARE}/{block}"] for block in BLOCKS]
+    shares = [reading.scalars[f"{quantities.KERNEL_BLOCK_SHARE}/{block}"] for block in BLOCKS]
     assert shares == pytest.approx(expected.share.tolist())
     assert sum(shares) == pytest.approx(1)
-    lows = [reading.scalars[f"{tags.KERNEL_BLOCK_SHARE_LOW}/{block}"] for block in BLOCKS]
+    lows = [reading.scalars[f"{quantities.KERNEL_BLOCK_SHARE_LOW}/{block}"] for block in BLOCKS]
     assert lows == pytest.approx(expected.low.tolist())
     assert lows[0] > 0.4
     assert lows[2] == 0.0  # its mean is 0: all noise
-    card = reading.texts[tags.KERNEL_BLOCK_SHARE]
+    card = reading.texts[quantities.KERNEL_BLOCK_SHARE]
     assert f"| blocks.0 | {shares[0]:.1%} | {lows[0]:.1%} to {float(expected.high[0]):.1%} |" in card
 
 
@@ -105,8 +104,8 @@ def test_shares_are_pooled_over_sixteen_batches_and_survive_a_checkpoint() -> No
         ]
     )
     ratio = (
-        expected.scalars[f"{tags.KERNEL_BLOCK_SHARE}/blocks.1"]
-        / expected.scalars[f"{tags.KERNEL_BLOCK_SHARE}/blocks.0"]
+        expected.scalars[f"{quantities.KERNEL_BLOCK_SHARE}/blocks.1"]
+        / expected.scalars[f"{quantities.KERNEL_BLOCK_SHARE}/blocks.0"]
     )
     assert ratio == pytest.approx(float(pooled.signal[1] / pooled.signal[0]))
     whole.reset()
@@ -170,14 +169,14 @@ def test_the_probe_shows_the_tangent_kernel_summed_over_outputs_beside_the_resid
     reading = Kernel("probe", examples=60).on_model(*shown(view))
     kernel = torch.stack([jacobian[:, c] @ jacobian[:, c].T for c in range(3)]).sum(0)
     for tag, value in expected_of(kernel, residuals).items():
-        assert reading.scalars[tags.on_probe(tag)] == pytest.approx(value, abs=1e-9)
+        assert reading.scalars[quantities.on_probe(tag)] == pytest.approx(value, abs=1e-9)
     assert view.asked == [60]
     expected = Kernel().on_gradients(*seen(sample_of(rows_of(60)), residuals))
     for block in BLOCKS:
-        tag = f"{tags.KERNEL_BLOCK_SHARE}/{block}"
-        assert reading.scalars[tags.on_probe(tag)] == expected.scalars[tag]
+        tag = f"{quantities.KERNEL_BLOCK_SHARE}/{block}"
+        assert reading.scalars[quantities.on_probe(tag)] == expected.scalars[tag]
     assert all(tag.startswith("kernel/probe_") for tag in [*reading.scalars, *reading.texts, *reading.histograms])
-    spectrum = reading.histograms[tags.on_probe(tags.KERNEL_SPECTRUM)]
+    spectrum = reading.histograms[quantities.on_probe(quantities.KERNEL_SPECTRUM)]
     assert len(spectrum) == 80  # of all 180 rows, which have 80 parameters
 
 
@@ -198,7 +197,7 @@ def test_a_model_that_cannot_be_read_is_refused_with_its_reason(error: Exception
         raise error
 
     reading = Kernel("probe").on_model(*shown(SimpleNamespace(jacobian=fail, gradients=fail)))
-    assert set(reading.scalars) == {tags.on_probe(tag) for tag in (*EVERY, tags.KERNEL_BLOCK_SHARE)}
+    assert set(reading.scalars) == {quantities.on_probe(tag) for tag in (*EVERY, quantities.KERNEL_BLOCK_SHARE)}
     assert all(math.isnan(value) for value in reading.scalars.values())
     assert reading.refusals.keys() == reading.scalars.keys()
     assert all(str(error) in why for why in reading.refusals.values())
@@ -241,18 +240,18 @@ def test_a_model_without_blocks_is_refused_by_name_and_the_kernel_still_read() -
     rows = rows_of(means={"net.0.weight": 0.3, "net.2.weight": 0.2})
     reading = Kernel().on_gradients(*seen(sample_of(rows), one_hot()))
     refusals_match(reading)
-    assert reading.refusals[tags.KERNEL_BLOCK_SHARE].startswith("no residual blocks")
-    assert math.isfinite(reading.scalars[tags.KERNEL_DECAY])
+    assert reading.refusals[quantities.KERNEL_BLOCK_SHARE].startswith("no residual blocks")
+    assert math.isfinite(reading.scalars[quantities.KERNEL_DECAY])
     by_layer = Kernel(blocks=2).on_gradients(*seen(sample_of(rows), one_hot()))
-    assert math.isfinite(by_layer.scalars[f"{tags.KERNEL_BLOCK_SHARE}/net.2"])
+    assert math.isfinite(by_layer.scalars[f"{quantities.KERNEL_BLOCK_SHARE}/net.2"])
 
 
 def test_noise_is_not_shared_out() -> None:
     rows = rows_of(means=dict.fromkeys(MEANS, 0.0))
     reading = Kernel().on_gradients(*seen(sample_of(rows), one_hot()))
     refusals_match(reading)
-    assert "is not distinguishable from noise" in reading.refusals[f"{tags.KERNEL_BLOCK_SHARE}/blocks.0"]
-    assert reading.texts[tags.KERNEL_BLOCK_SHARE].startswith("**unknown**")
+    assert "is not distinguishable from noise" in reading.refusals[f"{quantities.KERNEL_BLOCK_SHARE}/blocks.0"]
+    assert reading.texts[quantities.KERNEL_BLOCK_SHARE].startswith("**unknown**")
 
 
 def test_no_number_of_an_earlier_reading_stands_where_the_shares_are_unknown() -> None:
@@ -271,9 +270,9 @@ def test_gradients_that_are_not_finite_do_not_enter_the_pool() -> None:
     before = instrument.on_gradients(*seen(good, one_hot())).scalars
     bad = instrument.on_gradients(*seen(sample_of({k: v * math.nan for k, v in rows_of(seed=1).items()}), one_hot()))
     refusals_match(bad)
-    assert all("not finite" in bad.refusals[f"{tags.KERNEL_BLOCK_SHARE}/{block}"] for block in BLOCKS)
+    assert all("not finite" in bad.refusals[f"{quantities.KERNEL_BLOCK_SHARE}/{block}"] for block in BLOCKS)
     after = instrument.on_gradients(*seen(good, one_hot())).scalars
-    share = f"{tags.KERNEL_BLOCK_SHARE}/blocks.0"
+    share = f"{quantities.KERNEL_BLOCK_SHARE}/blocks.0"
     assert after[share] == pytest.approx(before[share])
 
 

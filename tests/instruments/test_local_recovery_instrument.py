@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from lightning_cx.functional import loss_tail
 from lightning_cx.functional.convergence.local_rate import local_rate
 from lightning_cx.gradients import UnsupportedGradientError
-from lightning_cx.instruments import LocalRecovery, Reading
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import LocalRecovery, Reading, quantities
 from lightning_cx.instruments.local_recovery import CODES, KEPT, LAW, LOCAL
 from lightning_cx.probe import ProbeReading
 
@@ -48,27 +47,29 @@ def test_the_rate_is_that_of_the_latest_half_of_the_steps() -> None:
     read_at = max(i for i, r in enumerate(follow(losses)) if r.scalars)
     first = -(-read_at // 2)
     expected = loss_tail([10 * i for i in range(first, read_at + 1)], losses[first : read_at + 1])
-    assert reading.scalars[tags.RECOVERY_LAW] == CODES[expected.law]
-    assert reading.scalars[tags.RECOVERY_RATE] == pytest.approx(expected.rate_now)
-    assert reading.scalars[tags.RECOVERY_RATE] == pytest.approx(0.001, rel=0.01)
-    assert reading.scalars[tags.RECOVERY_RATE_LOW] <= 0.001 <= reading.scalars[tags.RECOVERY_RATE_HIGH]
+    assert reading.scalars[quantities.RECOVERY_LAW] == CODES[expected.law]
+    assert reading.scalars[quantities.RECOVERY_RATE] == pytest.approx(expected.rate_now)
+    assert reading.scalars[quantities.RECOVERY_RATE] == pytest.approx(0.001, rel=0.01)
+    assert reading.scalars[quantities.RECOVERY_RATE_LOW] <= 0.001 <= reading.scalars[quantities.RECOVERY_RATE_HIGH]
     assert explained(reading)
-    assert reading.texts[tags.RECOVERY_VERDICT].startswith("**converging at a linear rate of .001 per step; the loss ")
+    assert reading.texts[quantities.RECOVERY_VERDICT].startswith(
+        "**converging at a linear rate of .001 per step; the loss "
+    )
 
 
 def test_a_power_law_is_shown_by_its_present_pace() -> None:
     losses = [1 / (1 + 10 * i) for i in range(100)]
     readings = follow(losses, LocalRecovery(tail=1.0))
     reading, step = last(readings), 10 * max(i for i, r in enumerate(readings) if r.scalars)
-    assert reading.scalars[tags.RECOVERY_LAW] == CODES["power"]
-    assert reading.scalars[tags.RECOVERY_RATE] == pytest.approx(1 / (1 + step), rel=0.01)
-    low, high = reading.scalars[tags.RECOVERY_RATE_LOW], reading.scalars[tags.RECOVERY_RATE_HIGH]
-    assert low <= reading.scalars[tags.RECOVERY_RATE] <= high
+    assert reading.scalars[quantities.RECOVERY_LAW] == CODES["power"]
+    assert reading.scalars[quantities.RECOVERY_RATE] == pytest.approx(1 / (1 + step), rel=0.01)
+    low, high = reading.scalars[quantities.RECOVERY_RATE_LOW], reading.scalars[quantities.RECOVERY_RATE_HIGH]
+    assert low <= reading.scalars[quantities.RECOVERY_RATE] <= high
 
 
 def test_too_few_readings_are_refused_with_how_many_are_missing() -> None:
     readings = follow([1.0] * 20)
-    assert readings[0].refusals[tags.RECOVERY_RATE] == (
+    assert readings[0].refusals[quantities.RECOVERY_RATE] == (
         "1 usable readings of the loss, 16 are needed in the latest 50% of the steps"
     )
     assert all(explained(r) for r in readings)
@@ -77,9 +78,9 @@ def test_too_few_readings_are_refused_with_how_many_are_missing() -> None:
 
 def test_a_flat_loss_has_rate_0_and_an_interval_around_it() -> None:
     reading = last(follow([0.5] * 64))
-    assert reading.scalars[tags.RECOVERY_LAW] == CODES["flat"]
-    assert reading.scalars[tags.RECOVERY_RATE] == 0
-    assert reading.scalars[tags.RECOVERY_RATE_LOW] < 0 < reading.scalars[tags.RECOVERY_RATE_HIGH]
+    assert reading.scalars[quantities.RECOVERY_LAW] == CODES["flat"]
+    assert reading.scalars[quantities.RECOVERY_RATE] == 0
+    assert reading.scalars[quantities.RECOVERY_RATE_LOW] < 0 < reading.scalars[quantities.RECOVERY_RATE_HIGH]
     assert explained(reading)
 
 
@@ -94,12 +95,12 @@ def test_the_memory_is_thinned_and_stays_even() -> None:
     instrument = LocalRecovery()
     count = 5 * KEPT
     readings = follow([math.exp(-1e-4 * 10 * i) for i in range(count)], instrument)
-    steps, losses = instrument._latest(1.0)
+    steps, losses = zip(*instrument._losses, strict=True)
     assert KEPT // 2 <= len(steps) <= KEPT
     assert len({b - a for a, b in pairwise(steps)}) == 1
     assert steps[-1] >= 10 * (count - 9)
-    assert last(readings).scalars[tags.RECOVERY_RATE] == pytest.approx(1e-4, rel=1e-3)
-    assert losses == [pytest.approx(math.exp(-1e-4 * step)) for step in steps]
+    assert last(readings).scalars[quantities.RECOVERY_RATE] == pytest.approx(1e-4, rel=1e-3)
+    assert list(losses) == [pytest.approx(math.exp(-1e-4 * step)) for step in steps]
 
 
 def test_a_resumed_run_goes_on_with_the_losses_that_it_had(tmp_path: Any) -> None:
@@ -112,7 +113,7 @@ def test_a_resumed_run_goes_on_with_the_losses_that_it_had(tmp_path: Any) -> Non
     found = [second.on_probe(10 * i, probe(losses[i])) for i in range(50, 80)]
     assert found == expected
     second.reset()
-    assert math.isnan(second.on_probe(0, probe(1.0)).scalars[tags.RECOVERY_RATE])
+    assert math.isnan(second.on_probe(0, probe(1.0)).scalars[quantities.RECOVERY_RATE])
 
 
 # Jacobian ---------------------------------------------------------------------------------------------------
@@ -144,11 +145,11 @@ def test_a_linear_model_is_predicted_exactly() -> None:
     best = x @ torch.linalg.lstsq(x, y).solution
     loss, floor = float(F.mse_loss(net(x).detach(), y)), float(F.mse_loss(best, y))
     expected = local_rate(2 * torch.linalg.eigvalsh(x.T @ x), 0.1, 40)
-    assert reading.scalars[tags.RECOVERY_PREDICTED_RATE] == pytest.approx(expected, rel=1e-9)
-    assert reading.scalars[tags.RECOVERY_REMOVABLE] == pytest.approx((loss - floor) / loss, rel=1e-9)
-    assert reading.scalars[tags.RECOVERY_RANK_SHARE] == 1
+    assert reading.scalars[quantities.RECOVERY_PREDICTED_RATE] == pytest.approx(expected, rel=1e-9)
+    assert reading.scalars[quantities.RECOVERY_REMOVABLE] == pytest.approx((loss - floor) / loss, rel=1e-9)
+    assert reading.scalars[quantities.RECOVERY_RANK_SHARE] == 1
     assert explained(reading)
-    card = reading.texts[tags.RECOVERY_VERDICT]
+    card = reading.texts[quantities.RECOVERY_VERDICT]
     assert "40 examples determine 6 of 6 parameters: the minimum is isolated" in card
     assert "The Jacobian predicts " in card
 
@@ -156,9 +157,9 @@ def test_a_linear_model_is_predicted_exactly() -> None:
 def test_few_examples_determine_only_some_parameters() -> None:
     net, x, y = linear(30, 10)
     reading = looked_at(net, x, y, optimizer=sgd(net), training_examples=10)
-    assert reading.scalars[tags.RECOVERY_RANK_SHARE] == pytest.approx(10 / 30)
-    assert reading.scalars[tags.RECOVERY_REMOVABLE] == pytest.approx(1)
-    assert math.isfinite(reading.scalars[tags.RECOVERY_PREDICTED_RATE])
+    assert reading.scalars[quantities.RECOVERY_RANK_SHARE] == pytest.approx(10 / 30)
+    assert reading.scalars[quantities.RECOVERY_REMOVABLE] == pytest.approx(1)
+    assert math.isfinite(reading.scalars[quantities.RECOVERY_PREDICTED_RATE])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -167,7 +168,7 @@ def test_scales_that_relu_neurons_are_free_to_choose_are_not_counted_in_any_prec
     net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1)).to(dtype)
     x, y = draw(201, 5).to(dtype), draw(201, 1, seed=1).to(dtype)
     reading = looked_at(net, x, y, optimizer=sgd(net), training_examples=201)
-    assert reading.scalars[tags.RECOVERY_RANK_SHARE] == pytest.approx((43 - 6) / 43)
+    assert reading.scalars[quantities.RECOVERY_RANK_SHARE] == pytest.approx((43 - 6) / 43)
 
 
 def test_momentum_is_in_the_prediction() -> None:
@@ -175,14 +176,14 @@ def test_momentum_is_in_the_prediction() -> None:
     options = {"momentum": 0.9, "nesterov": True}
     reading = looked_at(net, x, y, optimizer=sgd(net, **options), training_examples=40)
     expected = local_rate(2 * torch.linalg.eigvalsh(x.T @ x), 0.1, 40, 0.9, nesterov=True)
-    assert reading.scalars[tags.RECOVERY_PREDICTED_RATE] == pytest.approx(expected, rel=1e-9)
+    assert reading.scalars[quantities.RECOVERY_PREDICTED_RATE] == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_step_over_the_edge_is_told() -> None:
     net, x, y = linear(6, 40)
     reading = looked_at(net, x, y, optimizer=sgd(net, lr=5.0), training_examples=40)
-    assert reading.scalars[tags.RECOVERY_PREDICTED_RATE] < 0
-    assert "over the edge of stability" in reading.texts[tags.RECOVERY_VERDICT]
+    assert reading.scalars[quantities.RECOVERY_PREDICTED_RATE] < 0
+    assert "over the edge of stability" in reading.texts[quantities.RECOVERY_VERDICT]
 
 
 def two_groups(net: nn.Module) -> torch.optim.Optimizer:
@@ -209,11 +210,12 @@ def test_other_optimizers_are_refused_by_name_and_the_rank_stays(name: str) -> N
     make, why = OPTIMIZERS[name]
     net = nn.Linear(6, 1).double()
     reading = looked_at(net, draw(40, 6), draw(40, 1, seed=1), optimizer=make(net), training_examples=40)
-    assert why in reading.refusals[tags.RECOVERY_PREDICTED_RATE]
-    assert reading.scalars[tags.RECOVERY_RANK_SHARE] == 1
+    assert why in reading.refusals[quantities.RECOVERY_PREDICTED_RATE]
+    assert reading.scalars[quantities.RECOVERY_RANK_SHARE] == 1
     assert explained(reading)
     assert (
-        f"No rate is predicted: {reading.refusals[tags.RECOVERY_PREDICTED_RATE]}." in reading.texts["recovery/verdict"]
+        f"No rate is predicted: {reading.refusals[quantities.RECOVERY_PREDICTED_RATE]}."
+        in reading.texts["recovery/verdict"]
     )
 
 
@@ -221,9 +223,9 @@ def test_cross_entropy_far_from_a_minimum_has_no_predicted_rate() -> None:
     net = nn.Linear(6, 3).double()
     y = torch.arange(40) % 3
     reading = LocalRecovery().on_model(*seen(net, draw(40, 6), y, F.cross_entropy, sgd(net), 40))
-    assert reading.refusals[tags.RECOVERY_PREDICTED_RATE].startswith("no finite minimum is near: ")
+    assert reading.refusals[quantities.RECOVERY_PREDICTED_RATE].startswith("no finite minimum is near: ")
     # A constant over the classes changes nothing, so 7 of 21 parameters are free.
-    assert reading.scalars[tags.RECOVERY_RANK_SHARE] == pytest.approx(14 / 21)
+    assert reading.scalars[quantities.RECOVERY_RANK_SHARE] == pytest.approx(14 / 21)
     assert explained(reading)
 
 
@@ -232,14 +234,14 @@ def test_a_part_of_the_training_set_that_leaves_parameters_free_is_no_basis() ->
     for training, words in ((200, "10 of 200"), (None, "10 of an unknown number")):
         reading = looked_at(net, x, y, optimizer=sgd(net), training_examples=training)
         assert set(reading.scalars) == set(LOCAL)
-        assert words in reading.refusals[tags.RECOVERY_RANK_SHARE]
+        assert words in reading.refusals[quantities.RECOVERY_RANK_SHARE]
         assert explained(reading)
 
 
 def test_a_part_of_the_training_set_that_determines_all_parameters_will_do() -> None:
     net, x, y = linear(6, 40)
     reading = looked_at(net, x, y, optimizer=sgd(net), training_examples=1000)
-    assert reading.scalars[tags.RECOVERY_RANK_SHARE] == 1
+    assert reading.scalars[quantities.RECOVERY_RANK_SHARE] == 1
     assert explained(reading)
 
 
@@ -247,16 +249,18 @@ def test_as_many_examples_are_taken_as_rows_allow() -> None:
     net = nn.Linear(2, 60).double()
     x, y = draw(40, 2), draw(40, 60, seed=1)
     reading = LocalRecovery().on_model(*seen(net, x, y, optimizer=sgd(net), training_examples=40))
-    assert "8 examples determine 180 of 180 parameters" in reading.texts[tags.RECOVERY_VERDICT]  # 8 * 60 < 512
+    assert "8 examples determine 180 of 180 parameters" in reading.texts[quantities.RECOVERY_VERDICT]  # 8 * 60 < 512
     chosen = LocalRecovery(examples=5).on_model(*seen(net, x, y, optimizer=sgd(net), training_examples=5))
-    assert "5 examples determine 180 of 180" in chosen.texts[tags.RECOVERY_VERDICT]
+    assert "5 examples determine 180 of 180" in chosen.texts[quantities.RECOVERY_VERDICT]
 
 
 def test_as_many_rows_as_a_layer_is_wide_are_no_trouble() -> None:
     net = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 1)).double()
     x, y = draw(40, 3), draw(40, 1, seed=1)
     reading = looked_at(net, x, y, optimizer=sgd(net), training_examples=40)
-    assert reading.scalars[tags.RECOVERY_RANK_SHARE] == pytest.approx(40 / sum(p.numel() for p in net.parameters()))
+    assert reading.scalars[quantities.RECOVERY_RANK_SHARE] == pytest.approx(
+        40 / sum(p.numel() for p in net.parameters())
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,8 +283,8 @@ def test_what_the_view_refuses_is_refused_in_its_words(error: Exception) -> None
 def test_a_loss_of_zero_has_nothing_that_could_go() -> None:
     net, x, _ = linear(6, 40)
     reading = looked_at(net, x, net(x).detach(), optimizer=sgd(net), training_examples=40)
-    assert reading.refusals[tags.RECOVERY_REMOVABLE] == "the loss is zero, negative or not finite"
-    assert math.isfinite(reading.scalars[tags.RECOVERY_PREDICTED_RATE])
+    assert reading.refusals[quantities.RECOVERY_REMOVABLE] == "the loss is zero, negative or not finite"
+    assert math.isfinite(reading.scalars[quantities.RECOVERY_PREDICTED_RATE])
     assert explained(reading)
 
 
@@ -293,17 +297,19 @@ def test_an_absolute_error_is_refused_and_a_loss_that_curves_is_not(loss: Any) -
     reading = LocalRecovery().on_model(*seen(net, x, y, loss, sgd, 20))
     assert explained(reading)
     if loss is F.soft_margin_loss:
-        assert reading.scalars[tags.RECOVERY_RANK_SHARE] == 3 / 4  # three inputs in a plane, and the bias
+        assert reading.scalars[quantities.RECOVERY_RANK_SHARE] == 3 / 4  # three inputs in a plane, and the bias
     else:
         assert set(reading.refusals) == set(LOCAL)
-        assert "the loss has a slope where it has no curvature" in reading.refusals[tags.RECOVERY_RANK_SHARE]
+        assert "the loss has a slope where it has no curvature" in reading.refusals[quantities.RECOVERY_RANK_SHARE]
 
 
 def test_data_that_is_not_finite_is_refused() -> None:
     net, x, y = linear(6, 40)
     x[0, 0] = math.nan
     reading = looked_at(net, x, y, optimizer=sgd(net), training_examples=40)
-    assert all(math.isnan(reading.scalars[tag]) for tag in (tags.RECOVERY_PREDICTED_RATE, tags.RECOVERY_REMOVABLE))
+    assert all(
+        math.isnan(reading.scalars[tag]) for tag in (quantities.RECOVERY_PREDICTED_RATE, quantities.RECOVERY_REMOVABLE)
+    )
     assert explained(reading)
 
 
@@ -321,9 +327,9 @@ def test_gradient_descent_on_a_linear_model_falls_as_predicted_and_the_card_says
         F.mse_loss(net(x), y).backward()
         optimizer.step()
     predicted = instrument.on_model(*seen(net, x, y, optimizer=optimizer, training_examples=40))
-    rate = predicted.scalars[tags.RECOVERY_PREDICTED_RATE]
-    assert shown.scalars[tags.RECOVERY_RATE] == pytest.approx(rate, rel=0.01)
-    assert "what is left is the slowest direction" in predicted.texts[tags.RECOVERY_VERDICT]
+    rate = predicted.scalars[quantities.RECOVERY_PREDICTED_RATE]
+    assert shown.scalars[quantities.RECOVERY_RATE] == pytest.approx(rate, rel=0.01)
+    assert "what is left is the slowest direction" in predicted.texts[quantities.RECOVERY_VERDICT]
 
 
 @pytest.mark.parametrize("wrong", [{"examples": 0}, {"tail": 0.0}, {"tail": 1.5}, {"every_n_steps": 0}])

@@ -10,30 +10,68 @@ from _lightning import Classifier, fit
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
 from lightning_cx.instruments import quantities
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+TABLES = {
+    "README.md": {"default", "on request", "stopping"},
+    "docs/averaging.md": {"averaging"},
+    "docs/dwelling.md": {"dwelling"},
+    "docs/early_stopping.md": {"stopping"},
+    "docs/kernel.md": {"kernel"},
+    "docs/local_recovery.md": {"local recovery"},
+    "docs/step_size.md": {"step size"},
+    "docs/trajectory.md": {"trajectory"},
+}
 TAGS = {value for name, value in vars(quantities).items() if name.isupper() and isinstance(value, str)}
+PICTURES_AND_CARDS = {
+    quantities.EXAMPLE_NORMS,
+    quantities.GRADIENT_SPECTRUM,
+    quantities.PROBE_GRADIENT_SPECTRUM,
+    quantities.RESIDUAL_SPECTROGRAM,
+    quantities.BAND_DECAY,
+    quantities.TAIL_QUANTILES,
+    quantities.TAIL_SURVIVAL,
+    quantities.STOPPING_CURVE,
+    quantities.RECOVERY_VERDICT,
+    quantities.NEURONS_CARD,
+    quantities.KERNEL_SPECTRUM,
+    quantities.DWELLS,
+}
 OF_A_CHART = {tag for charts in quantities.CHARTS.values() for _, tags in charts.values() for tag in tags}
-DOCUMENTED = [curve for curves in quantities.CURVES.values() for curve in curves]
 
 
-def test_the_tables_of_the_readme_are_made_from_the_curves() -> None:
-    text = README.read_text()
+@pytest.mark.parametrize("page", TABLES)
+def test_the_tables_of_a_page_are_made_from_the_curves(page: str) -> None:
+    text = (ROOT / page).read_text()
     assert quantities.with_tables(text) == text, "run make tables"
-    assert all(f"<!-- curves: {name} -->" in text for name in quantities.CURVES)
+    assert all(f"<!-- curves: {name} -->" in text for name in TABLES[page])
+
+
+def test_each_table_is_on_a_page_and_no_page_lists_curves_by_hand() -> None:
+    assert {curve.table for curve in quantities.CURVES} == set().union(*TABLES.values())
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        tables = page.read_text().count("| curve | what it says |")
+        assert tables == len(TABLES.get(page.relative_to(ROOT).as_posix(), ()))
 
 
 def test_a_table_that_was_changed_by_hand_is_found() -> None:
-    text = README.read_text()
+    text = (ROOT / "README.md").read_text()
     changed = text.replace("| norm of the batch gradient |", "| its norm |")
     assert changed != text
     assert quantities.with_tables(changed) == text
 
 
 def test_no_curve_is_told_twice_and_each_is_told_what_to_do_with() -> None:
-    tags = [tag for curve in DOCUMENTED for tag in curve.tags]
+    tags = [tag for curve in quantities.CURVES for tag in curve.tags]
     assert len(tags) == len(set(tags))
+    on_the_probe = {quantities.on_probe(tag) for tag in tags}
     assert set(tags) <= TAGS
-    assert all(curve.says and curve.advice and (curve.tags or curve.shown_as) for curve in DOCUMENTED)
+    assert {*tags, *on_the_probe, *PICTURES_AND_CARDS} >= TAGS
+    assert all(curve.says and curve.advice and (curve.tags or curve.shown_as) for curve in quantities.CURVES)
+
+
+def test_each_curve_has_a_chart() -> None:
+    assert all(set(curve.tags) <= set(curve.drawn) <= OF_A_CHART for curve in quantities.CURVES)
+    assert all(curve.chart and curve.category for curve in quantities.CURVES if curve.drawn)
 
 
 def test_margin_charts_hold_a_value_and_its_two_ends() -> None:
@@ -51,6 +89,6 @@ def test_every_number_of_the_default_callbacks_is_documented_and_has_a_chart(tmp
     bands = {quantities.residual_band(number) for number in range(quantities.MAX_BANDS)}
     logged = {tag for tag in trainer.callback_metrics if "/" in tag} - bands
     assert len(logged) > 15
-    documented = {tag for curve in DOCUMENTED for tag in curve.tags}
+    documented = {tag for curve in quantities.CURVES for tag in curve.tags}
     assert logged <= documented
     assert logged <= OF_A_CHART

@@ -16,8 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lightning_cx.functional.curvature import gauss_newton
 from lightning_cx.functional.step_size import step_gain, step_gains
-from lightning_cx.instruments import Reading, StepSize
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import Reading, StepSize, quantities
 from lightning_cx.instruments import step_size as sharpness
 from lightning_cx.instruments.step_size import EDGE, GAUSS_NEWTON, SHARPNESS
 
@@ -48,8 +47,8 @@ def test_sgd_has_the_ratio_of_the_formed_hessian(options: dict[str, Any], gain: 
     net, (x, y) = tanh_net(), data(48)
     reading = measured(StepSize(), view_of(net, x, y, SGD(net.parameters(), lr=0.02, **options), 48))
     top = float(torch.linalg.eigvalsh(formed_hessian(net, x, y))[-1])
-    assert reading.scalars[tags.SHARPNESS] == pytest.approx(top, rel=1e-3)
-    assert reading.scalars[tags.EDGE] == pytest.approx(gain * (top + options.get("weight_decay", 0)), rel=1e-3)
+    assert reading.scalars[quantities.SHARPNESS] == pytest.approx(top, rel=1e-3)
+    assert reading.scalars[quantities.EDGE] == pytest.approx(gain * (top + options.get("weight_decay", 0)), rel=1e-3)
     assert not reading.refusals
 
 
@@ -70,11 +69,11 @@ def test_a_preconditioned_ratio_is_that_of_the_formed_matrix(make: Any) -> None:
     gain, decay = (part.double() for part in step_gains(optimizer, own).flat(own))
     root = gain.sqrt()
     felt = root[:, None] * (formed_hessian(net, x, y) + decay.diag()) * root
-    assert reading.scalars[tags.EDGE] == pytest.approx(float(torch.linalg.eigvalsh(felt)[-1]), rel=1e-3)
-    assert math.isnan(reading.scalars[tags.GAUSS_NEWTON_EDGE])
-    assert "know no single entries" in reading.refusals[tags.GAUSS_NEWTON_EDGE]
-    assert set(reading.refusals) == {tags.GAUSS_NEWTON_EDGE}
-    assert "preconditioner diag(sqrt(v) + eps) of " + type(optimizer).__name__ in reading.texts[tags.EDGE]
+    assert reading.scalars[quantities.EDGE] == pytest.approx(float(torch.linalg.eigvalsh(felt)[-1]), rel=1e-3)
+    assert math.isnan(reading.scalars[quantities.GAUSS_NEWTON_EDGE])
+    assert "know no single entries" in reading.refusals[quantities.GAUSS_NEWTON_EDGE]
+    assert set(reading.refusals) == {quantities.GAUSS_NEWTON_EDGE}
+    assert "preconditioner diag(sqrt(v) + eps) of " + type(optimizer).__name__ in reading.texts[quantities.EDGE]
 
 
 def test_groups_of_different_rates_are_felt_together_and_frozen_layers_not_at_all() -> None:
@@ -86,8 +85,8 @@ def test_groups_of_different_rates_are_felt_together_and_frozen_layers_not_at_al
     hessian = formed_hessian(net, x, y)[trained][:, trained]
     gains = torch.tensor([step_gain(0.5)] * 15 + [step_gain(0.01, 0.9)] * 6, dtype=torch.float64)
     felt = gains.sqrt()[:, None] * hessian * gains.sqrt()
-    assert reading.scalars[tags.SHARPNESS] == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-3)
-    assert reading.scalars[tags.EDGE] == pytest.approx(float(torch.linalg.eigvalsh(felt)[-1]), rel=1e-3)
+    assert reading.scalars[quantities.SHARPNESS] == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-3)
+    assert reading.scalars[quantities.EDGE] == pytest.approx(float(torch.linalg.eigvalsh(felt)[-1]), rel=1e-3)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -97,9 +96,11 @@ def test_the_gauss_newton_curvature_is_that_of_the_jacobian_and_its_ratio_follow
     scalars = measured(StepSize(rows=60), view).scalars
     jacobian = view.jacobian(min(48, 60 // outputs))
     found = gauss_newton(jacobian.gram, jacobian.hessian)
-    assert scalars[tags.GAUSS_NEWTON] == pytest.approx(float(found.value))
-    assert scalars[tags.GAUSS_NEWTON_LOW] < scalars[tags.GAUSS_NEWTON] < scalars[tags.GAUSS_NEWTON_HIGH]
-    assert scalars[tags.GAUSS_NEWTON_EDGE] == pytest.approx(0.01 * float(found.value))
+    assert scalars[quantities.GAUSS_NEWTON] == pytest.approx(float(found.value))
+    assert (
+        scalars[quantities.GAUSS_NEWTON_LOW] < scalars[quantities.GAUSS_NEWTON] < scalars[quantities.GAUSS_NEWTON_HIGH]
+    )
+    assert scalars[quantities.GAUSS_NEWTON_EDGE] == pytest.approx(0.01 * float(found.value))
     assert not set(GAUSS_NEWTON) & set(measured(StepSize(rows=0), view).scalars)
 
 
@@ -107,7 +108,7 @@ def test_without_residuals_the_hessian_is_the_gauss_newton_matrix() -> None:
     net, (x, _) = tanh_net(), data(48)
     view = view_of(net, x, net(x).detach(), SGD(net.parameters(), lr=0.02), 48)
     scalars = measured(StepSize(), view).scalars
-    assert scalars[tags.SHARPNESS] == pytest.approx(scalars[tags.GAUSS_NEWTON], rel=1e-3)
+    assert scalars[quantities.SHARPNESS] == pytest.approx(scalars[quantities.GAUSS_NEWTON], rel=1e-3)
 
 
 def test_the_interval_is_empty_where_the_probe_is_the_training_set_but_for_what_lanczos_misses() -> None:
@@ -116,7 +117,7 @@ def test_the_interval_is_empty_where_the_probe_is_the_training_set_but_for_what_
     value, low, high = (measured(StepSize(), view_of(net, x, y, optimizer, 64)).scalars[tag] for tag in SHARPNESS)
     assert low == value <= high < 1.02 * value
     rough = measured(StepSize(iterations=2), view_of(net, x, y, optimizer, 64)).scalars
-    assert rough[tags.SHARPNESS] < value < rough[tags.SHARPNESS_HIGH]
+    assert rough[quantities.SHARPNESS] < value < rough[quantities.SHARPNESS_HIGH]
 
 
 def test_the_interval_of_a_part_is_the_spread_over_fresh_parts() -> None:
@@ -125,13 +126,13 @@ def test_the_interval_of_a_part_is_the_spread_over_fresh_parts() -> None:
     for seed in range(40):
         x, y = data(64, seed=seed)
         scalars = measured(StepSize(rows=0), view_of(net, x, y, SGD(net.parameters(), lr=0.02))).scalars
-        values.append(scalars[tags.SHARPNESS])
-        widths.append((scalars[tags.SHARPNESS_HIGH] - scalars[tags.SHARPNESS_LOW]) / 2)
+        values.append(scalars[quantities.SHARPNESS])
+        widths.append((scalars[quantities.SHARPNESS_HIGH] - scalars[quantities.SHARPNESS_LOW]) / 2)
     spread = 2.36 * np.std(values)  # Student's t for 7 degrees of freedom
     assert np.mean(widths) == pytest.approx(spread, rel=0.25)
     half = measured(StepSize(rows=0), view_of(net, *data(64), SGD(net.parameters(), lr=0.02), 128)).scalars
     whole = measured(StepSize(rows=0), view_of(net, *data(64), SGD(net.parameters(), lr=0.02))).scalars
-    down = [s[tags.SHARPNESS] - s[tags.SHARPNESS_LOW] for s in (half, whole)]
+    down = [s[quantities.SHARPNESS] - s[quantities.SHARPNESS_LOW] for s in (half, whole)]
     assert down[0] == pytest.approx(down[1] / 2**0.5)
 
 
@@ -163,7 +164,7 @@ def test_the_edge_is_told_and_explained() -> None:
     def told(ratio: float) -> tuple[str | None, str]:
         view = view_of(net, x, y, SGD(net.parameters(), lr=2 * ratio / top), 48)
         reading = measured(instrument, view)
-        return reading.warnings.get(tags.EDGE), reading.texts[tags.EDGE]
+        return reading.warnings.get(quantities.EDGE), reading.texts[quantities.EDGE]
 
     calm, below = told(0.5)
     assert calm is None
@@ -181,11 +182,11 @@ def test_the_edge_is_told_and_explained() -> None:
 def test_other_optimizers_are_refused_by_name_and_the_sharpness_stays(make: Any) -> None:
     net, (x, y) = tanh_net(), data(48)
     reading = measured(StepSize(), view_of(net, x, y, make(net.parameters(), lr=0.02), 48))
-    for tag in (*EDGE, tags.GAUSS_NEWTON_EDGE):
+    for tag in (*EDGE, quantities.GAUSS_NEWTON_EDGE):
         assert math.isnan(reading.scalars[tag])
         assert reading.refusals[tag].endswith(f"not for {make.__name__}")
     assert all(math.isfinite(reading.scalars[tag]) for tag in (*SHARPNESS, *GAUSS_NEWTON))
-    assert reading.texts[tags.EDGE].startswith("**unknown** distance")
+    assert reading.texts[quantities.EDGE].startswith("**unknown** distance")
 
 
 def check_that_each_nan_has_a_reason(reading: Reading) -> None:
@@ -195,29 +196,31 @@ def check_that_each_nan_has_a_reason(reading: Reading) -> None:
 def test_what_is_not_known_is_refused_with_a_reason() -> None:
     net, (x, y) = tanh_net(), data(48)
     reading = measured(StepSize(), view_of(net, x, y, None, 48))
-    assert reading.refusals[tags.EDGE] == "no single optimizer trains the model: none is known, or several share it"
+    assert (
+        reading.refusals[quantities.EDGE] == "no single optimizer trains the model: none is known, or several share it"
+    )
     check_that_each_nan_has_a_reason(reading)
 
     reading = measured(StepSize(), view_of(net, x, y, Adam(net.parameters()), 48))
-    assert "has made no step yet" in reading.refusals[tags.EDGE]
+    assert "has made no step yet" in reading.refusals[quantities.EDGE]
     check_that_each_nan_has_a_reason(reading)
 
     own = copy.deepcopy(net)
     reading = measured(StepSize(), view_of(own, x, y, trained(Adam, own, x, y, 99), 48))
-    assert "Adam has made 99 of 100 steps" in reading.refusals[tags.EDGE]
+    assert "Adam has made 99 of 100 steps" in reading.refusals[quantities.EDGE]
     check_that_each_nan_has_a_reason(reading)
 
     few = measured(StepSize(), view_of(net, x[:8], y[:8], SGD(net.parameters(), lr=0.1), 48))
-    assert math.isfinite(few.scalars[tags.EDGE])
-    assert "16 are needed" in few.refusals[tags.EDGE_LOW]
+    assert math.isfinite(few.scalars[quantities.EDGE])
+    assert "16 are needed" in few.refusals[quantities.EDGE_LOW]
     check_that_each_nan_has_a_reason(few)
 
     broken = measured(StepSize(), view_of(net, x * math.nan, y, SGD(net.parameters(), lr=0.1), 48))
-    assert "not finite" in broken.refusals[tags.SHARPNESS]
+    assert "not finite" in broken.refusals[quantities.SHARPNESS]
     check_that_each_nan_has_a_reason(broken)
 
     wide = measured(StepSize(rows=5), view_of(tanh_net(3), *data(48, 3), None, 48))
-    assert "StepSize(rows=6)" in wide.refusals[tags.GAUSS_NEWTON]
+    assert "StepSize(rows=6)" in wide.refusals[quantities.GAUSS_NEWTON]
     check_that_each_nan_has_a_reason(wide)
 
 
@@ -238,7 +241,7 @@ def test_a_model_without_second_derivatives_is_refused() -> None:
 
     net, (x, y) = nn.Sequential(tanh_net(), Doubled()), data(48)
     reading = measured(StepSize(rows=0), view_of(net, x, y, SGD(net.parameters(), lr=0.1), 48))
-    assert "differentiable only once" in reading.refusals[tags.SHARPNESS]
+    assert "differentiable only once" in reading.refusals[quantities.SHARPNESS]
     check_that_each_nan_has_a_reason(reading)
 
 

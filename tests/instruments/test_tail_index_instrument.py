@@ -12,8 +12,7 @@ from lightning_cx.functional import alpha_ecf, hill, tail_report, xi_dedh
 from lightning_cx.functional.tails.pooling import without_drift
 from lightning_cx.functional.tails.stable import elliptical_stable
 from lightning_cx.gradients import GradientSample, LayerGradients
-from lightning_cx.instruments import ParameterStep, QuantilePlot, Reading, SurvivalPlot, TailIndex
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import ParameterStep, QuantilePlot, Reading, SurvivalPlot, TailIndex, quantities
 from lightning_cx.instruments.tail_index import BATCH, COORDINATES, NORMS, SINGLE, TAGS, TRAJECTORY
 
 
@@ -50,10 +49,10 @@ def test_numbers_begin_at_512_examples_and_come_with_each_new_eighth() -> None:
     waiting, first, later = readings[:15], readings[15], readings[16:]
     assert all(math.isnan(r.scalars[tag]) for r in waiting for tag in TAGS)
     assert all(not r.refusals for r in waiting)
-    assert waiting[0].texts[tags.TAIL_VERDICT] == (
+    assert waiting[0].texts[quantities.TAIL_VERDICT] == (
         "**waiting**: 32 of 512 examples pooled so far. A tail cannot be read from fewer."
     )
-    assert math.isfinite(first.scalars[tags.TAIL_INDEX])
+    assert math.isfinite(first.scalars[quantities.TAIL_INDEX])
     given = [16 + i for i, r in enumerate(later) if r.scalars]
     held = 512
     expected = []
@@ -76,7 +75,7 @@ def test_the_first_full_window_is_read_at_once() -> None:
 def test_the_numbers_are_those_of_the_report_on_the_pooled_noise() -> None:
     instrument = TailIndex(seed=2)
     readings = shown(instrument, 16, 64, alpha=1.6)
-    last = max(i for i, r in enumerate(readings) if r.scalars and math.isfinite(r.scalars[tags.TAIL_INDEX]))
+    last = max(i for i, r in enumerate(readings) if r.scalars and math.isfinite(r.scalars[quantities.TAIL_INDEX]))
     centred = [rows(64, s, 1.6) - rows(64, s, 1.6).mean(0) for s in range(last + 1)]
     noise = torch.cat([c @ DIRECTIONS for c in centred])
     norms = torch.cat([c.norm(dim=1) for c in centred])
@@ -93,10 +92,10 @@ def test_the_numbers_are_those_of_the_report_on_the_pooled_noise() -> None:
 def test_the_index_of_a_batch_comes_with_64_batches_and_agrees_with_its_law() -> None:
     for alpha, verdict in ((2.0, 0.0), (1.4, 2.0)):
         full = shown(TailIndex(), 64, 32, alpha)[-1]
-        assert full.scalars[tags.TAIL_BATCH_INDEX] == pytest.approx(alpha, abs=0.4)
-        assert full.scalars[tags.TAIL_BATCH_INDEX_LOW] < alpha + 1e-9
-        assert full.scalars[tags.TAIL_VERDICT] == verdict
-        assert "Verdicts: -1 indeterminate, 0 gaussian" in full.texts[tags.TAIL_VERDICT]
+        assert full.scalars[quantities.TAIL_BATCH_INDEX] == pytest.approx(alpha, abs=0.4)
+        assert full.scalars[quantities.TAIL_BATCH_INDEX_LOW] < alpha + 1e-9
+        assert full.scalars[quantities.TAIL_VERDICT] == verdict
+        assert "Verdicts: -1 indeterminate, 0 gaussian" in full.texts[quantities.TAIL_VERDICT]
 
 
 def test_heavy_examples_that_average_away_are_called_so() -> None:
@@ -105,22 +104,24 @@ def test_heavy_examples_that_average_away_are_called_so() -> None:
         generator = torch.Generator().manual_seed(1000 + step)
         scale = torch.where(torch.rand(64, generator=generator) < 0.1, 10.0, 1.0).double()
         reading = instrument.on_gradients(step, sample(rows(64, step) * scale[:, None]))
-    assert reading.scalars[tags.TAIL_INDEX] < 1.5
-    assert reading.scalars[tags.TAIL_BATCH_INDEX] > 1.8
-    assert reading.scalars[tags.TAIL_VERDICT] == 1
-    assert reading.texts[tags.TAIL_VERDICT].startswith("**heavy-aggregates-to-gaussian** (1): single samples are heavy")
+    assert reading.scalars[quantities.TAIL_INDEX] < 1.5
+    assert reading.scalars[quantities.TAIL_BATCH_INDEX] > 1.8
+    assert reading.scalars[quantities.TAIL_VERDICT] == 1
+    assert reading.texts[quantities.TAIL_VERDICT].startswith(
+        "**heavy-aggregates-to-gaussian** (1): single samples are heavy"
+    )
 
 
 def test_a_known_batch_size_of_the_step_is_used() -> None:
     """Four accumulated batches of 8: a step sums 32."""
     full = shown(TailIndex(batch_size=32), 256, 8)[-1]
-    assert math.isfinite(full.scalars[tags.TAIL_BATCH_INDEX])
-    assert math.isnan(last(TailIndex(batch_size=64), 256, 8).scalars[tags.TAIL_BATCH_INDEX])
+    assert math.isfinite(full.scalars[quantities.TAIL_BATCH_INDEX])
+    assert math.isnan(last(TailIndex(batch_size=64), 256, 8).scalars[quantities.TAIL_BATCH_INDEX])
 
 
 def test_pictures_show_single_examples_their_sums_and_the_norms() -> None:
     pictures = last(TailIndex(), 32, 32).pictures
-    quantiles, survival = pictures[tags.TAIL_QUANTILES], pictures[tags.TAIL_SURVIVAL]
+    quantiles, survival = pictures[quantities.TAIL_QUANTILES], pictures[quantities.TAIL_SURVIVAL]
     assert isinstance(quantiles, QuantilePlot)
     assert isinstance(survival, SurvivalPlot)
     assert {name: len(values) for name, values in quantiles.samples.items()} == {
@@ -129,7 +130,7 @@ def test_pictures_show_single_examples_their_sums_and_the_norms() -> None:
     }
     assert survival.magnitudes.shape == (960,)
     assert math.isnan(survival.index)  # normal noise has no power law
-    heavy = last(TailIndex(), 32, 32, alpha=1.2).pictures[tags.TAIL_SURVIVAL]
+    heavy = last(TailIndex(), 32, 32, alpha=1.2).pictures[quantities.TAIL_SURVIVAL]
     assert isinstance(heavy, SurvivalPlot)
     assert heavy.index == pytest.approx(float(hill(heavy.magnitudes).index))
     assert heavy.tail == 62
@@ -145,7 +146,7 @@ def test_each_layer_has_its_own_index_on_request() -> None:
             "b.weight": LayerGradients("node", projections=second),
         }
         reading = instrument.on_gradients(step, sample(rows(64, step), layers=layers))
-    assert reading.scalars["tail/index_layers/a"] == pytest.approx(reading.scalars[tags.TAIL_INDEX], abs=1e-3)
+    assert reading.scalars["tail/index_layers/a"] == pytest.approx(reading.scalars[quantities.TAIL_INDEX], abs=1e-3)
     assert reading.scalars["tail/index_layers/b"] == pytest.approx(1.3, abs=0.2)
     assert instrument.needs.per_layer
 
@@ -159,7 +160,7 @@ def test_pooled_coordinates_come_beside_their_control() -> None:
     assert instrument.needs.coordinates == 200
     assert reading.scalars[COORDINATES[0]] == pytest.approx(reading.scalars[COORDINATES[1]], abs=0.2)
     assert reading.scalars[COORDINATES[0]] < 1.8  # the lie
-    assert reading.scalars[tags.TAIL_INDEX] > 1.95  # the truth
+    assert reading.scalars[quantities.TAIL_INDEX] > 1.95  # the truth
 
 
 def steps(count: int, seed: int = 0) -> list[Tensor]:
@@ -182,7 +183,7 @@ def test_steps_of_the_parameters_have_a_tail_from_128_on() -> None:
     xi, power = xi_dedh(norms), hill(norms)
     expected = [float(v) for v in (xi.index, xi.low, xi.high, power.index)]
     assert [scalars[tag] for tag in TRAJECTORY] == pytest.approx(expected)
-    assert scalars[tags.TAIL_TRAJECTORY_HILL] == pytest.approx(2.5, rel=0.34)
+    assert scalars[quantities.TAIL_TRAJECTORY_HILL] == pytest.approx(2.5, rel=0.34)
 
 
 def test_steps_that_changed_nothing_or_are_not_finite_do_not_count() -> None:
@@ -190,7 +191,7 @@ def test_steps_that_changed_nothing_or_are_not_finite_do_not_count() -> None:
     for bad in (torch.zeros(64), torch.full((64,), math.nan)):
         for _ in range(200):
             reading = instrument.on_step(0, ParameterStep(bad, bad))
-            assert math.isnan(reading.scalars[tags.TAIL_TRAJECTORY_XI])
+            assert math.isnan(reading.scalars[quantities.TAIL_TRAJECTORY_XI])
     quiet = TailIndex(trajectory=False)
     assert quiet.shown == {"on_gradients"}
     assert quiet.on_step(0, ParameterStep(bad, bad)) == Reading()
@@ -208,7 +209,7 @@ def test_a_batch_that_says_nothing_is_refused_with_the_reason() -> None:
         assert all(math.isnan(value) for value in reading.scalars.values())
         assert all(why in reason for reason in reading.refusals.values())
     assert instrument.on_gradients(0, GradientSample(8)) == Reading()
-    assert math.isnan(shown(instrument, 1, 64)[0].scalars[tags.TAIL_INDEX])  # and the pool is still empty
+    assert math.isnan(shown(instrument, 1, 64)[0].scalars[quantities.TAIL_INDEX])  # and the pool is still empty
 
 
 def test_a_model_that_has_nothing_left_to_learn_is_refused() -> None:
@@ -217,9 +218,9 @@ def test_a_model_that_has_nothing_left_to_learn_is_refused() -> None:
         gradients = rows(64, step)
         gradients[:40] = 0
         reading = instrument.on_gradients(step, sample(gradients))
-    assert math.isnan(reading.scalars[tags.TAIL_INDEX])
-    assert math.isnan(reading.scalars[tags.TAIL_VERDICT])
-    assert "62% of the examples have no gradient at all" in reading.refusals[tags.TAIL_INDEX]
+    assert math.isnan(reading.scalars[quantities.TAIL_INDEX])
+    assert math.isnan(reading.scalars[quantities.TAIL_VERDICT])
+    assert "62% of the examples have no gradient at all" in reading.refusals[quantities.TAIL_INDEX]
 
 
 def test_a_resumed_instrument_goes_on_where_it_was() -> None:
@@ -261,7 +262,7 @@ def test_a_batch_larger_than_1024_is_judged_by_sums_of_1024() -> None:
         reading = instrument.on_gradients(step, GradientSample(2048, projections=projections))
     assert instrument._pools[""].held == 1 << 16
     given = [reading] if reading.scalars else [instrument._read(0, GradientSample(2048, projections=projections))]
-    assert given[0].scalars[tags.TAIL_BATCH_INDEX] == pytest.approx(2, abs=0.1)
+    assert given[0].scalars[quantities.TAIL_BATCH_INDEX] == pytest.approx(2, abs=0.1)
 
 
 def test_a_state_goes_through_a_checkpoint_file(tmp_path) -> None:
@@ -279,9 +280,9 @@ def test_another_model_starts_afresh() -> None:
     for step in steps(130):
         instrument.on_step(0, ParameterStep(step, step))
     instrument.reset()
-    assert math.isnan(shown(instrument, 1, 32)[0].scalars[tags.TAIL_INDEX])
+    assert math.isnan(shown(instrument, 1, 32)[0].scalars[quantities.TAIL_INDEX])
     reading = instrument.on_step(0, ParameterStep(step, step))
-    assert math.isnan(reading.scalars[tags.TAIL_TRAJECTORY_XI])
+    assert math.isnan(reading.scalars[quantities.TAIL_TRAJECTORY_XI])
 
 
 def test_the_window_can_be_chosen() -> None:

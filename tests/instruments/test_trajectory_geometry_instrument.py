@@ -14,8 +14,7 @@ from torch import Tensor
 from lightning_cx.functional import distance_from_start, spanning_tree_length
 from lightning_cx.functional.trajectories.geometry import positive_magnitude
 from lightning_cx.gradients import ParameterSketch
-from lightning_cx.instruments import ParameterStep, Reading, TrajectoryGeometry
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import ParameterStep, Reading, TrajectoryGeometry, quantities
 from lightning_cx.instruments.trajectory_geometry import GROWTH, POINTS, SHAPE, spanning_points
 
 SKETCH = 64
@@ -46,9 +45,9 @@ def test_the_numbers_are_those_of_the_functions_on_the_sketched_path() -> None:
     path = walk(64)
     last = show_path(TrajectoryGeometry(scale=0.3), path)[-1].scalars
     points = path / SKETCH**0.5
-    assert last[tags.TRAJECTORY_DISTANCE] == pytest.approx(float((points[-1] - points[0]).norm()))
-    assert last[tags.TRAJECTORY_TREE] == pytest.approx(float(spanning_tree_length(points)))
-    assert last[tags.TRAJECTORY_MAGNITUDE] == pytest.approx(float(positive_magnitude(points, 0.3)))
+    assert last[quantities.TRAJECTORY_DISTANCE] == pytest.approx(float((points[-1] - points[0]).norm()))
+    assert last[quantities.TRAJECTORY_TREE] == pytest.approx(float(spanning_tree_length(points)))
+    assert last[quantities.TRAJECTORY_MAGNITUDE] == pytest.approx(float(positive_magnitude(points, 0.3)))
     growth = distance_from_start(points)
     assert [last[tag] for tag in GROWTH] == pytest.approx(
         [float(growth.exponent), float(growth.low), float(growth.high)]
@@ -72,9 +71,11 @@ def test_a_straight_line_is_as_long_as_it_has_come_at_every_length_of_the_run() 
     readings = show_path(TrajectoryGeometry(scale=1.0), line)
     for reading in readings:
         scalars = reading.scalars
-        if math.isfinite(scalars.get(tags.TRAJECTORY_TREE, math.nan)):
-            assert scalars[tags.TRAJECTORY_TREE] == pytest.approx(scalars[tags.TRAJECTORY_DISTANCE], rel=1e-9)
-            assert scalars[tags.TRAJECTORY_GROWTH] == pytest.approx(1.0, abs=1e-9)
+        if math.isfinite(scalars.get(quantities.TRAJECTORY_TREE, math.nan)):
+            assert scalars[quantities.TRAJECTORY_TREE] == pytest.approx(
+                scalars[quantities.TRAJECTORY_DISTANCE], rel=1e-9
+            )
+            assert scalars[quantities.TRAJECTORY_GROWTH] == pytest.approx(1.0, abs=1e-9)
 
 
 def test_a_path_of_any_length_is_read_from_64_points_that_span_it() -> None:
@@ -107,14 +108,14 @@ def test_the_tree_of_a_random_walk_depends_on_where_it_is_and_not_on_how_often_i
     path = walk(4097, 1)
     often = show_path(TrajectoryGeometry(scale=1.0), path)
     seldom = show_path(TrajectoryGeometry(scale=1.0), path[::8], every=8)
-    one, other = (merged(readings)[tags.TRAJECTORY_TREE] for readings in (often, seldom))
+    one, other = (merged(readings)[quantities.TRAJECTORY_TREE] for readings in (often, seldom))
     assert one == pytest.approx(other, rel=0.03)
 
 
 def test_before_64_points_the_reason_is_given_with_each_number_but_the_distance() -> None:
     readings = show_path(TrajectoryGeometry(), walk(40))
     for count, reading in enumerate(readings, start=2):
-        assert math.isfinite(reading.scalars[tags.TRAJECTORY_DISTANCE])
+        assert math.isfinite(reading.scalars[quantities.TRAJECTORY_DISTANCE])
         assert all(math.isnan(reading.scalars[tag]) for tag in SHAPE)
         why = f"{count} points of the path so far: 64 are needed, one for each sampled step"
         assert reading.refusals == dict.fromkeys(SHAPE, why)
@@ -122,23 +123,25 @@ def test_before_64_points_the_reason_is_given_with_each_number_but_the_distance(
 
 def test_the_loss_of_the_probe_stands_beside_them() -> None:
     probe: Any = SimpleNamespace(loss=0.25)
-    assert TrajectoryGeometry().on_probe(3, probe).scalars == {tags.TRAJECTORY_LOSS: 0.25}
+    assert TrajectoryGeometry().on_probe(3, probe).scalars == {quantities.TRAJECTORY_LOSS: 0.25}
     probe.loss = math.nan
     reading = TrajectoryGeometry().on_probe(3, probe)
-    assert math.isnan(reading.scalars[tags.TRAJECTORY_LOSS])
-    assert reading.refusals == {tags.TRAJECTORY_LOSS: "the loss of the probe's examples is not known or not finite"}
+    assert math.isnan(reading.scalars[quantities.TRAJECTORY_LOSS])
+    assert reading.refusals == {
+        quantities.TRAJECTORY_LOSS: "the loss of the probe's examples is not known or not finite"
+    }
 
 
 def test_the_scale_of_the_magnitude_is_the_root_of_the_training_examples_or_refused() -> None:
     path = walk(64) / 100
     expected = float(positive_magnitude(path / SKETCH**0.5, 30.0))
-    assert show_path(TrajectoryGeometry(), path, examples=900)[-1].scalars[tags.TRAJECTORY_MAGNITUDE] == pytest.approx(
-        expected
-    )
+    assert show_path(TrajectoryGeometry(), path, examples=900)[-1].scalars[
+        quantities.TRAJECTORY_MAGNITUDE
+    ] == pytest.approx(expected)
     refused = show_path(TrajectoryGeometry(), path)[-1]
-    assert math.isnan(refused.scalars[tags.TRAJECTORY_MAGNITUDE])
+    assert math.isnan(refused.scalars[quantities.TRAJECTORY_MAGNITUDE])
     why = "the number of training examples is not known: give TrajectoryGeometry a scale"
-    assert refused.refusals == {tags.TRAJECTORY_MAGNITUDE: why}
+    assert refused.refusals == {quantities.TRAJECTORY_MAGNITUDE: why}
 
 
 def test_parameters_that_are_not_finite_are_refused_and_do_not_spoil_the_path() -> None:
@@ -149,13 +152,13 @@ def test_parameters_that_are_not_finite_are_refused_and_do_not_spoil_the_path() 
     assert all(math.isnan(value) for value in bad.scalars.values())
     assert set(bad.refusals) == set(bad.scalars)
     good = instrument.on_step(71, moved(path[71], path[70]))
-    assert math.isfinite(good.scalars[tags.TRAJECTORY_TREE])
+    assert math.isfinite(good.scalars[quantities.TRAJECTORY_TREE])
 
 
 def test_parameters_that_do_not_move_have_no_growth() -> None:
     last = show_path(TrajectoryGeometry(scale=1.0), torch.ones(70, SKETCH))[-1]
-    assert last.scalars[tags.TRAJECTORY_TREE] == 0
-    assert last.scalars[tags.TRAJECTORY_MAGNITUDE] == 1
+    assert last.scalars[quantities.TRAJECTORY_TREE] == 0
+    assert last.scalars[quantities.TRAJECTORY_MAGNITUDE] == 1
     assert last.refusals == dict.fromkeys(GROWTH, "the parameters have come back to where they started")
 
 
@@ -164,7 +167,7 @@ def test_a_warm_up_can_be_left_out() -> None:
     late = show_path(TrajectoryGeometry(scale=1.0, first_step=50), path)
     assert all(not reading.scalars for reading in late[:50])
     expected = float((path[-1] - path[50]).norm()) / SKETCH**0.5
-    assert late[-1].scalars[tags.TRAJECTORY_DISTANCE] == pytest.approx(expected)
+    assert late[-1].scalars[quantities.TRAJECTORY_DISTANCE] == pytest.approx(expected)
 
 
 def test_every_number_that_is_nan_has_its_reason() -> None:
@@ -180,7 +183,7 @@ def test_a_resumed_instrument_goes_on_where_it_was() -> None:
     resumed.load_state_dict(half.state_dict())
     last = [resumed.on_step(step, moved(path[step + 1], path[step])) for step in range(250, 399)][-1]
     assert last.scalars == pytest.approx(expected.scalars, nan_ok=True)
-    assert math.isfinite(last.scalars[tags.TRAJECTORY_DISTANCE])
+    assert math.isfinite(last.scalars[quantities.TRAJECTORY_DISTANCE])
 
 
 def test_another_model_starts_afresh() -> None:

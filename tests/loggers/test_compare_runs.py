@@ -16,12 +16,12 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from lightning_cx import compare_runs
 from lightning_cx.__main__ import main
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.loggers.compare import fall_of
 from lightning_cx.loggers.run_logs import read_curves
 
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-LOSS, DISTANCE = tags.TRAJECTORY_LOSS, tags.TRAJECTORY_DISTANCE
+LOSS, DISTANCE = quantities.TRAJECTORY_LOSS, quantities.TRAJECTORY_DISTANCE
 
 
 def write_table(folder: Path, curves: Curves) -> str:

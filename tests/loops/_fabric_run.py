@@ -16,8 +16,7 @@ from torch.utils.data import TensorDataset
 
 from lightning_cx import ProbeSet
 from lightning_cx.gradients import GradientTap
-from lightning_cx.instruments import GradientNoise, SpectralBias
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import GradientNoise, SpectralBias, quantities
 from lightning_cx.probe import fill
 
 BATCH = 16
@@ -63,9 +62,9 @@ def in_fabric(fabric: Fabric, accumulate: int = 1) -> dict[str, Any]:
         "grams": [sample.gram for sample in samples],
         "coverage": [sample.coverage for sample in samples],
         "layers": list(samples[0].layers),
-        "norm": GradientNoise().on_gradients(0, samples[0]).scalars[tags.GRADIENT_NORM],
+        "norm": GradientNoise().on_gradients(0, samples[0]).scalars[quantities.GRADIENT_NORM],
         "residuals": reading.residuals,
-        "energy": SpectralBias().on_probe(0, reading).scalars[tags.RESIDUAL_ENERGY],
+        "energy": SpectralBias().on_probe(0, reading).scalars[quantities.RESIDUAL_ENERGY],
         "gradient": gradient,
         "weights": torch.cat([p.detach().flatten() for p in net.parameters()]),
     }

@@ -19,8 +19,7 @@ from _resuming import Memory
 from torch import nn
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import GradientNoise, SpectralBias
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import GradientNoise, SpectralBias, quantities
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. gradient/noise_scale. nan, the signal")
@@ -29,7 +28,7 @@ FEWEST = {"ComplexityMonitor": 20, "ComplexityEarlyStopping": 5}  # tags that a 
 
 
 def logged(memory: Memory) -> list[tuple[int, str, float]]:
-    return [row for row in memory.rows if "/" in row[1] and row[1] != tags.OVERHEAD]
+    return [row for row in memory.rows if "/" in row[1] and row[1] != quantities.OVERHEAD]
 
 
 def fitted(callbacks: list[Any], folder: Path, module: Complete | None = None, **options: Any) -> Memory:

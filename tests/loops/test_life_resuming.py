@@ -16,8 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias, TailIndex
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias, TailIndex, quantities
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx.*nan,")
@@ -44,7 +43,7 @@ def callback(name: str, every: int) -> Any:
 
 
 def ours_in(memory: Memory) -> Log:
-    return {(step, tag): value for step, tag, value in memory.rows if "/" in tag and tag != tags.OVERHEAD}
+    return {(step, tag): value for step, tag, value in memory.rows if "/" in tag and tag != quantities.OVERHEAD}
 
 
 class Runs:
@@ -153,5 +152,5 @@ def test_on_a_stream_a_resumed_run_says_that_its_probe_starts_afresh(name: str, 
     of_gradients = {e: v for e, v in whole.items() if e[1].startswith(("gradient/", "tail/")) and e[0] >= 5}
     assert all(resumed[entry] == value for entry, value in of_gradients.items())
     assert bool(of_gradients) == (name == "ComplexityMonitor")
-    tag = "stopping/risk" if name == "ComplexityEarlyStopping" else tags.RESIDUAL_ENERGY
+    tag = "stopping/risk" if name == "ComplexityEarlyStopping" else quantities.RESIDUAL_ENERGY
     assert min(step for step, found in resumed if found == tag) in (8, 9)  # four batches later

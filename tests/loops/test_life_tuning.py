@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 
 from lightning_cx import ComplexityEarlyStopping
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = [
@@ -52,7 +52,7 @@ class Run:
         module.seen.clear()
         pl.seed_everything(2)
         self.trainer.fit(module)
-        self.logged = [row for row in self.memory.rows if row[1] != tags.OVERHEAD]
+        self.logged = [row for row in self.memory.rows if row[1] != quantities.OVERHEAD]
         self.state = fingerprint(self.trainer)
 
 

@@ -8,7 +8,7 @@ from _metric_data import draw, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_cx.metrics.subset import content_sample
+from lightning_cx.metrics.examples import content_sample
 
 
 def test_the_sample_keeps_the_same_examples_when_their_values_change():

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from lightning_cx.functional import default_features, laplacian_basis
 from lightning_cx.functional.complexity.spectrum import median_position, octave_energies
-from lightning_cx.instruments import SpectralBias
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import SpectralBias, quantities
 from lightning_cx.metrics import MedianComplexity, ResidualSpectrum
 from lightning_cx.metrics.examples import ExampleMetric
 from lightning_cx.probe.reading import ProbeReading
@@ -99,9 +98,9 @@ def test_the_instrument_reads_the_same_numbers_off_the_probe():
     features, residuals = (x.double() for x in examples())
     reading = SpectralBias().on_probe(0, ProbeReading(residuals, residuals, features))
     median = computed(MedianComplexity(standardize=False), features, residuals)
-    assert reading.scalars[tags.RESIDUAL_MEDIAN] == pytest.approx(float(median), abs=1e-9)
+    assert reading.scalars[quantities.RESIDUAL_MEDIAN] == pytest.approx(float(median), abs=1e-9)
     for band, energy in enumerate(computed(ResidualSpectrum(standardize=False), features, residuals).tolist()):
-        assert reading.scalars[tags.residual_band(band)] == pytest.approx(energy, rel=1e-9)
+        assert reading.scalars[quantities.residual_band(band)] == pytest.approx(energy, rel=1e-9)
 
 
 @BOTH

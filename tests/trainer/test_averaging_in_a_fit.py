@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.functional import svrg_gain
-from lightning_cx.instruments import Averaging, GradientNoise, VarianceReduction
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import Averaging, GradientNoise, VarianceReduction, quantities
 from lightning_cx.instruments.averaging import TAGS as AVERAGING
 from lightning_cx.instruments.variance_reduction import SPEEDUP, SVRG
 
@@ -78,7 +77,7 @@ def test_the_average_is_the_plain_one_of_the_weights_after_each_step(accumulate:
     keep, averaging, module = KeepWeights(), Averaging(every_n_steps=4), Classifier()
     ours = monitor(averaging)
     trainer = fit(module, [keep, ours], tmp_path, max_epochs=9, accumulate_grad_batches=accumulate)
-    window = int(trainer.callback_metrics[tags.AVERAGING_WINDOW])
+    window = int(trainer.callback_metrics[quantities.AVERAGING_WINDOW])
     steps, first = {1: (45, 16), 2: (27, 8)}[accumulate]  # of five batches the last one steps alone
     assert len(keep.kept) == steps
     assert window == steps - first + 1
@@ -89,10 +88,10 @@ def test_the_average_is_the_plain_one_of_the_weights_after_each_step(accumulate:
     module.load_state_dict(average, strict=False)
     of_average = probe_loss(module, ours.probe)
     seen = {tag: float(trainer.callback_metrics[tag]) for tag in AVERAGING}
-    assert seen[tags.AVERAGING_LOSS_LAST] == pytest.approx(last, rel=1e-5)
-    assert seen[tags.AVERAGING_LOSS_AVERAGE] == pytest.approx(of_average, rel=1e-5)
-    assert seen[tags.AVERAGING_GAIN] == pytest.approx(last - of_average, abs=1e-5)
-    assert seen[tags.AVERAGING_GAIN_LOW] < seen[tags.AVERAGING_GAIN] < seen[tags.AVERAGING_GAIN_HIGH]
+    assert seen[quantities.AVERAGING_LOSS_LAST] == pytest.approx(last, rel=1e-5)
+    assert seen[quantities.AVERAGING_LOSS_AVERAGE] == pytest.approx(of_average, rel=1e-5)
+    assert seen[quantities.AVERAGING_GAIN] == pytest.approx(last - of_average, abs=1e-5)
+    assert seen[quantities.AVERAGING_GAIN_LOW] < seen[quantities.AVERAGING_GAIN] < seen[quantities.AVERAGING_GAIN_HIGH]
 
 
 BESIDE: dict[str, Callable[[], pl.Callback]] = {
@@ -143,10 +142,10 @@ def test_the_snapshot_is_that_of_the_measurement_before(tmp_path: Path) -> None:
         gradients = (torch.autograd.grad(loss, list(net.parameters())) for loss in losses)
         rows.append(torch.stack([torch.cat([g.flatten() for g in of_one]) for of_one in gradients]).double())
     exact = svrg_gain(*rows, directions=False)
-    seen = {tag: float(trainer.callback_metrics[tag]) for tag in (*SVRG, tags.SNAPSHOT_AGE)}
-    assert seen[tags.SNAPSHOT_AGE] == 5
-    assert seen[tags.SVRG_RATIO_LOW] < float(exact.ratio) < seen[tags.SVRG_RATIO_HIGH]
-    assert seen[tags.SVRG_RATIO] == pytest.approx(float(exact.ratio), rel=0.4)
+    seen = {tag: float(trainer.callback_metrics[tag]) for tag in (*SVRG, quantities.SNAPSHOT_AGE)}
+    assert seen[quantities.SNAPSHOT_AGE] == 5
+    assert seen[quantities.SVRG_RATIO_LOW] < float(exact.ratio) < seen[quantities.SVRG_RATIO_HIGH]
+    assert seen[quantities.SVRG_RATIO] == pytest.approx(float(exact.ratio), rel=0.4)
 
 
 def test_the_speed_up_is_that_of_the_noise_scale_that_is_logged_beside_it(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ def test_the_speed_up_is_that_of_the_noise_scale_that_is_logged_beside_it(tmp_pa
     events = read_events(logger.log_dir)
     curves = [
         {event.step: event.value for event in events.Scalars(tag)}
-        for tag in (tags.NOISE_SCALE_LOW, tags.BATCH_SPEEDUP_LOW)
+        for tag in (quantities.NOISE_SCALE_LOW, quantities.BATCH_SPEEDUP_LOW)
     ]
     assert len(curves[0]) == 20
     for step, low in curves[0].items():
@@ -179,7 +178,7 @@ def test_a_resumed_run_goes_on_with_the_average_that_it_had(tmp_path: Path) -> N
     (resumed, average), (whole, expected) = run(8, str(tmp_path / "five.ckpt")), run(8)
     for name, values in expected.average().items():
         assert torch.equal(average.average()[name], values)
-    for tag in (*AVERAGING, tags.AVERAGING_WINDOW):
+    for tag in (*AVERAGING, quantities.AVERAGING_WINDOW):
         assert float(resumed.callback_metrics[tag]) == float(whole.callback_metrics[tag])
 
 
@@ -187,10 +186,14 @@ def test_curves_cards_and_margin_charts_reach_the_board(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path / "board", name="run", version="one")
     fit(Classifier(), [monitor()], tmp_path, logger=logger, max_epochs=6)
     found = read_events(logger.log_dir).Tags()
-    assert {*AVERAGING, *SVRG, *SPEEDUP[1:], tags.AVERAGING_WINDOW, tags.SNAPSHOT_AGE} <= set(found["scalars"])
+    assert {*AVERAGING, *SVRG, *SPEEDUP[1:], quantities.AVERAGING_WINDOW, quantities.SNAPSHOT_AGE} <= set(
+        found["scalars"]
+    )
     with serve(tmp_path / "board") as get:
         layout = get("data/plugin/custom_scalars/layout")
-        cards = [get(f"data/plugin/text/text?run=run/one&tag={tag}/text_summary") for tag in (tags.AVERAGING_GAIN,)]
+        cards = [
+            get(f"data/plugin/text/text?run=run/one&tag={tag}/text_summary") for tag in (quantities.AVERAGING_GAIN,)
+        ]
     charts = {chart["title"]: chart for category in layout["category"] for chart in category["chart"]}
     margin = charts["loss of the last weights less that of their average, with 95% interval (over 0: average them)"]
     series = margin["margin"]["series"][0]
@@ -205,8 +208,8 @@ def test_under_a_budget_both_are_measured_and_the_budget_is_kept(tmp_path: Path)
         warnings.simplefilter("ignore")
         trainer = fit(Classifier(), [ours], tmp_path, max_epochs=60)
     assert ours.overhead < 0.6
-    assert math.isfinite(trainer.callback_metrics[tags.AVERAGING_GAIN])
-    assert math.isfinite(trainer.callback_metrics[tags.SVRG_RATIO])
+    assert math.isfinite(trainer.callback_metrics[quantities.AVERAGING_GAIN])
+    assert math.isfinite(trainer.callback_metrics[quantities.SVRG_RATIO])
 
 
 def test_where_single_gradients_cannot_be_read_averages_are_and_snapshots_are_refused(tmp_path: Path) -> None:
@@ -214,7 +217,7 @@ def test_where_single_gradients_cannot_be_read_averages_are_and_snapshots_are_re
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = fit(Classifier(net), [monitor()], tmp_path, max_epochs=6)
-    assert math.isfinite(trainer.callback_metrics[tags.AVERAGING_GAIN])
-    assert math.isnan(trainer.callback_metrics[tags.SVRG_RATIO])
-    (told,) = (str(w.message) for w in caught if tags.SVRG_RATIO in str(w.message))
+    assert math.isfinite(trainer.callback_metrics[quantities.AVERAGING_GAIN])
+    assert math.isnan(trainer.callback_metrics[quantities.SVRG_RATIO])
+    (told,) = (str(w.message) for w in caught if quantities.SVRG_RATIO in str(w.message))
     assert "the gradients of the probe cannot be read: unsupported: UnreadFunctionBackward" in told

@@ -13,8 +13,7 @@ import torch
 from test_examples import EXAMPLES, main_of
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import GradientNoise, SpectralBias
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import GradientNoise, SpectralBias, quantities
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -74,7 +73,7 @@ def test_the_yaml_of_the_example_runs_is_stopped_and_saves_a_config_that_makes_t
     assert repr(stopping.rule) == "SpectralRisk(patience=5, z=1.645, doubling=True, sigma2=None)"
     assert trained.model.lr == 0.001
     assert 0 < stopping.best_step < stopping.stopped_step < 40 * 29
-    assert tags.shuffled(tags.RESIDUAL_MEDIAN) in trained.trainer.callback_metrics
+    assert quantities.shuffled(quantities.RESIDUAL_MEDIAN) in trained.trainer.callback_metrics
     saved = Path(trained.trainer.log_dir, "config.yaml")
     again = main_of("command_line")(["fit", "--config", str(saved), "--trainer.max_epochs=1"])
     assert settings(again) == settings(trained)

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from lightning_cx import ComplexityMonitor
 from lightning_cx.functional import dwell, one_point_convexity
 from lightning_cx.gradients import ParameterSketch
-from lightning_cx.instruments import Dwelling
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import Dwelling, quantities
 from lightning_cx.instruments.dwelling import CONVEXITY, DWELLS
 
 # What is not known yet is nan, and that is told once.
@@ -97,16 +96,18 @@ def test_numbers_are_those_of_an_independent_computation(tmp_path: Path) -> None
     assert expected.escapes == 1
     assert expected.episodes[0].end == pytest.approx(90, abs=6)
     found = trainer.callback_metrics
-    assert (found[tags.DWELL_COUNT], found[tags.DWELL_ESCAPES]) == (2, 1)
-    assert float(found[tags.DWELL_DISTANCE]) == pytest.approx(3 * math.sqrt(30), rel=0.3)  # the sketch has an error
+    assert (found[quantities.DWELL_COUNT], found[quantities.DWELL_ESCAPES]) == (2, 1)
+    assert float(found[quantities.DWELL_DISTANCE]) == pytest.approx(
+        3 * math.sqrt(30), rel=0.3
+    )  # the sketch has an error
     events = read_events(logger.log_dir)
-    assert set(events.Tags()["images"]) == {tags.DWELLS}
-    last = events.Scalars(tags.ONE_POINT_CONVEXITY)[-1]
+    assert set(events.Tags()["images"]) == {quantities.DWELLS}
+    last = events.Scalars(quantities.ONE_POINT_CONVEXITY)[-1]
     begin = dwell(torch.stack(recorder.after[: last.step + 1]), block=1).episodes[-1].start  # as it was known then
     gradients, points = (torch.stack(kept[begin : last.step + 1]) for kept in (recorder.gradients, recorder.points))
     # The newest gradient is shown after the point beside it, so the reading does not have it yet.
     assert last.value == pytest.approx(one_point_convexity(gradients[:-1], points[:-1]).value, rel=1e-3)
-    assert last.value > 3 * events.Scalars(tags.ONE_POINT_CONVEXITY_ERROR)[-1].value
+    assert last.value > 3 * events.Scalars(quantities.ONE_POINT_CONVEXITY_ERROR)[-1].value
 
 
 def test_a_resumed_run_goes_on_with_the_path_that_it_had(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_resumed_run_goes_on_with_the_path_that_it_had(tmp_path: Path) -> None
     first = run(6)
     first.save_checkpoint(tmp_path / "six.ckpt")
     resumed, whole = run(12, str(tmp_path / "six.ckpt")), run(12)
-    for tag in (*DWELLS, *CONVEXITY, tags.DIFFUSION_EXPONENT):
+    for tag in (*DWELLS, *CONVEXITY, quantities.DIFFUSION_EXPONENT):
         expected = float(whole.callback_metrics[tag])
         assert float(resumed.callback_metrics[tag]) == pytest.approx(expected, rel=1e-6, nan_ok=True)
     one, other = resumed.callbacks[0].instruments[0].report(), whole.callbacks[0].instruments[0].report()
@@ -132,10 +133,10 @@ def test_where_gradients_cannot_be_read_only_convexity_is_refused(tmp_path: Path
         trainer = fit(Classifier(net), [monitor()], tmp_path, max_epochs=8)
     told = [str(w.message) for w in caught]
     assert any("per-example gradients are off" in words for words in told)
-    assert any(tags.ONE_POINT_CONVEXITY in words for words in told)
-    assert math.isfinite(trainer.callback_metrics[tags.DIFFUSION_EXPONENT])
-    assert math.isfinite(trainer.callback_metrics[tags.DWELL_COUNT])
-    assert math.isnan(trainer.callback_metrics[tags.ONE_POINT_CONVEXITY])
+    assert any(quantities.ONE_POINT_CONVEXITY in words for words in told)
+    assert math.isfinite(trainer.callback_metrics[quantities.DIFFUSION_EXPONENT])
+    assert math.isfinite(trainer.callback_metrics[quantities.DWELL_COUNT])
+    assert math.isnan(trainer.callback_metrics[quantities.ONE_POINT_CONVEXITY])
 
 
 def test_manual_optimisation_is_followed_too(tmp_path: Path) -> None:
@@ -151,4 +152,4 @@ def test_manual_optimisation_is_followed_too(tmp_path: Path) -> None:
             optimizer.step()
 
     trainer = fit(Manual(), [monitor()], tmp_path, max_epochs=6)
-    assert math.isfinite(trainer.callback_metrics[tags.DWELL_COUNT])
+    assert math.isfinite(trainer.callback_metrics[quantities.DWELL_COUNT])

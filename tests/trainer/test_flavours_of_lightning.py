@@ -16,7 +16,7 @@ from _tensorboard import read_events
 from torch.torch_version import TorchVersion
 
 from lightning_cx.callbacks import _flavour
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 
 SCRIPT = Path(__file__).with_name("_flavour_run.py")
 OTHERS = ["lightning_fabric", "lightning_utilities"]
@@ -51,10 +51,17 @@ def test_a_fit_by_pytorch_lightning_is_measured_stopped_and_not_disturbed(case: 
 @pytest.mark.parametrize("case", CASES)
 def test_its_tensorboard_logger_gets_curves_pictures_and_histogram(case: str, run) -> None:
     events = read_events(run(case)[1] / "run").Tags()
-    assert {tags.GRADIENT_NORM, tags.RESIDUAL_MEDIAN, tags.STOPPING_RISK, tags.OVERHEAD} <= set(events["scalars"])
-    pictures = {tags.RESIDUAL_SPECTROGRAM, tags.BAND_DECAY, tags.GRADIENT_SPECTRUM, tags.STOPPING_CURVE}
+    assert {quantities.GRADIENT_NORM, quantities.RESIDUAL_MEDIAN, quantities.STOPPING_RISK, quantities.OVERHEAD} <= set(
+        events["scalars"]
+    )
+    pictures = {
+        quantities.RESIDUAL_SPECTROGRAM,
+        quantities.BAND_DECAY,
+        quantities.GRADIENT_SPECTRUM,
+        quantities.STOPPING_CURVE,
+    }
     assert set(events["images"]) == pictures
-    assert events["histograms"] == [tags.EXAMPLE_NORMS]
+    assert events["histograms"] == [quantities.EXAMPLE_NORMS]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -69,7 +76,7 @@ def test_where_lightning_cx_was_imported_first_the_other_flavour_takes_a_list_of
     else:
         assert found["loaded"] == ["lightning", "lightning_cx", *OTHERS, "pytorch_lightning"]
         assert found["undisturbed"]
-        assert tags.STOPPING_CURVE in read_events(folder / "run").Tags()["images"]
+        assert quantities.STOPPING_CURVE in read_events(folder / "run").Tags()["images"]
 
 
 def test_without_lightning_the_callbacks_say_what_to_install(run) -> None:

@@ -17,8 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import GradientNoise, GradientSpectrum, Interference, SpectralBias, quantities
 
 # Small random runs often have no significant signal, and the monitor says so once.
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. gradient/noise_scale. nan, the signal")
@@ -43,23 +42,33 @@ def test_every_number_and_its_shuffled_twin_reach_the_event_file(tmp_path: Path)
     fit(Classifier(), [monitor(instruments=everything())], tmp_path, logger=logger)
     events = EventAccumulator(logger.log_dir).Reload()
     scalars = set(events.Tags()["scalars"])
-    for tag in (tags.INTERFERENCE, tags.PROBE_INTERFERENCE, tags.RANK_CORRELATION, tags.PROBE_INTERFERENCE_P):
+    for tag in (
+        quantities.INTERFERENCE,
+        quantities.PROBE_INTERFERENCE,
+        quantities.RANK_CORRELATION,
+        quantities.PROBE_INTERFERENCE_P,
+    ):
         layers = {logged for logged in scalars if logged.startswith(f"{tag}_layers/")}
-        assert {tag, tags.shuffled(tag)} <= scalars
+        assert {tag, quantities.shuffled(tag)} <= scalars
         assert any(layer.endswith("_shuffled") for layer in layers)
         assert len(layers) >= 4
-    for tag in (tags.WHITENESS, tags.fitted_fraction(3), tags.decay_rate(3), tags.RESIDUAL_MEDIAN):
-        assert {tag, tags.shuffled(tag)} <= scalars
-    assert tags.shuffled(tags.GRADIENT_NORM) not in scalars
+    for tag in (
+        quantities.WHITENESS,
+        quantities.fitted_fraction(3),
+        quantities.decay_rate(3),
+        quantities.RESIDUAL_MEDIAN,
+    ):
+        assert {tag, quantities.shuffled(tag)} <= scalars
+    assert quantities.shuffled(quantities.GRADIENT_NORM) not in scalars
     pictures = set(events.Tags()["images"])
-    assert {tags.BAND_DECAY, tags.GRADIENT_SPECTRUM, tags.PROBE_GRADIENT_SPECTRUM} <= pictures
+    assert {quantities.BAND_DECAY, quantities.GRADIENT_SPECTRUM, quantities.PROBE_GRADIENT_SPECTRUM} <= pictures
 
 
 def test_one_argument_adds_the_control_to_the_default_instruments(tmp_path: Path) -> None:
     trainer = fit(Classifier(), [monitor(control="shuffle")], tmp_path, max_epochs=1)
     logged = set(trainer.callback_metrics)
-    for tag in (tags.GRADIENT_MEDIAN, tags.RESIDUAL_MEDIAN, tags.WHITENESS):
-        assert tags.shuffled(tag) in logged
+    for tag in (quantities.GRADIENT_MEDIAN, quantities.RESIDUAL_MEDIAN, quantities.WHITENESS):
+        assert quantities.shuffled(tag) in logged
     with pytest.raises(ValueError, match="to the instruments themselves"):
         ComplexityMonitor(instruments=[SpectralBias()], control="shuffle")
     with pytest.raises(ValueError, match="got 'scramble'"):
@@ -81,23 +90,23 @@ def test_gradients_on_the_probe_that_cannot_be_read_are_refused_once_and_the_res
     with pytest.warns(UserWarning, match="gradients on the probe are off.*UnreadFunctionBackward") as seen:
         trainer = fit(Classifier(net=net), [callback], tmp_path)
     assert sum("gradients on the probe" in str(w.message) for w in seen) == 1
-    assert tags.RESIDUAL_MEDIAN in trainer.callback_metrics
-    assert tags.PROBE_INTERFERENCE not in trainer.callback_metrics
+    assert quantities.RESIDUAL_MEDIAN in trainer.callback_metrics
+    assert quantities.PROBE_INTERFERENCE not in trainer.callback_metrics
 
 
 @pytest.mark.filterwarnings("ignore:lightning_cx. unsupported")
 def test_a_layer_that_is_replayed_has_numbers_of_its_own_as_well(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(100, 16), Unread(), nn.Linear(16, 5))
     trainer = fit(Classifier(net=net), [monitor(instruments=[Interference(per_layer=True)])], tmp_path, max_epochs=1)
-    assert math.isfinite(trainer.callback_metrics[tags.of_layer(tags.INTERFERENCE, "net.2.1")])
+    assert math.isfinite(trainer.callback_metrics[quantities.of_layer(quantities.INTERFERENCE, "net.2.1")])
 
 
 def test_the_network_learns_simple_functions_and_the_control_does_not_follow(tmp_path: Path) -> None:
     trainer = fit(Classifier(), [monitor(control="shuffle")], tmp_path, max_epochs=4)
     seen = trainer.callback_metrics
-    assert seen[tags.SPECTRAL_BIAS_INDEX].isnan() or seen[tags.SPECTRAL_BIAS_INDEX] > 0
-    assert seen[tags.RESIDUAL_MEDIAN] < seen[tags.shuffled(tags.RESIDUAL_MEDIAN)]
-    assert torch.isfinite(seen[tags.HIGH_COMPLEXITY_DOMINANCE])
+    assert seen[quantities.SPECTRAL_BIAS_INDEX].isnan() or seen[quantities.SPECTRAL_BIAS_INDEX] > 0
+    assert seen[quantities.RESIDUAL_MEDIAN] < seen[quantities.shuffled(quantities.RESIDUAL_MEDIAN)]
+    assert torch.isfinite(seen[quantities.HIGH_COMPLEXITY_DOMINANCE])
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, TypeError, RuntimeError, KeyError])
@@ -126,7 +135,7 @@ def test_features_that_fail_on_a_batch_do_not_end_the_training(error: type[Excep
 def test_a_probe_whose_gradients_share_the_budget_keeps_to_it(tmp_path: Path) -> None:
     callback = ComplexityMonitor([Interference(on="probe", examples=128)], overhead_budget=0.3, probe=ProbeSet(128))
     trainer = fit(Classifier(), [callback], tmp_path, max_epochs=60)
-    assert tags.PROBE_INTERFERENCE in trainer.callback_metrics
+    assert quantities.PROBE_INTERFERENCE in trainer.callback_metrics
     assert callback.overhead < 0.45
 
 
@@ -146,6 +155,6 @@ def test_a_checkpoint_of_another_version_is_no_reason_to_lose_the_run(tmp_path: 
     told = [str(w.message) for w in seen if "starts afresh" in str(w.message)]
     assert len(told) == len(everything())
     assert resumed.current_epoch == 2
-    assert tags.RESIDUAL_MEDIAN in resumed.callback_metrics
+    assert quantities.RESIDUAL_MEDIAN in resumed.callback_metrics
     with pytest.raises(KeyError):
         fit(Classifier(), [monitor(instruments=everything(), every_n_steps=3)], tmp_path, **options)

@@ -27,8 +27,7 @@ from lightning_cx.functional import (
     kernel_target_alignment,
 )
 from lightning_cx.gradients import per_example_gradients
-from lightning_cx.instruments import Kernel, Reading
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import Kernel, Reading, quantities
 from lightning_cx.instruments.kernel import SPECTRUM, TARGET
 
 # Runs of a few batches rarely tell descent from noise, and the callback says so once.
@@ -104,9 +103,9 @@ def test_the_batch_shows_its_own_gram_matrix_and_the_descent_by_block(tmp_path: 
         for block, value in zip(found.blocks, found.signal.tolist(), strict=True):
             signal[block] += value
     for block, value in signal.items():
-        share = float(trainer.callback_metrics[f"{tags.KERNEL_BLOCK_SHARE}/{block}"])
+        share = float(trainer.callback_metrics[f"{quantities.KERNEL_BLOCK_SHARE}/{block}"])
         assert share == pytest.approx(value / sum(signal.values()), rel=1e-3)
-        assert 0 <= float(trainer.callback_metrics[f"{tags.KERNEL_BLOCK_SHARE_LOW}/{block}"]) <= share
+        assert 0 <= float(trainer.callback_metrics[f"{quantities.KERNEL_BLOCK_SHARE_LOW}/{block}"]) <= share
 
 
 class Keep(pl.Callback):
@@ -146,10 +145,13 @@ def test_the_probe_shows_the_tangent_kernel_and_what_is_left_to_learn(tmp_path: 
     fit(classifier(), [keep, monitor(instrument)], tmp_path, max_epochs=1)
     size = kernel_dimension(keep.found["kernel"])
     read = keep.found["read"]
-    at = {tag: read[tags.on_probe(tag)] for tag in (tags.KERNEL_PARTICIPATION_RATIO, tags.KERNEL_ALIGNMENT)}
-    assert at[tags.KERNEL_PARTICIPATION_RATIO] == pytest.approx(float(size.participation_ratio), rel=1e-3)
+    at = {
+        tag: read[quantities.on_probe(tag)]
+        for tag in (quantities.KERNEL_PARTICIPATION_RATIO, quantities.KERNEL_ALIGNMENT)
+    }
+    assert at[quantities.KERNEL_PARTICIPATION_RATIO] == pytest.approx(float(size.participation_ratio), rel=1e-3)
     expected = kernel_target_alignment(keep.found["kernel"], keep.found["residuals"])
-    assert at[tags.KERNEL_ALIGNMENT] == pytest.approx(float(expected), rel=1e-3)
+    assert at[quantities.KERNEL_ALIGNMENT] == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_curves_card_and_spectrum_reach_the_board(tmp_path: Path) -> None:
@@ -159,13 +161,13 @@ def test_curves_card_and_spectrum_reach_the_board(tmp_path: Path) -> None:
     fit(classifier(), [callback], tmp_path, data=data, logger=logger, max_epochs=1)
     events = read_events(logger.log_dir)
     found = events.Tags()
-    assert {*SPECTRUM, *TARGET, *(tags.on_probe(tag) for tag in (*SPECTRUM, *TARGET))} <= set(found["scalars"])
-    shares = [f"{tags.KERNEL_BLOCK_SHARE}/{block}" for block in (*BLOCKS, "rest")]
+    assert {*SPECTRUM, *TARGET, *(quantities.on_probe(tag) for tag in (*SPECTRUM, *TARGET))} <= set(found["scalars"])
+    shares = [f"{quantities.KERNEL_BLOCK_SHARE}/{block}" for block in (*BLOCKS, "rest")]
     assert set(shares) <= set(found["scalars"])
-    assert {tags.KERNEL_SPECTRUM, tags.on_probe(tags.KERNEL_SPECTRUM)} <= set(found["histograms"])
+    assert {quantities.KERNEL_SPECTRUM, quantities.on_probe(quantities.KERNEL_SPECTRUM)} <= set(found["histograms"])
     last = [events.Scalars(tag)[-1].value for tag in shares]
     assert sum(last) == pytest.approx(1, abs=1e-5)
-    assert f"{tags.KERNEL_BLOCK_SHARE}/text_summary" in found["tensors"]
+    assert f"{quantities.KERNEL_BLOCK_SHARE}/text_summary" in found["tensors"]
 
 
 def test_a_resumed_run_goes_on_with_the_shares_that_it_had(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_a_resumed_run_goes_on_with_the_shares_that_it_had(tmp_path: Path) -> No
     first.save_checkpoint(tmp_path / "two.ckpt")
     resumed, whole = run(3, str(tmp_path / "two.ckpt")), run(3)
     for block in (*BLOCKS, "rest"):
-        tag = f"{tags.KERNEL_BLOCK_SHARE}/{block}"
+        tag = f"{quantities.KERNEL_BLOCK_SHARE}/{block}"
         assert float(resumed.callback_metrics[tag]) == pytest.approx(float(whole.callback_metrics[tag]), rel=1e-6)
 
 
@@ -196,12 +198,12 @@ def test_a_model_without_residual_blocks_is_told_so_once(tmp_path: Path) -> None
     )
     trainer, messages = told(Kernel(), mlp, tmp_path)
     assert sum("no residual blocks" in message for message in messages) == 1
-    assert math.isnan(trainer.callback_metrics[tags.KERNEL_BLOCK_SHARE])
-    assert math.isfinite(trainer.callback_metrics[tags.KERNEL_EFFECTIVE_RANK])
+    assert math.isnan(trainer.callback_metrics[quantities.KERNEL_BLOCK_SHARE])
+    assert math.isfinite(trainer.callback_metrics[quantities.KERNEL_EFFECTIVE_RANK])
 
 
 def test_a_model_that_cannot_be_read_on_the_probe_is_told_by_name(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(100, 16), Unread(), nn.Linear(16, CLASSES))
     trainer, messages = told(Kernel("probe"), net, tmp_path)
     assert sum("outputs' derivatives could not be read" in message for message in messages) == 1
-    assert math.isnan(trainer.callback_metrics[tags.on_probe(tags.KERNEL_DECAY)])
+    assert math.isnan(trainer.callback_metrics[quantities.on_probe(quantities.KERNEL_DECAY)])

@@ -20,8 +20,7 @@ from torch.func import functional_call, jacrev
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import LocalRecovery, Neurons
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import LocalRecovery, Neurons, quantities
 from lightning_cx.instruments.local_recovery import CODES, LAW, LOCAL
 from lightning_cx.instruments.neurons import SHARES
 
@@ -94,18 +93,22 @@ def test_a_student_converges_at_the_predicted_rate_and_recovers_its_teacher(tmp_
     trainer = fit(student, [monitor], tmp_path, data=data, logger=logger, max_epochs=600, precision="64-true")
     metrics = trainer.callback_metrics
     slowest = float(gauss_newton(student.net, x)[0][0])
-    assert float(metrics[tags.RECOVERY_PREDICTED_RATE]) == pytest.approx(-2 * math.log1p(-2 * rate * slowest), rel=1e-3)
-    assert float(metrics[tags.RECOVERY_RATE]) == pytest.approx(float(metrics[tags.RECOVERY_PREDICTED_RATE]), rel=0.03)
-    assert float(metrics[tags.RECOVERY_LAW]) == CODES["exponential"]
-    assert float(metrics[tags.RECOVERY_RANK_SHARE]) == 1
-    assert float(metrics[tags.RECOVERY_REMOVABLE]) == pytest.approx(1, abs=0.02)
-    assert float(metrics[tags.NEURONS_ALIGNMENT]) > 0.999
-    assert float(metrics[tags.NEURONS_TEACHER_DISTANCE]) < 0.01
+    assert float(metrics[quantities.RECOVERY_PREDICTED_RATE]) == pytest.approx(
+        -2 * math.log1p(-2 * rate * slowest), rel=1e-3
+    )
+    assert float(metrics[quantities.RECOVERY_RATE]) == pytest.approx(
+        float(metrics[quantities.RECOVERY_PREDICTED_RATE]), rel=0.03
+    )
+    assert float(metrics[quantities.RECOVERY_LAW]) == CODES["exponential"]
+    assert float(metrics[quantities.RECOVERY_RANK_SHARE]) == 1
+    assert float(metrics[quantities.RECOVERY_REMOVABLE]) == pytest.approx(1, abs=0.02)
+    assert float(metrics[quantities.NEURONS_ALIGNMENT]) > 0.999
+    assert float(metrics[quantities.NEURONS_TEACHER_DISTANCE]) < 0.01
     events = read_events(logger.log_dir)
-    card = events.Tensors(f"{tags.RECOVERY_VERDICT}/text_summary")[-1].tensor_proto.string_val[0].decode()
+    card = events.Tensors(f"{quantities.RECOVERY_VERDICT}/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert card.startswith("**converging at a linear rate of ")
     assert "what is left is the slowest direction" in card
-    assert events.Tensors(f"{tags.NEURONS_CARD}/text_summary")
+    assert events.Tensors(f"{quantities.NEURONS_CARD}/text_summary")
 
 
 def test_adam_and_a_probe_that_is_a_part_are_refused_by_name(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.functional.step_size import step_gains
-from lightning_cx.instruments import StepSize
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import StepSize, quantities
 from lightning_cx.instruments.step_size import EDGE, GAUSS_NEWTON, SHARPNESS
 
 EXAMPLES = 128
@@ -78,7 +77,7 @@ def run(optimizer: Any, steps: int, folder: Path, every: int = 50, seed: int = 0
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(Regression(optimizer, seed), [watch, curve], folder, data=data, max_epochs=1, logger=False)
-    return [seen[tags.EDGE] for seen in curve.seen], [str(w.message) for w in caught if "runs" in str(w.message)]
+    return [seen[quantities.EDGE] for seen in curve.seen], [str(w.message) for w in caught if "runs" in str(w.message)]
 
 
 EDGES: dict[str, Any] = {
@@ -133,10 +132,10 @@ def test_each_number_is_that_of_the_formed_hessian_at_that_step(name: str, tmp_p
         fit(module, [watch, formed, curve], tmp_path, data=data, max_epochs=1, logger=False)
     assert len(curve.seen) == len(formed.expected) == 6
     for seen, (sharpness, edge) in zip(curve.seen, formed.expected, strict=True):
-        assert seen[tags.SHARPNESS] == pytest.approx(sharpness, rel=2e-3)
-        if not math.isnan(seen[tags.EDGE]):
-            assert seen[tags.EDGE] == pytest.approx(edge, rel=2e-3)
-    assert not math.isnan(curve.seen[-1][tags.EDGE])
+        assert seen[quantities.SHARPNESS] == pytest.approx(sharpness, rel=2e-3)
+        if not math.isnan(seen[quantities.EDGE]):
+            assert seen[quantities.EDGE] == pytest.approx(edge, rel=2e-3)
+    assert not math.isnan(curve.seen[-1][quantities.EDGE])
 
 
 def test_curves_card_and_charts_reach_the_board(tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_curves_card_and_charts_reach_the_board(tmp_path: Path) -> None:
     data = DataLoader(examples(), batch_sampler=[list(range(64)), list(range(64, 128))] * 8)
     fit(Regression(lambda ps: torch.optim.SGD(ps, lr=0.02)), [watch], tmp_path, data=data, max_epochs=1, logger=logger)
     events = read_events(logger.log_dir)
-    assert {*SHARPNESS, *EDGE, *GAUSS_NEWTON, tags.GAUSS_NEWTON_EDGE} <= set(events.Tags()["scalars"])
+    assert {*SHARPNESS, *EDGE, *GAUSS_NEWTON, quantities.GAUSS_NEWTON_EDGE} <= set(events.Tags()["scalars"])
     for value, low, high in (SHARPNESS, EDGE, GAUSS_NEWTON):
         for curve, below, above in zip(*(events.Scalars(tag) for tag in (value, low, high)), strict=True):
             assert below.value <= curve.value <= above.value
@@ -167,8 +166,8 @@ def test_an_optimizer_without_an_edge_is_refused_by_name_and_training_goes_on(ma
     data = DataLoader(examples(), batch_sampler=[list(range(EXAMPLES))] * 6)
     with pytest.warns(UserWarning, match=f"step_size/edge.*: nan, .* not for {make.__name__}"):
         fit(Regression(lambda ps: make(ps, lr=0.01)), [watch, curve], tmp_path, data=data, max_epochs=1, logger=False)
-    assert math.isnan(curve.seen[-1][tags.EDGE])
-    assert curve.seen[-1][tags.SHARPNESS] > 0
+    assert math.isnan(curve.seen[-1][quantities.EDGE])
+    assert curve.seen[-1][quantities.SHARPNESS] > 0
 
 
 def test_a_sum_over_the_batch_has_its_sharpness_but_no_ratio(tmp_path: Path) -> None:
@@ -177,8 +176,8 @@ def test_a_sum_over_the_batch_has_its_sharpness_but_no_ratio(tmp_path: Path) -> 
     module = Regression(lambda ps: torch.optim.SGD(ps, lr=1e-4), loss=lambda f, y: F.mse_loss(f, y, reduction="sum"))
     with pytest.warns(UserWarning, match=r"step_size/edge.*: nan, the training loss is the sum over the examples"):
         fit(module, [watch, curve], tmp_path, data=data, max_epochs=1, logger=False)
-    assert math.isnan(curve.seen[-1][tags.EDGE])
-    assert curve.seen[-1][tags.SHARPNESS] > 0
+    assert math.isnan(curve.seen[-1][quantities.EDGE])
+    assert curve.seen[-1][quantities.SHARPNESS] > 0
 
 
 @pytest.mark.timing
@@ -189,5 +188,5 @@ def test_under_a_budget_it_is_measured_within_it(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = fit(Classifier(), [watch], tmp_path, max_epochs=40)
-    assert math.isfinite(trainer.callback_metrics[tags.SHARPNESS])
+    assert math.isfinite(trainer.callback_metrics[quantities.SHARPNESS])
     assert watch.overhead < 0.65

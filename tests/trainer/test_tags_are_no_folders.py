@@ -14,7 +14,16 @@ from test_two_optimizers import BATCH, SIZE, Gan
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet
-from lightning_cx.instruments import GradientNoise, Interference, Kernel, Neurons, SpectralBias, TailIndex, quantities
+from lightning_cx.instruments import (
+    GradientNoise,
+    Interference,
+    Kernel,
+    Neurons,
+    Series,
+    SpectralBias,
+    TailIndex,
+    quantities,
+)
 
 
 def folders_of(tags: Iterable[str]) -> set[str]:
@@ -32,7 +41,7 @@ def all_tags() -> set[str]:
     parts |= {quantities.of_layer(tag, "net.0.weight") for tag in plain - blocks}
     every = (plain - blocks) | parts
     every |= {quantities.shuffled(tag) for tag in every}
-    series = [quantities.Series(1), quantities.Series(1, 2), quantities.Series(0, 1)]
+    series = [Series(1), Series(1, 2), Series(0, 1)]
     every |= {one.of(tag) for tag in every for one in series}
     return every | {quantities.suffixed(tag, "wide") for tag in every}
 

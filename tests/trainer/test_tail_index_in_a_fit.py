@@ -18,8 +18,16 @@ from torch import Tensor, nn
 
 from lightning_cx import ComplexityMonitor, ProbeSet
 from lightning_cx.gradients import GradientSample, ParameterSketch, per_example_gradients
-from lightning_cx.instruments import BatchView, GradientNoise, Instrument, Needs, ParameterStep, Reading, TailIndex
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import (
+    BatchView,
+    GradientNoise,
+    Instrument,
+    Needs,
+    ParameterStep,
+    Reading,
+    TailIndex,
+    quantities,
+)
 from lightning_cx.instruments.tail_index import BATCH, COORDINATES, NORMS, SINGLE, TRAJECTORY
 
 
@@ -33,16 +41,16 @@ def test_curves_pictures_card_and_margin_charts_reach_the_board(tmp_path: Path) 
     fit(Classifier(), [monitor()], tmp_path, logger=logger, max_epochs=30)  # 150 batches of 32
     events = read_events(logger.log_dir)
     found = events.Tags()
-    layers = {tag for tag in found["scalars"] if tag.startswith(f"{tags.TAIL_INDEX}_layers/")}
-    wanted = {*SINGLE, *BATCH, *NORMS, *COORDINATES, *TRAJECTORY, tags.TAIL_VERDICT}
+    layers = {tag for tag in found["scalars"] if tag.startswith(f"{quantities.TAIL_INDEX}_layers/")}
+    wanted = {*SINGLE, *BATCH, *NORMS, *COORDINATES, *TRAJECTORY, quantities.TAIL_VERDICT}
     assert wanted <= set(found["scalars"])
     assert len(layers) >= 2
-    assert set(found["images"]) == {tags.TAIL_QUANTILES, tags.TAIL_SURVIVAL}
+    assert set(found["images"]) == {quantities.TAIL_QUANTILES, quantities.TAIL_SURVIVAL}
     for value, low, high in (SINGLE, BATCH, NORMS[:3], TRAJECTORY[:3]):
         for curve, below, above in zip(*(events.Scalars(tag) for tag in (value, low, high)), strict=True):
             assert below.value <= curve.value <= above.value
             assert below.step == curve.step
-    assert {event.value for event in events.Scalars(tags.TAIL_VERDICT)} <= {-1.0, 0.0, 1.0, 2.0}
+    assert {event.value for event in events.Scalars(quantities.TAIL_VERDICT)} <= {-1.0, 0.0, 1.0, 2.0}
     with serve(tmp_path / "board") as get:
         layout = get("data/plugin/custom_scalars/layout")
         texts = get("data/plugin/text/text?run=run/one&tag=tail/verdict/text_summary")
@@ -116,8 +124,8 @@ def test_steps_are_followed_where_gradients_cannot_be_read(tmp_path: Path) -> No
         warnings.simplefilter("always")
         trainer = fit(Classifier(net), [monitor(TailIndex())], tmp_path, max_epochs=30)
     assert sum("per-example gradients are off" in str(w.message) for w in caught) == 1
-    assert math.isfinite(trainer.callback_metrics[tags.TAIL_TRAJECTORY_XI])
-    assert tags.TAIL_INDEX not in trainer.callback_metrics
+    assert math.isfinite(trainer.callback_metrics[quantities.TAIL_TRAJECTORY_XI])
+    assert quantities.TAIL_INDEX not in trainer.callback_metrics
 
 
 def test_replayed_examples_give_the_same_projections_and_coordinates(tmp_path: Path) -> None:
@@ -125,8 +133,8 @@ def test_replayed_examples_give_the_same_projections_and_coordinates(tmp_path: P
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = fit(Classifier(net), [monitor()], tmp_path, max_epochs=6)
-    assert math.isfinite(trainer.callback_metrics[tags.TAIL_INDEX])
-    assert math.isfinite(trainer.callback_metrics[tags.TAIL_COORDINATE_INDEX_CONTROL])
+    assert math.isfinite(trainer.callback_metrics[quantities.TAIL_INDEX])
+    assert math.isfinite(trainer.callback_metrics[quantities.TAIL_COORDINATE_INDEX_CONTROL])
 
 
 def test_projections_are_shown_only_where_they_are_asked_for(tmp_path: Path) -> None:
@@ -174,7 +182,7 @@ def test_a_resumed_run_goes_on_with_the_pool_that_it_had(tmp_path: Path) -> None
     first = run(20)
     first.save_checkpoint(tmp_path / "twenty.ckpt")
     resumed, whole = run(30, str(tmp_path / "twenty.ckpt")), run(30)
-    for tag in (*SINGLE, *NORMS, *TRAJECTORY, tags.TAIL_VERDICT):
+    for tag in (*SINGLE, *NORMS, *TRAJECTORY, quantities.TAIL_VERDICT):
         expected = float(whole.callback_metrics[tag])
         assert float(resumed.callback_metrics[tag]) == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
@@ -201,8 +209,8 @@ def test_manual_optimisation_is_followed_too(tmp_path: Path) -> None:
             optimizer.step()
 
     trainer = fit(Manual(), [monitor(TailIndex())], tmp_path, max_epochs=30)
-    assert math.isfinite(trainer.callback_metrics[tags.TAIL_INDEX])
-    assert math.isfinite(trainer.callback_metrics[tags.TAIL_TRAJECTORY_XI])
+    assert math.isfinite(trainer.callback_metrics[quantities.TAIL_INDEX])
+    assert math.isfinite(trainer.callback_metrics[quantities.TAIL_TRAJECTORY_XI])
 
 
 class SameWords(Watch):
@@ -239,7 +247,7 @@ def test_a_trajectory_that_cannot_be_followed_is_told_switched_off_and_left_alon
     assert "the trajectory failed, training continues: RuntimeError: no room" in ours[0]
     assert "disabled after 3 failures" in ours[1]
     assert len(calls) == 3
-    assert math.isfinite(trainer.callback_metrics[tags.TAIL_INDEX])  # the rest goes on
+    assert math.isfinite(trainer.callback_metrics[quantities.TAIL_INDEX])  # the rest goes on
     with pytest.raises(RuntimeError, match="no room"):
         fit(Classifier(), [monitor(TailIndex())], tmp_path, max_epochs=1)
 

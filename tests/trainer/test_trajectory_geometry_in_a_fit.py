@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from lightning_cx import ComplexityMonitor, ProbeSet, compare_runs
 from lightning_cx.functional import distance_from_start, spanning_tree_length
 from lightning_cx.functional.trajectories.geometry import positive_magnitude
-from lightning_cx.instruments import TrajectoryGeometry
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import TrajectoryGeometry, quantities
 from lightning_cx.instruments.trajectory_geometry import SHAPE
 
 pytestmark = pytest.mark.filterwarnings("ignore:lightning_cx. trajectory/")  # what it waits for is said once
-EVERY_TAG = {*SHAPE, tags.TRAJECTORY_DISTANCE, tags.TRAJECTORY_LOSS}
+EVERY_TAG = {*SHAPE, quantities.TRAJECTORY_DISTANCE, quantities.TRAJECTORY_LOSS}
 
 
 def monitor(**options: Any) -> ComplexityMonitor:
@@ -68,20 +67,22 @@ def test_a_run_under_sgd_is_read_as_it_is_by_hand(tmp_path: Path) -> None:
         last = events.Scalars(tag)[-1]
         return last.step, last.value
 
-    step, distance = at(tags.TRAJECTORY_DISTANCE)
+    step, distance = at(quantities.TRAJECTORY_DISTANCE)
     assert step == 199
     assert distance == pytest.approx(float((path[-1] - path[0]).norm()), rel=0.25)  # of the sketch
-    assert float(trainer.callback_metrics[tags.TRAJECTORY_DISTANCE]) == pytest.approx(distance)
-    step, length = at(tags.TRAJECTORY_TREE)
+    assert float(trainer.callback_metrics[quantities.TRAJECTORY_DISTANCE]) == pytest.approx(distance)
+    step, length = at(quantities.TRAJECTORY_TREE)
     chosen = torch.linspace(0, step + 1, 64).round().long()
     assert length == pytest.approx(float(spanning_tree_length(path[chosen])), rel=0.15)
-    assert at(tags.TRAJECTORY_MAGNITUDE)[1] == pytest.approx(float(positive_magnitude(path[chosen], 160**0.5)), rel=0.2)
+    assert at(quantities.TRAJECTORY_MAGNITUDE)[1] == pytest.approx(
+        float(positive_magnitude(path[chosen], 160**0.5)), rel=0.2
+    )
     growth = distance_from_start(path[chosen], chosen)
-    assert at(tags.TRAJECTORY_GROWTH)[1] == pytest.approx(float(growth.exponent), abs=0.06)
+    assert at(quantities.TRAJECTORY_GROWTH)[1] == pytest.approx(float(growth.exponent), abs=0.06)
     x, y = images(160).tensors
     with torch.no_grad():
         loss = float(nn.functional.cross_entropy(module.net(x.flatten(1)[:, :20]), y))
-    assert at(tags.TRAJECTORY_LOSS)[1] == pytest.approx(loss, rel=0.02)
+    assert at(quantities.TRAJECTORY_LOSS)[1] == pytest.approx(loss, rel=0.02)
 
 
 def test_a_resumed_run_goes_on_with_the_path_that_it_had(tmp_path: Path) -> None:
@@ -111,13 +112,13 @@ def test_two_learning_rates_are_compared_at_equal_loss_from_either_logger(tmp_pa
     assert not found.left_out
     assert len(found.losses) == 3
     for loss, of_tables in zip(found.losses, tables.losses, strict=True):
-        one, other = (found.at(run, loss, tags.TRAJECTORY_DISTANCE) for run in (slow, fast))
+        one, other = (found.at(run, loss, quantities.TRAJECTORY_DISTANCE) for run in (slow, fast))
         assert one.value == pytest.approx(other.value, rel=0.15)
         assert one.step > 2 * other.step
-        same = tables.at(slow_table, of_tables, tags.TRAJECTORY_DISTANCE)
+        same = tables.at(slow_table, of_tables, quantities.TRAJECTORY_DISTANCE)
         assert (same.value, same.step) == pytest.approx((one.value, one.step), rel=1e-4)
     distances = {
-        run: {e.step: e.value for e in read_events(run).Scalars(tags.TRAJECTORY_DISTANCE)} for run in (slow, fast)
+        run: {e.step: e.value for e in read_events(run).Scalars(quantities.TRAJECTORY_DISTANCE)} for run in (slow, fast)
     }
     assert distances[fast][200] > 1.5 * distances[slow][200]
-    assert tags.TRAJECTORY_DISTANCE in str(found)
+    assert quantities.TRAJECTORY_DISTANCE in str(found)

@@ -1,4 +1,4 @@
-"""A rule in a plain loop: what a watch refuses, remembers and shows."""
+"""A rule in a plain loop: what a stopper refuses, remembers and shows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from lightning_cx.functional import laplacian_basis
 from lightning_cx.functional.stopping import noise_floor
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.instruments import quantities
 from lightning_cx.probe import ProbeReading
-from lightning_cx.rules import HighComplexityDominance, RefusedError, ResidualWatch, ResidualWhiteness, SpectralRisk
+from lightning_cx.rules import HighComplexityDominance, RefusedError, ResidualStopper, ResidualWhiteness, SpectralRisk
 
 STEPS = [0, *np.unique(np.geomspace(1, 20000, 90).astype(int)).tolist()]
 
@@ -30,10 +30,10 @@ def readings(seed: int = 0, outputs: int = 1, n: int = 256, noise: float = 0.5) 
     return [ProbeReading(start - residual, residual, features) for residual in left]
 
 
-def follow(watch: ResidualWatch, path: list[ProbeReading], start: int = 0) -> int | None:
+def follow(stopper: ResidualStopper, path: list[ProbeReading], start: int = 0) -> int | None:
     for number in range(start, len(path)):
-        if watch.check(STEPS[number], path[number]).stop:
-            watch.mark_stop(STEPS[number])
+        if stopper.check(STEPS[number], path[number]).stop:
+            stopper.mark_stop(STEPS[number])
             return STEPS[number]
     return None
 
@@ -41,38 +41,39 @@ def follow(watch: ResidualWatch, path: list[ProbeReading], start: int = 0) -> in
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_the_kept_step_is_close_to_the_best_one(outputs: int, seed: int) -> None:
-    path, watch = readings(seed, outputs), ResidualWatch(SpectralRisk())
+    path, stopper = readings(seed, outputs), ResidualStopper(SpectralRisk())
     truth = torch.sin(4 * path[0].features)
     errors = {step: float((reading.outputs - truth).square().mean()) for step, reading in zip(STEPS, path, strict=True)}
-    stopped = follow(watch, path)
+    stopped = follow(stopper, path)
     assert stopped is not None
-    assert watch.best_step is not None
-    assert errors[watch.best_step] < 1.5 * min(errors.values())
+    assert stopper.best_step is not None
+    assert errors[stopper.best_step] < 1.5 * min(errors.values())
     assert errors[STEPS[-1]] > 4 * min(errors.values())
 
 
 @pytest.mark.parametrize("rule", [HighComplexityDominance, ResidualWhiteness])
 def test_simple_rules_stop_as_well(rule: type) -> None:
-    watch = ResidualWatch(rule())
-    assert follow(watch, readings(1)) is not None
+    stopper = ResidualStopper(rule())
+    assert follow(stopper, readings(1)) is not None
 
 
 def test_what_it_shows_is_what_functions_say() -> None:
-    path, watch = readings(2), ResidualWatch(SpectralRisk())
-    stopped = follow(watch, path)
-    reading = watch.reading()
+    path, stopper = readings(2), ResidualStopper(SpectralRisk())
+    stopped = follow(stopper, path)
+    reading = stopper.reading()
     basis = laplacian_basis(path[0].features)
     first = basis.vectors.T @ path[0].residuals
-    assert watch.order == "smooth along neighbours" or watch.order == "smooth in the features"
-    if watch.order == "smooth along neighbours":
-        assert reading.scalars[tags.STOPPING_NOISE_FLOOR] == pytest.approx(noise_floor(first).sigma2)
-    assert reading.scalars[tags.STOPPING_NOISE_FLOOR] == pytest.approx(0.25, rel=0.3)
-    assert 0 < reading.scalars[tags.STOPPING_FITTED_HIGH] < 1
-    assert 0.5 < reading.scalars[tags.STOPPING_DOMINANCE] <= 1
-    picture = reading.pictures[tags.STOPPING_CURVE]
-    assert (picture.kept, picture.stopped) == (watch.best_step, stopped)  # type: ignore[union-attr]
+    assert stopper.order == "smooth along neighbours" or stopper.order == "smooth in the features"
+    if stopper.order == "smooth along neighbours":
+        assert reading.scalars[quantities.STOPPING_NOISE_FLOOR] == pytest.approx(noise_floor(first).sigma2)
+    assert reading.scalars[quantities.STOPPING_NOISE_FLOOR] == pytest.approx(0.25, rel=0.3)
+    assert 0 < reading.scalars[quantities.STOPPING_FITTED_HIGH] < 1
+    assert 0.5 < reading.scalars[quantities.STOPPING_DOMINANCE] <= 1
+    picture = reading.pictures[quantities.STOPPING_CURVE]
+    assert (picture.kept, picture.stopped) == (stopper.best_step, stopped)  # type: ignore[union-attr]
     low, risk, high = (
-        reading.scalars[tag] for tag in (tags.STOPPING_RISK_LOW, tags.STOPPING_RISK, tags.STOPPING_RISK_HIGH)
+        reading.scalars[tag]
+        for tag in (quantities.STOPPING_RISK_LOW, quantities.STOPPING_RISK, quantities.STOPPING_RISK_HIGH)
     )
     assert low < risk < high
     assert risk > 0.25  # nothing gets below the noise
@@ -82,7 +83,7 @@ def test_the_order_of_the_examples_does_not_matter() -> None:
     path = readings(3)
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     moved = [ProbeReading(r.outputs[order], r.residuals[order], r.features[order]) for r in path]
-    one, other = ResidualWatch(SpectralRisk()), ResidualWatch(SpectralRisk())
+    one, other = ResidualStopper(SpectralRisk()), ResidualStopper(SpectralRisk())
     assert follow(one, path) == follow(other, moved)
     assert one.best_step == other.best_step
 
@@ -90,7 +91,7 @@ def test_the_order_of_the_examples_does_not_matter() -> None:
 @pytest.mark.parametrize("rule", [SpectralRisk, HighComplexityDominance, ResidualWhiteness])
 @pytest.mark.parametrize("cut", [1, 9, 30])
 def test_a_resumed_watch_stops_at_the_same_step(rule: type, cut: int) -> None:
-    path, whole, before, after = readings(4), ResidualWatch(rule()), ResidualWatch(rule()), ResidualWatch(rule())
+    path, whole, before, after = readings(4), ResidualStopper(rule()), ResidualStopper(rule()), ResidualStopper(rule())
     stopped = follow(whole, path)
     for number in range(cut):
         if before.check(STEPS[number], path[number]).stop:
@@ -98,18 +99,21 @@ def test_a_resumed_watch_stops_at_the_same_step(rule: type, cut: int) -> None:
     after.load_state_dict(before.state_dict())
     assert follow(after, path, cut) == stopped
     assert after.best_step == whole.best_step
-    assert after.reading().pictures[tags.STOPPING_CURVE].steps == whole.reading().pictures[tags.STOPPING_CURVE].steps  # type: ignore[union-attr]
+    assert (
+        after.reading().pictures[quantities.STOPPING_CURVE].steps
+        == whole.reading().pictures[quantities.STOPPING_CURVE].steps
+    )  # type: ignore[union-attr]
 
 
 def test_the_picture_of_a_very_long_run_stays_small() -> None:
-    watch = ResidualWatch(SpectralRisk(patience=10**9))
+    stopper = ResidualStopper(SpectralRisk(patience=10**9))
     first, later = readings(5, n=128)[:2]
-    watch.check(0, first)
+    stopper.check(0, first)
     for step in range(1, 2600):
-        watch.check(step, later)
-    picture = watch.reading().pictures[tags.STOPPING_CURVE]
+        stopper.check(step, later)
+    picture = stopper.reading().pictures[quantities.STOPPING_CURVE]
     assert 500 < len(picture.steps) <= 1024  # type: ignore[union-attr]
-    assert len(watch.state_dict()["points"]["cells"]) <= 1024
+    assert len(stopper.state_dict()["points"]["cells"]) <= 1024
 
 
 def test_refusals_name_the_reason_and_what_to_do() -> None:
@@ -119,19 +123,19 @@ def test_refusals_name_the_reason_and_what_to_do() -> None:
     white = ProbeReading(noise, noise, path[0].features)
     broken = ProbeReading(noise, noise * math.nan, path[0].features)
     for reading, words in ((few, "128 are needed"), (white, r"ProbeSet\(features=...\)"), (broken, "not finite")):
-        watch = ResidualWatch(SpectralRisk())
+        stopper = ResidualStopper(SpectralRisk())
         with pytest.raises(RefusedError, match=words):
-            watch.check(0, reading)
-        assert not watch.begun
-        assert watch.reading().scalars == {}
+            stopper.check(0, reading)
+        assert not stopper.begun
+        assert stopper.reading().scalars == {}
 
 
 def test_a_residual_that_becomes_nan_is_passed_over() -> None:
-    path, watch = readings(6), ResidualWatch(SpectralRisk())
-    stopped = follow(ResidualWatch(SpectralRisk()), path)
+    path, stopper = readings(6), ResidualStopper(SpectralRisk())
+    stopped = follow(ResidualStopper(SpectralRisk()), path)
     for number in range(10):
-        watch.check(STEPS[number], path[number])
-    decision = watch.check(STEPS[9], ProbeReading(path[0].outputs, path[0].residuals * math.nan, path[0].features))
+        stopper.check(STEPS[number], path[number])
+    decision = stopper.check(STEPS[9], ProbeReading(path[0].outputs, path[0].residuals * math.nan, path[0].features))
     assert not decision.stop
     assert math.isnan(decision.value)
-    assert follow(watch, path, 10) == stopped
+    assert follow(stopper, path, 10) == stopped

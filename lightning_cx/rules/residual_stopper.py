@@ -1,4 +1,4 @@
-"""Shows a rule what a probe reads: chooses the order of complexity, asks whether there is ground, keeps the books."""
+"""Apply a stopping rule to the residuals of a probe: choose the order of complexity, refuse, remember, show."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cx.functional import (
-    Basis,
-    complexity,
-    fitted_fraction,
-    interference_profile,
-    laplacian_basis,
-    sketching,
-    stopping,
-)
-from lightning_cx.instruments import Reading, StoppingCurve, Thinned
-from lightning_cx.instruments import quantities as tags
+from lightning_cx.functional import Basis, complexity, interference_profile, laplacian_basis, sketching, stopping
+from lightning_cx.instruments import Reading, StoppingCurve, Thinned, quantities
 from lightning_cx.probe import ProbeReading
 from lightning_cx.rules.base import StoppingRule
 
@@ -32,11 +23,11 @@ INSTEAD = "or stop by a validation set (Lightning's EarlyStopping)"
 
 
 class RefusedError(ValueError):
-    """A rule has no ground to stand on here, for a reason that will not change."""
+    """A stopping rule cannot be applied here, for a reason that will not change."""
 
 
-class ResidualWatch:
-    """Follows one run with one rule.
+class ResidualStopper:
+    """Applies one rule to the probe's residuals over one run.
 
     Args:
         rule: What decides.
@@ -80,7 +71,8 @@ class ResidualWatch:
             reading: What the probe showed; the first one shows the target.
 
         Raises:
-            RefusedError: If the rule has no ground: fewer than 128 examples, or features that do not order the target.
+            RefusedError: If the rule cannot be applied, as with fewer than 128 examples or features that do not order
+                the target.
         """
         if reading.mixed:
             raise RefusedError(
@@ -113,7 +105,9 @@ class ResidualWatch:
         if decision.stop and not self.has_learned:
             decision = replace(decision, stop=False, reason="nothing was learned yet, by the estimated risk")
         self.decision = decision
-        self._follow(step, coefficients, decision)
+        self._current = coefficients
+        self._recent.append(coefficients.square().sum(1)[1:])  # the constant is neither simple nor complex
+        self._points.add((step, decision.value, *self.rule.band(decision)))
         return decision
 
     @property
@@ -122,11 +116,7 @@ class ResidualWatch:
         return not self.rule.keeps_best or self.best_step != self._first_step
 
     def _ask_loss(self, loss: float, energy: float) -> None:
-        """Ask whether the slope of the loss is a residual: it then shrinks where the loss does.
-
-        Raises:
-            RefusedError: If the loss has fallen and the slope has not.
-        """
+        """Refuse if the loss has fallen and its slope has not, for then the slope is no residual."""
         if self._checks == 0:
             self._at_first = loss, energy
         first_loss, first_energy = self._at_first
@@ -205,34 +195,28 @@ class ResidualWatch:
         self._noise = stopping.noise_floor(self._first).sigma2
         self.rule.rebase(self._first)
 
-    def _follow(self, step: int, coefficients: Tensor, decision: stopping.Decision) -> None:
-        self._current = coefficients
-        self._recent.append(coefficients.square().sum(1)[1:])  # the constant is neither simple nor complex
-        self._points.add((step, decision.value, *self.rule.band(decision)))
-
     def reading(self) -> Reading:
         """What the last check showed, as named numbers and a picture."""
         decision = self.decision
         if decision is None or self._first is None:
             return Reading()
         curve = self.rule.curve
-        low, high = self.rule.band(decision)
         scalars = {
-            tags.STOPPING_NOISE_FLOOR: self._noise,
-            tags.STOPPING_FITTED_HIGH: self._fitted_high(),
-            tags.STOPPING_DOMINANCE: self._dominance(),
+            quantities.STOPPING_NOISE_FLOOR: self._noise,
+            quantities.STOPPING_FITTED_HIGH: self._fitted_high(),
+            quantities.STOPPING_DOMINANCE: self._dominance(),
             curve.tag: decision.value,
         }
-        if curve.low_tag is not None and curve.high_tag is not None:
-            scalars |= {curve.low_tag: low, curve.high_tag: high}
-        return Reading(scalars, pictures={tags.STOPPING_CURVE: self._picture()})
+        if curve.has_band:
+            scalars |= zip(quantities.interval(curve.tag)[1:], self.rule.band(decision), strict=True)
+        return Reading(scalars, pictures={quantities.STOPPING_CURVE: self._picture()})
 
     def _fitted_high(self) -> float:
         """How much of the complex half of the target has been fitted."""
         if self._first is None or self._current is None or self._first.shape != self._current.shape:
             return math.nan
         n = len(self._first)
-        return float(fitted_fraction(self._first, self._current, torch.arange(n), [(n // 2, n)]))
+        return float(complexity.fitted_fraction(self._first, self._current, torch.arange(n), [(n // 2, n)]))
 
     def _dominance(self) -> float:
         if self._first is None or len(self._recent) <= stopping.WINDOW:
@@ -268,21 +252,9 @@ class ResidualWatch:
         self._points.load_state_dict(state["points"])
 
     def _picture(self) -> StoppingCurve:
-        curve = self.rule.curve
-        points = self._points.to_now()
-        steps = [point[0] for point in points]
+        curve, points = self.rule.curve, self._points.to_now()
         values = torch.tensor([point[1:] for point in points], dtype=torch.float64).reshape(-1, 3)
-        kept = self.best_step if self.rule.keeps_best and not self._last_weights else self._stopped
         value, low, high = values.unbind(1)
-        return StoppingCurve(
-            steps,
-            value,
-            low,
-            high,
-            kept,
-            self._stopped,
-            curve.label,
-            curve.title,
-            curve.reading,
-            curve.is_share,
-        )
+        kept = self.best_step if self.rule.keeps_best and not self._last_weights else self._stopped
+        steps, words = [point[0] for point in points], (curve.label, curve.title, curve.reading)
+        return StoppingCurve(steps, value, low, high, kept, self._stopped, *words, curve.is_share)
