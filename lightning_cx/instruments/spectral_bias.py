@@ -80,8 +80,9 @@ class SpectralBias(Instrument):
         bands = octave_bands(basis.n_levels)
         band_tags = [quantities.residual_band(number) for number in range(len(bands))]
         bad = int((~residuals.isfinite().all(1)).sum())
-        if bad:
-            why = f"{bad} of {n} residuals are NaN or infinite: inputs are, or training diverged"
+        if bad or probe.no_residual:
+            diverged = f"{bad} of {n} residuals are NaN or infinite: inputs are, or training diverged"
+            why = probe.no_residual or diverged
             return Reading(dict.fromkeys((*SUMMARY, *band_tags), torch.nan), refusals=dict.fromkeys(SUMMARY, why))
         axis = complexity.Axis.without_constant(basis)
         varying = axis.energies(residuals.reshape(-1, 1))[0]

@@ -31,6 +31,21 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class ResidualLaw:
+    """What the slope of a loss at the outputs is.
+
+    Attributes:
+        why_not: Why it is no residual, in words; empty where it is one.
+        squared: Whether the loss is a squared error of each output, whose slope is divided by its curvature.
+        unit: Else, what the slope is to be divided by: it is so many times the target less the prediction.
+    """
+
+    why_not: str = ""
+    squared: bool = False
+    unit: float = 1.0
+
+
+@dataclass(frozen=True)
 class ChunkReading:
     """What one chunk showed: tensors [n, ...] of the model output and minus the slope of the chunk's loss there."""
 
@@ -41,8 +56,11 @@ class ChunkReading:
     loss: float
 
 
-def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReading:
+def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf, law: ResidualLaw | None = None) -> ChunkReading:
     """Run one chunk, inside `ProbePasses.isolated`, and return the model output and minus the slope of the loss there.
+
+    With a law of squared errors, the slope is divided by the curvature: residuals are then target less prediction,
+    however the loss averages.
 
     Raises:
         ValueError: If the loss has no graph, no module output carries all of it, or the module is one in a wrapper.
@@ -64,16 +82,35 @@ def residuals_of(module: nn.Module, chunk: Chunk, loss_of: LossOf) -> ChunkReadi
         )
     output, slopes = find_output(records, loss.sum(), parameters, chunk.examples)
     residuals = tuple(-slope for slope in slopes)
+    if law is not None and law.squared:
+        residuals = _over_curvature(loss.sum(), output.tensors)
     outputs = tuple(t.detach() for t in output.tensors)
     return ChunkReading(output.name, outputs, residuals, loss.numel() > 1, float(loss.detach().double().sum()))
 
 
+def _over_curvature(loss: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Minus slope over curvature, output by output; zero where an output does not count."""
+    slopes = [torch.zeros_like(t) if s is None else s for t, s in zip(outputs, _slopes(loss, outputs), strict=True)]
+    inner = torch.stack([s.sum() for s in slopes]).sum()
+    found = torch.autograd.grad(inner, list(outputs), allow_unused=True)
+    pairs = [(s.detach(), torch.zeros_like(s) if c is None else c) for s, c in zip(slopes, found, strict=True)]
+    return tuple(torch.where(c > 0, -s / c, 0.0) for s, c in pairs)
+
+
 @dataclass(frozen=True)
 class ModuleOutput:
-    """Floating-point tensors that one call of a submodule returned, or several of them."""
+    """Floating-point tensors that one call of a submodule returned, or several of them.
+
+    Attributes:
+        name: Of the submodule.
+        tensors: What it returned.
+        held: Parameters, more than a number each, that act on the loss beside them, entry by entry: a learned noise of
+            each output. They are taken for constants.
+    """
 
     name: str
     tensors: tuple[Tensor, ...]
+    held: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -122,7 +159,8 @@ def find_output(
 
     Raises:
         ValueError: If no recorded outputs separate all parameters from the loss. Penalties on parameters alone do
-            not count, nor do parameters of a single number such as a temperature.
+            not count, nor do parameters of a single number such as a temperature; those that meet the output entry by
+            entry are held fixed and named.
     """
     names: dict[Tensor, str] = {}
     for record in records:
@@ -134,17 +172,20 @@ def find_output(
         cut = {t.grad_fn for t in names}
         walked = reachable(loss.grad_fn, cut)
         tensors = tuple(t for t in names if t.grad_fn in walked)
-        outside = [p for p in parameters.values() if p.numel() > 1]
-        if not tensors or not _separable(walked, cut, {id(p) for p in outside}):
-            raise ValueError(_refusal(linear))
+        outside = {id(p): name for name, p in parameters.items() if p.numel() > 1}
+        held, across = _beside(walked, cut, outside)
+        if not tensors or across:
+            raise ValueError(_refusal(linear, across))
         slopes, flat = partial_slopes(loss, tensors)
         if not flat:
-            return ModuleOutput(" and ".join(dict.fromkeys(names[t] for t in tensors)), tensors), slopes
+            return ModuleOutput(" and ".join(dict.fromkeys(names[t] for t in tensors)), tensors, held), slopes
         linear += [names.pop(t) for t in flat]
 
 
-def _refusal(linear: list[str]) -> str:
+def _refusal(linear: list[str], across: Sequence[str]) -> str:
     seen = f" (the loss is linear in the output of {linear[0]}, so its slope is not a residual)" if linear else ""
+    if across and not linear:
+        seen = f" (the parameter {across[0]} acts on the loss beside it)"
     return (
         "no output of a submodule with the examples along its first axis carries the whole loss"
         f"{seen}, so residuals cannot be found: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] "
@@ -152,23 +193,37 @@ def _refusal(linear: list[str]) -> str:
     )
 
 
-def _separable(walked: Mapping[Any, list[Any]], cut: set[Any], parameters: set[int]) -> bool:
-    """Whether parameters met on the way to the cut only add a number of their own to the loss, as penalties do.
+ENTRY_BY_ENTRY = frozenset(
+    f"{name}Backward{number}"
+    for name in ("Add", "Sub", "Rsub", "Mul", "Div", "Pow", "Maximum", "Minimum", "Where", "Addcmul", "Addcdiv")
+    for number in (0, 1)
+)
+
+
+def _beside(
+    walked: Mapping[Any, list[Any]], cut: set[Any], parameters: Mapping[int, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Say which parameters act on the loss beside the outputs, and not only by a number of their own, as penalties do.
 
     Args:
         walked: Nodes between the loss and the cut, with their children.
         cut: Nodes of the outputs.
-        parameters: Identities of the parameters that count.
+        parameters: Names of the parameters that count, by identity.
+
+    Returns:
+        Names of those that meet the outputs entry by entry, and of those that do otherwise.
     """
-    leaves = {node for node in walked if id(getattr(node, "variable", None)) in parameters and node not in cut}
-    if not leaves:
-        return True
-    from_output, from_parameter = _above(walked, cut), _above(walked, leaves)
-    for node in from_output & from_parameter:
-        kinds = {(child in from_output, child in from_parameter) for child in walked[node]} - {(False, False)}
-        if len(kinds) > 1 and not (node.name() in ("AddBackward0", "SubBackward0") and output_shape(node) == ()):
-            return False
-    return True
+    leaves = [node for node in walked if id(getattr(node, "variable", None)) in parameters and node not in cut]
+    held: list[str] = []
+    across: list[str] = []
+    from_output = _above(walked, cut) if leaves else set()
+    for leaf in leaves:
+        from_parameter = _above(walked, {leaf})
+        for node in from_output & from_parameter:
+            kinds = {(child in from_output, child in from_parameter) for child in walked[node]} - {(False, False)}
+            if len(kinds) > 1 and not (node.name() in ("AddBackward0", "SubBackward0") and output_shape(node) == ()):
+                (held if node.name() in ENTRY_BY_ENTRY else across).append(parameters[id(leaf.variable)])
+    return tuple(dict.fromkeys(held)), tuple(dict.fromkeys(across))
 
 
 def _above(walked: Mapping[Any, list[Any]], start: set[Any]) -> set[Any]:

@@ -25,7 +25,7 @@ from lightning_cx.probe.derivatives import (
     some_chunks,
 )
 from lightning_cx.probe.isolation import drawing, isolated
-from lightning_cx.probe.outputs import Chunk, ChunkReading, LossOf, residuals_of
+from lightning_cx.probe.outputs import Chunk, ChunkReading, LossOf, ResidualLaw, residuals_of
 from lightning_cx.probe.reading import Columns
 
 PAIR = 2  # examples that are compared together where one alone has no loss
@@ -45,7 +45,8 @@ class ProbeOutputs:
 
     Attributes:
         outputs: Model outputs, [n, C] float64 on the host.
-        residuals: Minus the derivative of each example's own loss with respect to them, [n, C] float64 on the host.
+        residuals: Minus the derivative of each example's own loss with respect to them, in the unit of the targets
+            where the law of the loss is known, [n, C] float64 on the host.
         source: In words, which tensor was taken for the model's output.
         loss: Mean loss of an example.
     """
@@ -69,6 +70,7 @@ class ProbePasses:
         loss_of: Loss of a batch: a scalar, or one loss for each example.
         place: Puts a batch on the model's device.
         calibration: What the loss of a batch is to its examples: how it adds them up, whether they act on each other.
+        law: What the slope of the loss at the outputs is, and in which unit.
         optimizer: The live optimizer; read only. None where there is none, or several share the model.
         training_examples: Size of the training set, where it is known.
     """
@@ -78,6 +80,7 @@ class ProbePasses:
     loss_of: LossOf
     place: Callable[[Any], Any] = _as_is
     calibration: Calibration = field(default_factory=Calibration)
+    law: ResidualLaw = field(default_factory=ResidualLaw)
     optimizer: Optimizer | None = None
     training_examples: int | None = None
 
@@ -120,11 +123,11 @@ class ProbePasses:
         source, total = "", 0.0
         with self.isolated():
             for chunk in self.placed():
-                found = residuals_of(self.module, chunk, self.loss_of)
+                found = residuals_of(self.module, chunk, self.loss_of, self.law)
                 source = source or found.source
                 outputs.add(found.outputs)
                 scale = 1 if found.per_example else self.calibration.scale(chunk.examples)
-                residuals.add(found.residuals, scale=scale)
+                residuals.add(found.residuals, scale=1 if self.law.squared else scale / self.law.unit)
                 total += found.loss * scale
         return ProbeOutputs(outputs.rows(), residuals.rows(), source, total / self.examples)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -29,9 +30,10 @@ from lightning_cx.gradients import Calibration
 from lightning_cx.probe.asking import ask
 from lightning_cx.probe.derivatives import passes_of, some_chunks
 from lightning_cx.probe.isolation import isolated_rng, isolated_streams
-from lightning_cx.probe.outputs import LossOf
+from lightning_cx.probe.outputs import LossOf, ResidualLaw
 from lightning_cx.probe.passes import ProbePasses, calibrate_probe
 from lightning_cx.probe.reading import ProbeReading
+from lightning_cx.probe.residual_law import residual_law
 
 ALONE = 3  # examples that are also run alone, to learn how the loss adds up
 MIN_EXAMPLES = 128  # fewer leave the upper octaves too short to tell noise from target (THEORY section 5)
@@ -98,6 +100,7 @@ class ProbeSet:
         self._wanted = self.size
         self._feature_matrix: Tensor | None = None
         self._calibration: Calibration | None = None
+        self._law = ResidualLaw()
         self.latest: tuple[Any, ProbeReading] | None = None
         self.augmented = False
 
@@ -291,6 +294,7 @@ class ProbeSet:
             mixed=found.mixed,
             loss=shown.loss,
             drawn=found.drawn,
+            no_residual=passes.law.why_not,
         )
 
     def passes(
@@ -325,9 +329,12 @@ class ProbeSet:
             company, count = self._chunks[self._company]
             alone = self._alone if count > 1 else [batch for batch, _ in self._chunks[:ALONE]]
             self._calibration = calibrate_probe(passes, (company, count), alone)
-            if self._chosen_features(company, count) is None:
-                ask(passes, company, count, self.anatomies)
-        return replace(passes, calibration=self._calibration)
+            passes = replace(passes, calibration=self._calibration)
+            known = ask(passes, company, count, self.anatomies)
+            if not self._calibration.coupled:
+                with suppress(ValueError):  # no output carries the loss, which is said where residuals are asked for
+                    self._law = residual_law(passes, company, count, known)
+        return replace(passes, calibration=self._calibration, law=self._law)
 
     def positions(self, share: tuple[int, int]) -> Tensor:
         """Rows of the whole probe that one process of several passes, [rows]."""

@@ -20,8 +20,8 @@ class ProbeReading:
 
     Attributes:
         outputs: Model outputs f, [n, C] float64.
-        residuals: r = minus the derivative of each example's loss with respect to its outputs, [n, C] float64:
-            y - f for half the squared error, onehot - softmax for cross entropy.
+        residuals: r, target less prediction, [n, C] float64: y - f for squared errors, onehot - softmax for cross
+            entropy, y - rate for Poisson; else minus the derivative of each example's loss with respect to its outputs.
         features: The view of the inputs in which neighbours are sought, [n, d] float64.
         coupled: Whether an example's residual depends on the others in its chunk (in-batch losses, class
             weights); the residual is then its share of the chunk's loss.
@@ -32,6 +32,7 @@ class ProbeReading:
         loss: Mean loss of an example; nan where it is not known.
         drawn: Whether residuals depend on random numbers that the loss draws, even in eval mode (a diffusion's times
             and noise, the code of a variational autoencoder): they are then those of one draw, the same each time.
+        no_residual: Why the derivative is no residual, in words; empty where it is one.
     """
 
     outputs: Tensor
@@ -43,6 +44,7 @@ class ProbeReading:
     mixed: bool = False
     loss: float = math.nan
     drawn: bool = False
+    no_residual: str = ""
 
     def __str__(self) -> str:
         n, c = self.residuals.shape

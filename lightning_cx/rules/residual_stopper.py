@@ -17,8 +17,6 @@ from lightning_cx.rules.base import StoppingRule
 
 MAX_POINTS = 1024  # of the picture
 FEWEST = 128  # examples; with 64 the kept error was 1.4 to 1.7 times the best, with 32 2.2 to 3.3 (THEORY section 5)
-FALLEN = 0.3  # share of the first loss, from which on slopes are asked whether they have shrunk at all
-SHRUNK = 0.001  # share of their energy; of many words cross entropy falls by 35% while its slope loses 4%
 INSTEAD = "or stop by a validation set (Lightning's EarlyStopping)"
 
 
@@ -53,7 +51,6 @@ class ResidualStopper:
         self._recent: deque[Tensor] = deque(maxlen=stopping.WINDOW + 1)
         self._checks = 0
         self._first_step = 0
-        self._at_first = (math.nan, math.nan)
         self._stopped: int | None = None
         self._last_weights = False
         self._points: Thinned[tuple[int, float, float, float]] = Thinned(MAX_POINTS)
@@ -86,6 +83,11 @@ class ResidualStopper:
                 "is chance: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] without draws, "
                 f"{INSTEAD}"
             )
+        if reading.no_residual:
+            raise RefusedError(
+                f"{reading.no_residual}: pass ProbeSet(loss_fn=...) with squared errors of the prediction, a function "
+                f"(module, batch) -> losses [n], {INSTEAD}"
+            )
         residuals = sketching.sketch_outputs(reading.residuals).double()
         if reading.features is not self._features:
             self._meet(reading.features)
@@ -94,7 +96,6 @@ class ResidualStopper:
         if self._basis is None:
             self._resume(reading.features)
         assert self._basis is not None
-        self._ask_loss(reading.loss, float(residuals.square().sum()))
         coefficients = self._basis.vectors.T @ residuals
         decision = self.rule.check(coefficients, step)
         if decision.best_check == self._checks:
@@ -114,21 +115,6 @@ class ResidualStopper:
     def has_learned(self) -> bool:
         """Whether a later check was ever better than the first: weights that learned nothing are none to go back to."""
         return not self.rule.keeps_best or self.best_step != self._first_step
-
-    def _ask_loss(self, loss: float, energy: float) -> None:
-        """Refuse if the loss has fallen and its slope has not, for then the slope is no residual."""
-        if self._checks == 0:
-            self._at_first = loss, energy
-        first_loss, first_energy = self._at_first
-        if not (first_loss > 0 and first_energy > 0 and math.isfinite(loss) and math.isfinite(energy)):
-            return
-        fallen, shrunk = 1 - loss / first_loss, 1 - energy / first_energy
-        if fallen > FALLEN and shrunk < SHRUNK:
-            raise RefusedError(
-                f"the loss has fallen by {fallen:.0%} and its slope at the outputs by {max(shrunk, 0.0):.0%} only, so "
-                "that slope is no residual (absolute errors, learned variances): pass ProbeSet(loss_fn=...) with "
-                f"squared errors, a function (module, batch) -> losses [n], {INSTEAD}"
-            )
 
     def mark_stop(self, step: int) -> None:
         """Note, for the picture, that the run ends here."""
@@ -232,7 +218,7 @@ class ResidualStopper:
             "fingerprint": self._fingerprint,
             "order": self.order,
             "checks": self._checks,
-            "first": (self._first_step, *self._at_first),
+            "first": (self._first_step,),
             "best_step": self.best_step,
             "stopped": self._stopped,
             "recent": list(self._recent),
@@ -245,8 +231,7 @@ class ResidualStopper:
         self.rule.load_state_dict(state["rule"])
         self._initial, self.order, self._checks = state["initial"], state["order"], state["checks"]
         self._fingerprint = state["fingerprint"]
-        self._first_step, *at_first = state["first"]
-        self._at_first = (at_first[0], at_first[1])
+        self._first_step = state["first"][0]
         self.best_step, self._stopped = state["best_step"], state["stopped"]
         self._recent.extend(state["recent"])
         self._points.load_state_dict(state["points"])
