@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn  # a dependency of both flavours
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only  # a dependency of both flavours
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, SubsetRandomSampler
 
@@ -29,7 +30,16 @@ from lightning_cx.probe import keyed
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-__all__ = ["Callback", "LightningModule", "Trainer", "is_tensorboard", "rank_zero_info", "rank_zero_warn"]
+__all__ = ["Callback", "LightningModule", "Trainer", "is_tensorboard", "rank_zero_info", "rank_zero_warning"]
+
+LOGGER = logging.getLogger("lightning_cx")
+
+
+@rank_zero_only
+def rank_zero_warning(message: str) -> None:
+    """Log a warning on the first process; unlike one of Python's it cannot be filtered away by accident."""
+    LOGGER.warning(message)
+
 
 USUAL_BATCH = 32  # examples that are read at a time where batches are of no fixed size
 

@@ -19,7 +19,7 @@ from lightning_cx.callbacks.best_weights import (
 from lightning_cx.callbacks.budget import PICTURE_PAUSE, next_check
 from lightning_cx.callbacks.distributed import check_strategy
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.fit import Fit
+from lightning_cx.callbacks.fit import Fit, told_in
 from lightning_cx.callbacks.identity import checked_name, distinct, key_of, keys_of_others, settings
 from lightning_cx.callbacks.monitor import ComplexityMonitor
 from lightning_cx.callbacks.probing import ProbeCheck
@@ -181,7 +181,7 @@ class ComplexityEarlyStopping(Callback):
         if self._off and not self._resumed:  # a new fit may be of other data
             self._forget()
         self.stopped_step, self._resumed = None, False
-        self._failures = Failures(self.strict)
+        self._failures = Failures(self.strict, told_in(trainer))
         self._fit = Fit(trainer, pl_module, self.probe.anatomies)
         self._publisher, self._drawn = Publisher(self._fit, self._failures, self, self.name), perf_counter()
         self._check = None if self._off else ProbeCheck(self._fit, self.probe, self.watch, self._failures)
@@ -290,8 +290,9 @@ class ComplexityEarlyStopping(Callback):
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        del trainer, pl_module, stage
+        del pl_module, stage
         self._key_in_fit = ""
+        told_in(trainer).clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
@@ -305,6 +306,7 @@ class ComplexityEarlyStopping(Callback):
             self.watch.mark_end(self._restore())
         self._publisher.show(self.watch.reading())
         self._draw()
+        self._failures.tell_reasons()
 
     def _restore(self) -> bool:
         """Put the best weights back where the last are certainly worse; return whether the module has them."""

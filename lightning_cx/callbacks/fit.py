@@ -22,6 +22,14 @@ T = TypeVar("T")
 TrainingData: TypeAlias = tuple[Any, Callable[[list[Any]], Any], int]  # data set, collate function, batch size
 
 
+_TOLD: weakref.WeakKeyDictionary[Trainer, set[str]] = weakref.WeakKeyDictionary()
+
+
+def told_in(trainer: Trainer) -> set[str]:
+    """Return what our callbacks have said in the fit that a trainer is at; they clear it in `teardown`."""
+    return _TOLD.setdefault(trainer, set())
+
+
 @dataclass(frozen=True)
 class Trouble:
     """What went wrong in the first process where anything did.

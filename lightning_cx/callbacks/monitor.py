@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_cx.batch import Anatomies, BatchSpec
-from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_info, rank_zero_warn
+from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, rank_zero_warning
 from lightning_cx.callbacks.budget import EveryNSteps, FullBatches, OverheadBudget, Schedule
 from lightning_cx.callbacks.dispatch import Dispatcher
 from lightning_cx.callbacks.distributed import check_strategy
-from lightning_cx.callbacks.fit import Fit
+from lightning_cx.callbacks.fit import Fit, told_in
 from lightning_cx.callbacks.identity import checked_name, distinct, key_of, keys_of_others, settings
 from lightning_cx.callbacks.presets import Preset, preset
 from lightning_cx.callbacks.session import Session
@@ -55,6 +55,7 @@ class ComplexityMonitor(Callback):
             of the same settings are refused.
         batch: What the examples of a batch are, and which of its tensors are inputs and targets; what it leaves open
             is found out from the first batch, and logged.
+        verbose: Say what a batch is taken to be, what rows mean, and at the end what was measured. Warnings come anyway.
 
     Raises:
         ValueError: If `every_n_steps` or `overhead_budget` is out of range, there is no set of that name, or `control`
@@ -79,6 +80,7 @@ class ComplexityMonitor(Callback):
         control: Control = None,
         name: str = "",
         batch: BatchSpec | None = None,
+        verbose: bool = True,
     ) -> None:
         super().__init__()
         if batch is not None and not isinstance(batch, BatchSpec):
@@ -96,6 +98,7 @@ class ComplexityMonitor(Callback):
         if batch is not None:
             self.probe.anatomies = Anatomies(batch)
         self.strict = strict
+        self.verbose = verbose
         self.name = checked_name(name)
         # As they were given: what instruments learn later must not change the key.
         own = {"name": name, "control": control, "probe_settings": settings(self.probe, ("size", "seed"))}
@@ -174,7 +177,9 @@ class ComplexityMonitor(Callback):
         # A smoke test should run what the real run will.
         fit = Fit(trainer, pl_module, self.probe.anatomies)
         schedule = EveryNSteps(1) if fit.is_smoke_test else self._schedule
-        self._session = Session(fit, self._dispatcher, self.probe, schedule, self.strict, self, self.name)
+        self._session = Session(
+            fit, self._dispatcher, self.probe, schedule, self.strict, self, self.name, verbose=self.verbose
+        )
         if fit.is_first:  # a checkpoint knows the batches of the first process
             self._session.full_batches.load_state_dict(self._full_batches)
         self._full_batches = FullBatches().state_dict()  # of a checkpoint, for the fit that resumes it
@@ -218,11 +223,7 @@ class ComplexityMonitor(Callback):
         if self._session is None:
             return
         self._session.end()
-        for work in self._session.never_done():
-            rank_zero_info(
-                f"lightning_cx: {work} never measured: the run was too short for {self.overhead_budget:.0%} of its "
-                "time. Raise overhead_budget, or pass every_n_steps."
-            )
+        self._session.sum_up(self.overhead_budget)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         del trainer, pl_module
@@ -231,8 +232,9 @@ class ComplexityMonitor(Callback):
         self._drop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        del trainer, pl_module, stage
+        del pl_module, stage
         self._key_in_fit = ""
+        told_in(trainer).clear()
         self._drop()
 
     def _drop(self) -> None:
@@ -259,4 +261,6 @@ class ComplexityMonitor(Callback):
             if self.strict:
                 raise
             instrument.reset()
-            rank_zero_warn(f"lightning_cx: {key} starts afresh: the checkpoint's state of it does not fit ({error!r})")
+            rank_zero_warning(
+                f"lightning_cx: {key} starts afresh: the checkpoint's state of it does not fit ({error!r})"
+            )

@@ -408,6 +408,11 @@ class ProbeCheck:
         """Return whether all processes have their examples: streams fill up one batch after another."""
         return not self.reader.streamed or not self._fit.any_process(self.reader.streaming)
 
+    def describe(self) -> None:
+        """Say once what a batch is taken to be."""
+        if (found := self.probe.anatomy) is not None:
+            self.failures.say(str(found), f"a batch is {found.inputs} {found.targets}")
+
     def check(self, step: int) -> stopping.Decision | None:
         """Pass the probe once and ask the rule; None where that failed in some process.
 
@@ -415,6 +420,8 @@ class ProbeCheck:
             step: Optimizer steps done.
         """
         own, error = attempt(self._read)
+        if own is not None:
+            self.describe()
         if self._failed(error) or own is None:
             return None
         whole = self.reader.join(own)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import weakref
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from weakref import WeakKeyDictionary
 
 from lightning_cx.callbacks._trainer import Callback, Trainer, announce, tensorboard_experiments
@@ -14,6 +14,8 @@ from lightning_cx.callbacks.fit import Fit
 from lightning_cx.callbacks.identity import ADVICE
 from lightning_cx.instruments import Picture, Reading
 from lightning_cx.loggers import write_histograms, write_layout, write_pictures, write_texts
+
+EXPLAIN_AFTER = 60.0  # seconds, or the end of the run if that is earlier, after which it is said why curves are nan
 
 # Which of our callbacks logs a tag in a trainer: two of them would draw one zigzag curve.
 _LOGGED: WeakKeyDictionary[Trainer, dict[str, weakref.ref[Callback]]] = WeakKeyDictionary()
@@ -37,6 +39,7 @@ class Publisher:
         self._texts: dict[str, str] = {}
         self._step = 0
         self._untold: dict[str, float] = {}
+        self._started = perf_counter()
 
     @property
     def has_pictures(self) -> bool:
@@ -52,13 +55,15 @@ class Publisher:
             self._pictures.update(reading.pictures)
             texts.update(reading.texts)
             for why in sorted(set(reading.refusals.values())):
-                names = [tag for tag, reason in reading.refusals.items() if reason == why]
-                self.failures.tell(f"{', '.join(names)}: nan, {why}", re.sub(r"\d+", "#", f"{names} {why}"))
+                self.failures.no_number([tag for tag, reason in reading.refusals.items() if reason == why], why)
             for tag, message in reading.warnings.items():
                 self.failures.tell(message, f"warning of {tag}")
         self._step = step
         self._untold.update(scalars)
         announce(self._fit.trainer, scalars)
+        self.failures.has_number(tag for tag, value in scalars.items() if math.isfinite(value))
+        if perf_counter() - self._started > EXPLAIN_AFTER:
+            self.failures.tell_reasons()
         finite = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
         for logger in self._fit.trainer.loggers:
             part = f"logging to {type(logger).__name__}"

@@ -36,7 +36,7 @@ from lightning_cx.callbacks.budget import (
 from lightning_cx.callbacks.dispatch import FIRST, Dispatcher, OwnPasses, Show
 from lightning_cx.callbacks.distributed import Processes
 from lightning_cx.callbacks.failures import Failures
-from lightning_cx.callbacks.fit import Fit
+from lightning_cx.callbacks.fit import Fit, told_in
 from lightning_cx.callbacks.probing import MonitoredProbe
 from lightning_cx.callbacks.publishing import Publisher
 from lightning_cx.callbacks.sampling import Backwards, ParameterFollower, features_and_targets
@@ -61,6 +61,7 @@ class Session:
         strict: Raise where sampling fails.
         callback: The monitor.
         name: The monitor's; its tags end in it.
+        verbose: Whether to say what is only worth knowing.
 
     Attributes:
         sampling: Whether the batch that runs now is sampled.
@@ -75,9 +76,10 @@ class Session:
         strict: bool,
         callback: Callback,
         name: str = "",
+        verbose: bool = True,
     ) -> None:
         self.fit, self.dispatcher, self.schedule = fit, dispatcher, schedule
-        self.ledger, self.failures = Ledger(), Failures(strict)
+        self.ledger, self.failures = Ledger(), Failures(strict, told_in(fit.trainer), verbose)
         given = dispatcher.instruments.values()
         of_gradients = needs_of(given, "on_gradients")
         self.full_batches = FullBatches()
@@ -92,7 +94,7 @@ class Session:
         self._cadence = cadence_for(fit, schedule, self.ledger, self._wanted, reader.estimate, self.own.works)
         self.sampling = False
         self._readings: list[Reading] = []  # of this step, to be logged at its end
-        self._examples = self._step = 0
+        self._examples = self._step = self._described = 0
         self._last_step: int | None = None  # the last one that was sampled
         self._step_started = 0.0
         self._step_cost = 0.0  # seconds of this step that were ours
@@ -179,6 +181,7 @@ class Session:
         if self._readings or probe_is_due or works:
             with self.ledger.timed(), self._alone():
                 self._read_and_publish(probe_is_due, works)
+                self._describe(batch)
         else:
             self._step_cost += perf_counter() - ended
         if self.processes is not None and (sampled or probe_is_due or works):
@@ -186,6 +189,14 @@ class Session:
                 self.processes.tell_all(self.publisher)
         self.ledger.other += self._step_cost
         self._step_cost = 0.0
+
+    def _describe(self, batch: Any) -> None:
+        """Say once what a batch is taken to be, and again if it turns out to be something else."""
+        with self.failures.guard("the description of a batch"):
+            if self._described != (known := self.fit.anatomies.known) and known:
+                self._described = known
+                found = self.fit.anatomies.of(batch)
+                self.failures.say(str(found), f"a batch is {found.inputs} {found.targets}")
 
     def _follow(self) -> None:
         with self._timed(), self.failures.guard(TRAJECTORY):
@@ -271,13 +282,30 @@ class Session:
         if self._cadence.due(PICTURES):
             self._draw()
         self._publish()
+        self.failures.tell_reasons()
 
-    def never_done(self) -> list[str]:
-        """Return the kinds of work that were wanted and never done, because the run was too short for the budget."""
-        if isinstance(self.schedule, EveryNSteps):
-            return []
-        works = [GRADIENTS] if self.probe.reader.streaming else [GRADIENTS, PROBE, *(w.key for w in self.own.works)]
-        return [work for work in works if self._wanted(work) and work not in self.ledger.accounts]
+    def sum_up(self, budget: float) -> None:
+        """Say in one line what was measured, how often, and what was not."""
+        accounts = self.ledger.accounts
+        done = [f"{work} {accounts[work].count} times" for work in self._works if work in accounts]
+        words = f"measured: {', '.join(done) or 'nothing'}; {self.ledger.share:.1%} of the time"
+        never = [work for work in self._works if self._wanted(work) and work not in accounts]
+        if never and not isinstance(self.schedule, EveryNSteps):
+            words += (
+                f"; never measured, since the run was too short for {budget:.0%} of its time: {', '.join(never)}. Raise "
+                "overhead_budget, or pass every_n_steps"
+            )
+        off = [work for work in self._works if self.failures.off(work)]
+        if off:
+            words += f"; disabled: {', '.join(off)}, as was said above"
+        self.failures.say(words, f"at the end of {id(self)}")
+
+    @property
+    def _works(self) -> list[str]:
+        works = [] if self.dispatcher.asking("on_gradients") == [] else [GRADIENTS]
+        if self._uses_probe:
+            works += [PROBE, *(work.key for work in self.own.works)]
+        return works
 
     def _publish(self) -> None:
         readings, self._readings = self._readings, []
