@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from lightning_cx._version import __version__
 
 if TYPE_CHECKING:
+    from lightning_cx.batch import BatchSpec
     from lightning_cx.callbacks import ComplexityEarlyStopping, ComplexityMonitor
     from lightning_cx.loggers import compare_runs
     from lightning_cx.probe import ProbeSet
     from lightning_cx.rules import HighComplexityDominance, ResidualWhiteness, SpectralRisk
 
 __all__ = [
+    "BatchSpec",
     "ComplexityEarlyStopping",
     "ComplexityMonitor",
     "HighComplexityDominance",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BatchSpec": "lightning_cx.batch",
     "ComplexityEarlyStopping": "lightning_cx.callbacks",
     "ComplexityMonitor": "lightning_cx.callbacks",
     "HighComplexityDominance": "lightning_cx.rules",

@@ -6,7 +6,9 @@ Hypothesis's deadlines are times of single examples, which say nothing where wor
 
 from __future__ import annotations
 
+import logging
 import random
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,6 +40,21 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
     root = (folder if worker_id == "master" else folder.parent) / "once"
     root.mkdir(exist_ok=True)
     return Once(root)
+
+
+class _AsWarning(logging.Handler):
+    """Turn what our logger warns of into a warning, so that a test fails on what it does not expect."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warnings.warn(record.getMessage(), stacklevel=2)
+
+
+@pytest.fixture(autouse=True)
+def _warned() -> Iterator[None]:
+    logger, handler = logging.getLogger("lightning_cx"), _AsWarning(logging.WARNING)
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,7 @@ class ComplexityMonitor(Callback):
             of the same settings are refused.
         batch: What the examples of a batch are, and which of its tensors are inputs and targets; what it leaves open
             is found out from the first batch, and logged.
-        verbose: Say what a batch is taken to be, what rows mean, and at the end what was measured. Warnings come anyway.
+        verbose: Say what a batch is taken to be, what rows mean, and at the end what was measured.
 
     Raises:
         ValueError: If `every_n_steps` or `overhead_budget` is out of range, there is no set of that name, or `control`

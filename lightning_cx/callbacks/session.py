@@ -292,8 +292,8 @@ class Session:
         never = [work for work in self._works if self._wanted(work) and work not in accounts]
         if never and not isinstance(self.schedule, EveryNSteps):
             words += (
-                f"; never measured, since the run was too short for {budget:.0%} of its time: {', '.join(never)}. Raise "
-                "overhead_budget, or pass every_n_steps"
+                f"; never measured, since the run was too short for {budget:.0%} of its time: {', '.join(never)}. "
+                "Raise overhead_budget, or pass every_n_steps"
             )
         off = [work for work in self._works if self.failures.off(work)]
         if off:
