@@ -71,7 +71,7 @@ def lengths_of(batch: Any, examples: int) -> Iterator[Lengths]:
     for part in counted:
         values = part.tensor.reshape(-1).long().cpu()
         # Encoder and decoder may be as long as each other: each has lengths of its own name.
-        prefix = part.key.split("len")[0] if len(counted) > 1 and "len" in part.key else ""
+        prefix = part.key.split("len")[0] if "len" in part.key and sum("len" in p.key for p in parts) > 1 else ""
         yield Lengths(values, int(values.max()), prefix=prefix)
     for part in wide:
         mask = part.tensor
@@ -139,8 +139,8 @@ def _by_last_id(ids: Tensor) -> Iterator[Lengths]:
         width = ids.shape[1]
         last = width - is_word.flip(1).int().argmax(1)
         inside = torch.arange(width, device=ids.device)[None] < last[:, None]
-        if bool((inside & ~is_word).any()):
-            continue  # a word like others
+        if bool((inside & ~is_word).any()) or int((width - last).max()) < 2:
+            continue  # a word like others, or a number that happens to come last
         yield Lengths(last.cpu(), width, left)
 
 

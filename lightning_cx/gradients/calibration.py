@@ -126,7 +126,8 @@ def calibrate_rows(company: Tensor, alone: Tensor, examples: int, widths: Sequen
     if agree(rows, alone, AGREEMENT, widths):
         return Calibration(EXACT, sums, DIVIDED_OUT if sums else "")
     mixed = _turned(rows, alone)
-    return Calibration(CONTRIBUTION, sums, f"{COUPLED if mixed else COUNT_UNEVENLY}: {CONTRIBUTIONS}", mixed=mixed)
+    why = COUPLED if mixed else COUNT_UNEVENLY
+    return Calibration(CONTRIBUTION, sums, f"{CONTRIBUTIONS}, since {why}", mixed=mixed)
 
 
 def agree(rows: Tensor, truth: Tensor, tolerance: float, widths: Sequence[int] = ()) -> bool:
@@ -233,7 +234,7 @@ def calibrate_in_training(
     if seen.status == CONTRIBUTION or not found.conclusive or found.coupled:
         return found
     if not stays(training=True):
-        return Calibration(CONTRIBUTION, found.sums, f"in training mode {COUPLED}: {CONTRIBUTIONS}", mixed=True)
+        return Calibration(CONTRIBUTION, found.sums, f"{CONTRIBUTIONS}, since in training mode {COUPLED}", mixed=True)
     if found.status == UNVERIFIED:
         return replace(_mean_or_sum(named_parameters, loss_of, company, mode, training=True), drawn=True)
     return replace(found, drawn=found.drawn or bool(drawn_in_eval))

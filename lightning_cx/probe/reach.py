@@ -70,6 +70,7 @@ class _Search:
         self._seen: dict[int, Any] = {}  # holds what was seen, so that no other object gets its id
         self._waiting: list[tuple[Any, str]] = []
         self._functions: set[CodeType] = set()
+        self._own = {base.__module__.partition(".")[0] for base in type(holder).__mro__}
         self._enter(holder, "self", methods)
 
     def found(self) -> Iterator[Found]:
@@ -106,13 +107,13 @@ class _Search:
     def _enter(self, thing: Any, where: str, methods: tuple[str, ...]) -> None:
         """Follow an object of the user's: the methods that run, or all that its class has; else all it holds."""
         kind = type(thing)
-        own = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in LIBRARIES]
+        own = [base for base in kind.__mro__ if not self._is_foreign(base.__module__)]
         if not own:
             if isinstance(thing, nn.Module):
                 for name, child in thing.named_children():
                     self._add(child, f"{where}.{name}")
             elif kind.__module__.startswith(("torch.utils.data", "torchvision")):  # Subset, ConcatDataset, transforms
-                for name, value in vars(thing).items() if hasattr(thing, "__dict__") else ():
+                for name, value in _attributes(thing).items():
                     self._add(value, f"{where}.{name}")
             return
         names = methods or tuple(
@@ -123,8 +124,8 @@ class _Search:
             and (not name.startswith("__") or name in ("__call__", "__getitem__", "__getitems__"))
         )
         for name in names:
-            if name in vars(thing) if hasattr(thing, "__dict__") else False:
-                self._add(vars(thing)[name], f"{where}.{name}")
+            if name in _attributes(thing):
+                self._add(_attributes(thing)[name], f"{where}.{name}")
             function = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
             function = getattr(function, "__wrapped__", function)
             if isinstance(function, FunctionType):
@@ -132,7 +133,7 @@ class _Search:
 
     def _function(self, function: FunctionType, holder: Any, where: str) -> None:
         """Follow what a function names: attributes of `self`, globals, variables of an enclosing function."""
-        if function.__code__ in self._functions or (function.__module__ or "").partition(".")[0] in LIBRARIES:
+        if function.__code__ in self._functions or self._is_foreign(function.__module__):
             return
         self._functions.add(function.__code__)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
@@ -146,8 +147,16 @@ class _Search:
             if holder is not None:
                 self._attribute(holder, name, where)
 
+    def _is_foreign(self, module: str | None) -> bool:
+        """Whether a module is of a library other than the holder's own, whose code names nothing of the user's."""
+        root = (module or "").partition(".")[0]
+        if root in LIBRARIES:
+            return True
+        file = getattr(sys.modules.get(root), "__file__", None) or ""
+        return root not in self._own and ("site-packages" in file or "dist-packages" in file)
+
     def _attribute(self, holder: Any, name: str, where: str) -> None:
-        attributes = getattr(holder, "__dict__", {})
+        attributes = _attributes(holder)
         children = attributes.get("_modules", {})
         if name in attributes:
             self._add(attributes[name], f"{where}.{name}")
@@ -163,6 +172,11 @@ class _Search:
                 self._add(held, f"{where}.{name}")
             elif isinstance(held, staticmethod | classmethod) and isinstance(held.__func__, FunctionType):
                 self._function(held.__func__, holder, where)
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    held = getattr(thing, "__dict__", None)
+    return held if isinstance(held, dict) else {}
 
 
 def _is_iterator(thing: Any) -> bool:
