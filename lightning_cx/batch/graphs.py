@@ -134,8 +134,9 @@ def _edges_of(container: Any, held: Graphs, chosen: Sequence[int]) -> Tensor | N
     if not held.edges:
         return None
     index = dict(children_of(container))[held.edges[0]]
-    graph_of = held.member[index[0].long()]
-    return torch.cat([(graph_of == number).nonzero()[:, 0] for number in chosen])
+    start, end = held.member[index.long()]
+    kept = torch.isin(end, torch.tensor(list(chosen), device=end.device))  # graphs may be connected to each other
+    return torch.cat([((start == number) & kept).nonzero()[:, 0] for number in chosen])
 
 
 def join_graphs(one: Any, other: Any, sizes: tuple[int, int]) -> Any:

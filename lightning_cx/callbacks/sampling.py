@@ -31,6 +31,7 @@ from lightning_cx.gradients import (
     ParameterSketch,
     UnreachedError,
     UnsupportedGradientError,
+    averaged_rows,
 )
 from lightning_cx.instruments import Needs, ParameterStep, Series
 from lightning_cx.probe import ProbeSet, anything_compiled, compiled_parts, eagerly
@@ -222,6 +223,8 @@ class GradientSampler:
         self._ambiguous = False
         self._nodes: frozenset[str] = frozenset()
         self._replay = False
+        self._refusal: UnsupportedGradientError | None = None  # that the next backward may get round
+        self._rows: int | None = None  # what the loss averages, where that is not examples
         self.off = False
         self.refusal = ""
         self._examples = self._compared = 0
@@ -279,6 +282,8 @@ class GradientSampler:
         """
         if self._tap is not None or self._replay or self.off or self._calibration is None:
             return
+        if self._refusal is not None and not self._averages_others(loss):
+            return
         scale = self._fit.gradient_scale * (self._examples if self._calibration.sums else 1)
         parameters = self._parameters
         if self._optimizer is not None and not any(p.requires_grad for p in parameters.values()):
@@ -300,16 +305,31 @@ class GradientSampler:
         else:
             self._tap = tap
 
+    def _averages_others(self, loss: Tensor) -> bool:
+        """Return whether a loss that cannot be read by example averages another number of rows; these are read then."""
+        refusal, self._refusal = self._refusal, None
+        rows = averaged_rows(loss)
+        assert refusal is not None
+        if rows is None or rows < 2 or rows % self._examples == 0:
+            self._calibration = None
+            self._fall_back(refusal, final=True)
+            return False
+        self._rows = rows
+        why = f"the loss averages {rows} rows, the batch has {self._examples} examples: gradients are those of the rows"
+        self._calibration = Calibration(UNVERIFIED, note=why)
+        self._failures.tell(f"per-example gradients{self._whose}: {why}")
+        return True
+
     def _tap_of(self, parameters: Mapping[str, Tensor], scale: float) -> GradientTap:
         """Return the tap of the last sample where it would be made alike: it remembers the plan of its graph."""
         made_for = [
-            (self._examples, self._layout),
+            (self._rows or self._examples, self._layout),
             *((name, id(p), p.requires_grad) for name, p in parameters.items()),
         ]
         if self._last_tap is None or self._last_tap[0] != made_for:
             tap = GradientTap(
                 parameters.items(),
-                self._examples,
+                self._rows or self._examples,
                 self._gram,
                 norms=self._norms,
                 projections=self._projections,
@@ -401,8 +421,16 @@ class GradientSampler:
         if self._calibration.note and self._calibration.conclusive:
             self._failures.tell(f"per-example gradients: {self._calibration.note}")
 
-    def _fall_back(self, refusal: UnsupportedGradientError) -> None:
-        """Replay a model that the tap cannot read example by example, or say why that is no way out either."""
+    def _fall_back(self, refusal: UnsupportedGradientError, final: bool = False) -> None:
+        """Replay a model that the tap cannot read example by example, or say why that is no way out either.
+
+        Args:
+            refusal: Of the tap.
+            final: Whether the loss itself was looked at; it may average other things than the examples.
+        """
+        if not final and self._rows is None and not isinstance(refusal, InseparableError):
+            self._refusal, self._calibration = refusal, Calibration.unverified(str(refusal))
+            return
         reason = self._fit.why_not_replayed()
         if isinstance(refusal, InseparableError):
             reason = "since for the same reason no example has a loss of its own"

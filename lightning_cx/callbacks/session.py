@@ -223,7 +223,9 @@ class Session:
 
     def _measure_gradients(self, batch: Any, series: Series, sample: GradientSample) -> None:
         if self.fit.is_first:
-            view = BatchView(*(part.read(batch, self._examples) for part in (self.features, self.targets)))
+            of_examples = sample.batch_size == self._examples  # else rows are of what the loss averages
+            parts = (self.features, self.targets)
+            view = BatchView(*(part.read(batch, self._examples) if of_examples else None for part in parts))
             self._measure("on_gradients", lambda instrument: instrument.on_gradients(self._step, sample, view), series)
 
     def _read_and_publish(self, probe_is_due: bool, works: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ from lightning_cx.gradients.errors import (
 from lightning_cx.gradients.factors.products import Products, Rows
 from lightning_cx.gradients.functions import per_example_gradients, per_example_gram, per_example_norms, ride
 from lightning_cx.gradients.graph.example_axis import first_input
+from lightning_cx.gradients.graph.loss_terms import averaged_rows
 from lightning_cx.gradients.graph.nodes import NodeRecord, register_node
 from lightning_cx.gradients.projections import DIRECTIONS, ParameterSketch
 from lightning_cx.gradients.replay import add_up, affordable_examples, replay_gradients
@@ -63,6 +64,7 @@ __all__ = [
     "UnsupportedGradientError",
     "add_up",
     "affordable_examples",
+    "averaged_rows",
     "calibrate",
     "calibrate_in_training",
     "calibrate_rows",

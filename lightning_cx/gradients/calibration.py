@@ -228,9 +228,12 @@ def calibrate_in_training(
     except Exception as error:  # torchvision's detectors have no loss in eval mode
         found = Calibration.unverified(f"in eval mode, {type(error).__name__}: {error}")
     stays = partial(_stays, named_parameters, loss_of, exchanged, examples, mode)
-    if found.status == CONTRIBUTION and drawn_in_eval and stays(training=False):
-        # One example alone drew other numbers, which says nothing; the others are without effect.
-        found = replace(_mean_or_sum(named_parameters, loss_of, company, mode, training=False), drawn=True)
+    if found.status == CONTRIBUTION and drawn_in_eval:
+        # One example alone drew other numbers, which says nothing: others in the places of the rest may.
+        if stays(training=False):
+            found = replace(_mean_or_sum(named_parameters, loss_of, company, mode, training=False), drawn=True)
+        else:
+            found = Calibration(CONTRIBUTION, note=f"{CONTRIBUTIONS}, since {COUPLED}", mixed=True)
     if seen.status == CONTRIBUTION or not found.conclusive or found.coupled:
         return found
     if not stays(training=True):

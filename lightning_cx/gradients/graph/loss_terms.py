@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cx._torch import is_leaf, output_shape, saved
 from lightning_cx.gradients.graph.nodes import Node, record_of
-from lightning_cx.gradients.graph.walk import input_edges, inputs, walk
+from lightning_cx.gradients.graph.walk import input_edges, inputs, root_of, walk
 
 if TYPE_CHECKING:
     from lightning_cx.gradients.graph.weights import Graph
@@ -51,6 +51,12 @@ def loss_terms(root: Node) -> Iterator[LossTerm]:
                 yield LossTerm(child, output, node, goes_on)
             else:
                 added.setdefault(child, goes_on)
+
+
+def averaged_rows(loss: Tensor) -> int | None:
+    """Return how many rows the largest summand of a loss has, which it sums or averages; None without a summand."""
+    shapes = [term.shape for term in loss_terms(root_of(loss)) if term.shape]
+    return max(shapes, key=prod)[0] if shapes else None
 
 
 def is_linear(node: Node) -> bool:
