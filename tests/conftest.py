@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from _once import Once
+from _said import listen
 from hypothesis import settings
 
 settings.register_profile("suite", deadline=None)
@@ -42,19 +42,11 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
     return Once(root)
 
 
-class _AsWarning(logging.Handler):
-    """Turn what our logger warns of into a warning, so that a test fails on what it does not expect."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        warnings.warn(record.getMessage(), stacklevel=2)
-
-
 @pytest.fixture(autouse=True)
 def _warned() -> Iterator[None]:
-    logger, handler = logging.getLogger("lightning_cx"), _AsWarning(logging.WARNING)
-    logger.addHandler(handler)
+    handler = listen()
     yield
-    logger.removeHandler(handler)
+    logging.getLogger("lightning_cx").removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)

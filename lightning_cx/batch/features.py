@@ -13,8 +13,7 @@ from lightning_cx.batch.anatomy import Anatomy
 from lightning_cx.batch.graphs import graphs_in
 from lightning_cx.batch.parts import Path, children_of, parts_of
 from lightning_cx.batch.take import padded_cat
-from lightning_cx.functional import default_features
-from lightning_cx.functional.complexity import holds_ids
+from lightning_cx.functional import complexity, default_features
 
 MAX_COLUMNS = 16  # of ids [n, T] beside other inputs that are still taken for columns of a table, and not for a text
 MAX_SERIES = 32  # columns of ids [n, T, k], as categories of each time step have; wider ones are images
@@ -44,7 +43,7 @@ def raw_inputs(batch: Any, anatomy: Anatomy) -> list[Tensor]:
             found.append(_by_graph(part.tensor, member, anatomy.examples))
         elif isinstance(part.value, Tensor) and part.value.is_nested:
             rows = list(part.value.unbind())
-            padding = -1 if holds_ids(rows[0][None]) else 0
+            padding = -1 if complexity.holds_ids(rows[0][None]) else 0
             found.append(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding))
         elif isinstance(part.value, PackedSequence):
             found.append(part.tensor)
@@ -79,12 +78,12 @@ def as_features(inputs: Sequence[Tensor]) -> Tensor:
         ValueError: If a value is NaN or infinite, or there is nothing that varies.
 
     Example:
-        >>> as_features([torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0, 1.0], [7.0, 1.0]])]).tolist()
+        >>> as_features([torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0, 1.0], [7.0, 1.0]])]).round().tolist()
         [[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]]
     """
-    if len(inputs) == 1 and not (holds_ids(inputs[0]) and inputs[0].ndim != 2) and inputs[0].ndim != 3:
+    if len(inputs) == 1 and not _is_series_of_ids(inputs[0]):
         return default_features(inputs[0])
-    blocks = [_block(values, alone=len(inputs) == 1) for values in inputs]
+    blocks = [_block(values) for values in inputs]
     scaled = []
     for block in blocks:
         size = block.square().sum(1).mean().sqrt()
@@ -95,18 +94,16 @@ def as_features(inputs: Sequence[Tensor]) -> Tensor:
     return torch.cat(scaled, 1)
 
 
-def _block(values: Tensor, alone: bool) -> Tensor:
+def _block(values: Tensor) -> Tensor:
     """One tensor of several as standardised columns [n, d] float64."""
-    if not holds_ids(values) and not _is_series_of_ids(values):
-        return default_features(values)
-    if values.ndim == 3:
+    if _is_series_of_ids(values):
         return torch.cat([_counts(values[:, :, k]) for k in range(values.shape[2])], 1)
+    if not complexity.holds_ids(values):
+        return default_features(values)
     flat = values.reshape(len(values), -1)
     if flat.shape[1] == 1 and len(flat.unique()) > max(2, MAX_DISTINCT * len(flat)):
-        if alone:
-            return default_features(values)  # which says why such numbers have no order
-        return flat.new_zeros(len(flat), 1, dtype=torch.float64)
-    if flat.shape[1] <= MAX_COLUMNS and (not alone or flat.shape[1] == 1):
+        return flat.new_zeros(len(flat), 1, dtype=torch.float64)  # names of the examples
+    if flat.shape[1] <= MAX_COLUMNS:
         return torch.cat([_counts(flat[:, k : k + 1]) for k in range(flat.shape[1])], 1)
     return _counts(flat)
 

@@ -117,7 +117,7 @@ class Rerun:
             return sample
         if drawn:  # one example alone draws others than it does in company
             _, summed, drawn = way._replayed(count, 0, 0, training=False)
-            if summed and not drawn:
+            if summed:
                 return sample
         note = DRAWN if drawn else NOT_THEIR_MEAN
         return replace(sample, status=UNVERIFIED, notes=(*sample.notes, note))

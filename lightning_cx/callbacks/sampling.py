@@ -383,7 +383,7 @@ class GradientSampler:
         """Say once what the rows of this fit mean; a batch that told nothing leaves that to the next."""
         if self._calibration is not None and not self._calibration.conclusive:
             return
-        remark = "" if self._calibration is None or self._fit.why_not_replayed() is None else self._calibration.note
+        remark = "" if self._calibration is None or self._calibration.coupled else self._calibration.note
         words = in_words(sample, self._replay, () if self._replay else self.compiled, remark, self._whose)
         self._failures.say(words, topic=f"status {sample.status}{self._whose}")
 
@@ -418,7 +418,7 @@ class GradientSampler:
         except UnsupportedGradientError as refusal:
             self._fall_back(refusal)
             return
-        if self._calibration.note and self._calibration.conclusive:
+        if self._calibration.coupled and self._calibration.conclusive:
             self._failures.tell(f"per-example gradients: {self._calibration.note}")
 
     def _fall_back(self, refusal: UnsupportedGradientError, final: bool = False) -> None:

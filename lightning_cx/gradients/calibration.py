@@ -228,7 +228,7 @@ def calibrate_in_training(
     except Exception as error:  # torchvision's detectors have no loss in eval mode
         found = Calibration.unverified(f"in eval mode, {type(error).__name__}: {error}")
     stays = partial(_stays, named_parameters, loss_of, exchanged, examples, mode)
-    if found.status == CONTRIBUTION and drawn_in_eval:
+    if found.status == CONTRIBUTION and found.conclusive and drawn_in_eval:
         # One example alone drew other numbers, which says nothing: others in the places of the rest may.
         if stays(training=False):
             found = replace(_mean_or_sum(named_parameters, loss_of, company, mode, training=False), drawn=True)

@@ -79,7 +79,10 @@ def listening(said: list[str]) -> Iterator[None]:
             if "lightning_cx" in message:
                 said.append(message.removeprefix("lightning_cx: "))
 
-    ear, loggers = Ear(), [logging.getLogger(name) for name in ("lightning_cx", "lightning.pytorch", "pytorch_lightning")]
+    ear, loggers = (
+        Ear(),
+        [logging.getLogger(name) for name in ("lightning_cx", "lightning.pytorch", "pytorch_lightning")],
+    )
     for logger in loggers:
         logger.addHandler(ear)
         logger.setLevel(logging.INFO)

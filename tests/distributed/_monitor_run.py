@@ -14,6 +14,7 @@ from unittest.mock import patch
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from _said import listen
 from _workers import serve
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -176,6 +177,7 @@ def run(options: dict[str, Any], folder: str, stack: ExitStack) -> dict[str, Any
     told: list[str] = []
     warnings.simplefilter("ignore")
     warnings.showwarning = lambda message, *_, **__: told.append(str(message))  # type: ignore[assignment]
+    listen()
     warnings.filterwarnings("always", message="lightning_cx")
     instruments: Any = [GradientNoise(), SpectralBias(), TailIndex(batch_size=options.get("sums"))]
     instruments = options.get("preset", instruments)

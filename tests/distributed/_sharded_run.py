@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from _noisy import Fit, batches, regression
+from _said import listen
 from _workers import serve
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
@@ -113,6 +114,7 @@ def work(options: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.showwarning = lambda message, *_, **__: told.append(str(message))  # type: ignore[assignment]
+        listen()
         warnings.filterwarnings("always", message="lightning_cx")
         trainer = pl.Trainer(
             accelerator="cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -103,15 +104,39 @@ def test_one_example_is_its_own_batch(reduction: str) -> None:
     assert (found.status, found.sums) == ("exact", False)
 
 
-def test_a_loss_that_one_example_cannot_have_couples_examples() -> None:
+@pytest.mark.parametrize("add_up", [torch.mean, torch.sum])
+def test_where_one_example_alone_has_no_loss_two_pairs_are_compared(add_up: Any) -> None:
     def loss(start: int, stop: int) -> Tensor:
         if stop - start < 2:
             raise ValueError("needs a pair")
+        return add_up(LAYER(X[start:stop]).pow(2).sum(1))
+
+    found = calibrate(PARAMETERS, loss, N)
+    assert found.status == "exact"
+    assert found.sums == (add_up is torch.sum)
+
+
+def test_where_pairs_have_no_loss_either_nothing_is_claimed() -> None:
+    def loss(start: int, stop: int) -> Tensor:
+        if stop - start < 4:
+            raise ValueError("needs four")
         return LAYER(X[start:stop]).pow(2).mean()
 
     found = calibrate(PARAMETERS, loss, N)
+    assert found.status == "unverified"
+    assert "one example alone: ValueError: needs four; two: ValueError: needs four" in found.note
+
+
+def test_examples_of_a_pair_that_act_on_each_other_are_seen_in_company() -> None:
+    def loss(start: int, stop: int) -> Tensor:
+        if stop - start < 2:
+            raise ValueError("needs a pair")
+        shown = LAYER(X[start:stop])
+        return (shown - shown.mean(0)).pow(2).mean()
+
+    found = calibrate(PARAMETERS, loss, N)
     assert found.status == "contribution"
-    assert "needs a pair" in found.note
+    assert "the other examples of a batch change an example's gradient" in found.note
 
 
 def test_examples_that_are_not_finite_tell_nothing() -> None:

@@ -387,4 +387,4 @@ def test_a_cross_entropy_that_does_not_divide_by_the_number_of_examples_gives_co
         loss.backward()
     assert tap.sample is not None
     assert tap.sample.status == "contribution"
-    assert any("class weights" in note for note in tap.sample.notes)
+    assert any("examples count unequally" in note for note in tap.sample.notes)

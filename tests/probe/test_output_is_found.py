@@ -280,7 +280,7 @@ def test_a_temperature_belongs_to_the_loss() -> None:
     module = Model(temperature=nn.Parameter(torch.tensor(0.5)))
     reading = read(module, lambda m, b: F.cross_entropy(m(b[0]) * m.temperature.exp(), b[1]))
     scale = module.temperature.exp().item()
-    same(reading.residuals, scale * onehot_minus_softmax(scale * reading.outputs))
+    same(reading.residuals, onehot_minus_softmax(scale * reading.outputs))
 
 
 def test_a_frozen_network_inside_the_loss_is_not_the_output() -> None:
@@ -297,10 +297,6 @@ def test_an_output_changed_in_place_is_what_the_loss_sees() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Step]] = {
-    "weights beside the output": (
-        {"direct": nn.Parameter(torch.randn(6, 4))},
-        lambda m, b: F.cross_entropy(m(b[0]) + b[0] @ m.direct, b[1]),
-    ),
     "criterion with weights": (
         {"bilinear": nn.Bilinear(4, 4, 1)},
         lambda m, b: F.cross_entropy(m(b[0]) @ m.bilinear.weight[0], b[1]),
@@ -313,6 +309,15 @@ def test_weights_that_act_beside_every_output_are_refused(kind: str) -> None:
     parts, step = REFUSED[kind]
     with pytest.raises(ValueError, match=r"no output of a submodule .* carries the whole loss.*ProbeSet\(loss_fn"):
         read(Model(**parts), step)
+
+
+def test_weights_that_meet_the_output_entry_by_entry_are_held_fixed_where_each_entry_has_its_own_error() -> None:
+    squared = lambda m, b: ((m(b[0]) - b[0][:, :4]) / m.noise).square().mean()  # noqa: E731
+    reading = read(Model(noise=nn.Parameter(torch.tensor([1.0, 2, 3, 4]))), squared)
+    same(reading.residuals, X[:128, :4].double() - reading.outputs)
+    beside = lambda m, b: F.cross_entropy(m(b[0]) + b[0] @ m.direct, b[1])  # noqa: E731
+    refused = read(Model(direct=nn.Parameter(torch.randn(6, 4))), beside)
+    assert "the parameter direct acts on the loss beside the output of" in refused.no_residual
 
 
 @pytest.mark.parametrize("part", ["net", "whole"])

@@ -113,7 +113,10 @@ def test_batches_of_any_make_are_joined():
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [(torch.zeros(4, 5), torch.zeros(3, 6)), ([torch.zeros(4, 5), torch.zeros(4)], [torch.zeros(3, 5), np.zeros(3)])],
+    [
+        (torch.zeros(4, 5), torch.zeros(3, 6, 2)),
+        ([torch.zeros(4, 5), torch.zeros(4)], [torch.zeros(3, 5), np.zeros(3)]),
+    ],
 )
 def test_batches_that_do_not_fit_together_are_refused(one, other):
     with pytest.raises(ValueError, match="cannot be joined"):

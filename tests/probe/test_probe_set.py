@@ -207,7 +207,7 @@ def test_features_of_another_shape_are_named(features: Callable[[Any], Any], sha
 
 
 def test_labels_only_and_nan_inputs_are_named() -> None:
-    with pytest.raises(ValueError, match=r"holds no tensor of inputs .* pass ProbeSet\(features"):
+    with pytest.raises(ValueError, match=r"no inputs were found .* or ProbeSet\(features"):
         drawn(ProbeSet(128), [{"label": y} for y in Y]).feature_matrix()
     with pytest.raises(ValueError, match="one label or id per example"):
         drawn(ProbeSet(128), TensorDataset(Y)).feature_matrix()

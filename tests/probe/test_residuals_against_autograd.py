@@ -96,7 +96,7 @@ def test_in_batch_losses_are_called_coupled() -> None:
         assert len(batch[0]) > 1
         return F.cross_entropy(module(batch[0]), batch[1])
 
-    assert read(module, needs_company, (X, Y), [75, 75]).coupled
+    assert not read(module, needs_company, (X, Y), [75, 75]).coupled  # an exception is no evidence
 
 
 def test_one_example_that_is_already_right_does_not_hide_that_the_loss_is_a_sum() -> None:

@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_cx.batch.anatomy import targets_of
+from lightning_cx import batch as anatomy
 
-X = torch.zeros(4, 3)
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.tensor([2, 0, 2, 5])
 ONE_HOT = [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 Named = namedtuple("Named", ["image", "label", "weight"])
+
+
+def targets_of(batch: Any, examples: int) -> Tensor:
+    return anatomy.targets_of(batch, anatomy.anatomy_of(batch, expected=examples))
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Sample:
         (X, CLASSES, 7, "a note", torch.zeros(9)),  # what is not per example does not count
         (X, CLASSES[:, None]),
         (X, CLASSES.to(torch.uint8)),
+        (X, X, CLASSES),
     ],
     ids=str,
 )
@@ -81,11 +86,11 @@ def test_the_batch_is_left_as_it_is_and_no_graph_is_kept() -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (X, "no targets were found: the batch .Tensor. holds 1 tensors with 4 examples"),
+        (X, r"no targets were found \(4 examples; inputs batch \[4, 3\]; no targets found\)"),
         ((X,), 'under the key "target"'),
-        ((X, X, CLASSES), "holds 3 tensors"),
-        ({"image": X, "mask": CLASSES}, "holds 1 tensors"),
-        ("text", "holds 0 tensors"),
+        ((X, X, X), "no targets were found"),
+        ({"image": X, "mask": CLASSES}, "no targets were found"),
+        ("text", "holds no tensor"),
         ((X, torch.randint(9, (4, 7))), "7 whole numbers for each example, a sequence of tokens"),
         ((X, torch.zeros(4, 2000)), "2000 numbers for each example, more than 1024"),
         ((X, torch.tensor([0, 1, 2, 40000])), "4 different whole numbers between 0 and 40000, hardly classes"),

@@ -48,9 +48,8 @@ class Norms(pl.Callback):
         self.true: list[float] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any) -> None:
-        batch = arguments[1]
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self.true.append(math.sqrt(sum(float(g.square().sum()) for g in gradients)) / len(batch[0]))
+        self.true.append(math.sqrt(sum(float(g.square().sum()) for g in gradients)))
         self.measured.append(float(trainer.callback_metrics.get("gradient/norm", torch.tensor(math.nan))))
 
 
