@@ -15,6 +15,8 @@ class AsWarning(logging.Handler):
 
 def listen() -> logging.Handler:
     """Begin to turn; returns what `logging.Logger.removeHandler` takes."""
-    handler = AsWarning(logging.WARNING)
-    logging.getLogger("lightning_cx").addHandler(handler)
+    logger, handler = logging.getLogger("lightning_cx"), AsWarning(logging.WARNING)
+    for old in [one for one in logger.handlers if isinstance(one, AsWarning)]:
+        logger.removeHandler(old)  # once is enough where one process runs several fits
+    logger.addHandler(handler)
     return handler

@@ -95,9 +95,9 @@ def batch_size_of(trainer: Trainer, batch: Any, anatomies: Anatomies) -> int:
         if size == 0:
             raise PassedOverError("batches without an example are skipped")
         return size
-    sizes = {anatomies.of(part).examples for part in parts}
+    sizes = {0 if part is None else anatomies.of(part).examples for part in parts}  # None of one that is exhausted
     if len(sizes) > 1:
-        lengths = " and ".join(sorted(map(str, sizes)))
+        lengths = " and ".join(sorted("no" if size == 0 else str(size) for size in sizes))
         raise PassedOverError(
             f"batches in which loaders side by side give {lengths} examples are skipped, since nothing says which "
             "of them belong together: give the loaders one batch size and drop_last=True, and combine them with "
@@ -158,10 +158,10 @@ def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], in
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or USUAL_BATCH
     # A smoke test trains on one batch, but should say what the real run will say.
     batches = math.inf if trainer.fast_dev_run else trainer.num_training_batches  # type: ignore[attr-defined]
-    return _trained_on(loader, int(size), batches), collate, int(size)
+    return _trained_on(loader, int(size), batches, trainer.world_size), collate, int(size)
 
 
-def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
+def _trained_on(loader: DataLoader, size: int, batches: float, processes: int) -> Any:
     sampler = loader.sampler
     sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # Lightning's wrapper for processes
     if isinstance(sampler, SubsetRandomSampler):
@@ -169,7 +169,7 @@ def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
     plain = type(loader.batch_sampler) is BatchSampler  # with one of the user's own, the sampler says nothing
     if plain and isinstance(sampler, SequentialSampler) and batches * size < len(loader.dataset):  # type: ignore[arg-type]
         return Subset(loader.dataset, range(int(batches) * size))
-    return keyed(loader, sampler)
+    return keyed(loader, sampler, processes)
 
 
 def tensor_parallel_size(trainer: Trainer) -> int:

@@ -300,7 +300,9 @@ class GradientSampler:
             if self._optimizer is not None and isinstance(refusal, UnreachedError):
                 return  # a loss of the parameters of another optimizer
             if eager or not anything_compiled():
-                self._fall_back(refusal)
+                self._refusal = refusal
+                if self._averages_others(loss):
+                    self.attach(loss, eager)
             # Else a function that the module does not hold was compiled just now: the next sampled step runs eagerly.
         else:
             self._tap = tap
@@ -310,7 +312,7 @@ class GradientSampler:
         refusal, self._refusal = self._refusal, None
         rows = averaged_rows(loss)
         assert refusal is not None
-        if rows is None or rows < 2 or rows % self._examples == 0:
+        if rows is None or rows < 2 or rows % self._examples == 0 or self._rows is not None:
             self._calibration = None
             self._fall_back(refusal, final=True)
             return False
@@ -352,7 +354,7 @@ class GradientSampler:
         try:
             sample = tap.finish()
         except UnsupportedGradientError as refusal:
-            self._fall_back(refusal)
+            self._fall_back(refusal, final=True)
             return
         tap.sample = None  # nothing is held between samples
         if self._fit.is_sharded:
@@ -459,6 +461,7 @@ MEANING = {
         "loss is a mean of such"
     ),
 }
+ALONE = "each row is the derivative of the loss that the example has alone"
 NAMED = 3  # compiled parts that are named before the list is cut
 
 
@@ -483,7 +486,7 @@ def in_words(
     how = "read from the training's own backward"
     if replayed:
         how = f"{sample.batch_size} examples replayed one at a time"
-    remarks = [MEANING[sample.status]]
+    remarks = [ALONE if replayed and sample.status == UNVERIFIED else MEANING[sample.status]]
     if compiled:
         names = ", ".join(compiled[:NAMED]) + ", ..." * (len(compiled) > NAMED)
         remarks.append(f"sampled steps run without torch.compile ({names})")

@@ -84,6 +84,7 @@ class SpectralBias(Instrument):
             diverged = f"{bad} of {n} residuals are NaN or infinite: inputs are, or training diverged"
             why = probe.no_residual or diverged
             return Reading(dict.fromkeys((*SUMMARY, *band_tags), torch.nan), refusals=dict.fromkeys(SUMMARY, why))
+        of_signs = bool(probe.flat) and not bool((residuals == 0).all(1).any())  # no example is right
         axis = complexity.Axis.without_constant(basis)
         varying = axis.energies(residuals.reshape(-1, 1))[0]
         self._learning.follow(varying, basis.vectors.T @ residuals)
@@ -93,7 +94,7 @@ class SpectralBias(Instrument):
             varying, torch.bincount(axis.level_of), float(complexity.independent_outputs(residuals))
         )
         scalars = {
-            quantities.RESIDUAL_ENERGY: float(residuals.square().sum()) / n,
+            quantities.RESIDUAL_ENERGY: float("nan") if of_signs else float(residuals.square().sum()) / n,
             quantities.RESIDUAL_MEDIAN: float(complexity.median_position(basis, residuals)),
             quantities.WHITENESS: float(white.ratio),
             quantities.SPECTRAL_BIAS_INDEX: self._learning.spectral_bias,
@@ -102,7 +103,8 @@ class SpectralBias(Instrument):
         }
         if self.per_band:
             scalars |= self._band_scalars(basis, bands)
-        return Reading(scalars, pictures=self._bands.pictures(bands))
+        refusals = {quantities.RESIDUAL_ENERGY: probe.flat} if of_signs else {}
+        return Reading(scalars, pictures=self._bands.pictures(bands), refusals=refusals)
 
     def _band_scalars(self, basis: Basis, bands: list[tuple[int, int]]) -> dict[str, float]:
         rates = self._bands.rates()

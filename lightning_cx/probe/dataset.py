@@ -47,7 +47,7 @@ class Keyed:
         return lambda numbers: many([self.keys[number] for number in numbers])
 
 
-def keyed(loader: DataLoader, sampler: Any) -> Any:
+def keyed(loader: DataLoader, sampler: Any, processes: int = 1) -> Any:
     """Return the data set of a loader, by row number or by the keys of its own sampler.
 
     A sampler of the user's is run through once, and put back: its own random streams and attributes.
@@ -55,6 +55,7 @@ def keyed(loader: DataLoader, sampler: Any) -> Any:
     Args:
         loader: The training loader.
         sampler: What chooses its examples one by one.
+        processes: How many share the data set; the sampler of one of them gives a part of the row numbers.
 
     Raises:
         ValueError: If the keys cannot be listed without using them up.
@@ -70,5 +71,6 @@ def keyed(loader: DataLoader, sampler: Any) -> Any:
     rows = len(loader.dataset)  # type: ignore[arg-type]
     if all(isinstance(key, int) and not isinstance(key, bool) and 0 <= key < rows for key in found):
         unique = sorted(set(found))
-        return loader.dataset if len(unique) in (0, rows) or len(found) == MOST_KEYS else Keyed(loader.dataset, unique)
+        all_of_them = len(unique) in (0, rows) or len(found) == MOST_KEYS or processes > 1
+        return loader.dataset if all_of_them else Keyed(loader.dataset, unique)
     return Keyed(loader.dataset, found)

@@ -36,11 +36,14 @@ class ResidualLaw:
 
     Attributes:
         why_not: Why it is no residual, in words; empty where it is one.
+        flat: Why its size is none, in words, where the loss is piecewise linear: the slope of an absolute error is a
+            sign, that of a hinge is gone as soon as an example is right.
         squared: Whether the loss is a squared error of each output, whose slope is divided by its curvature.
         unit: Else, what the slope is to be divided by: it is so many times the target less the prediction.
     """
 
     why_not: str = ""
+    flat: str = ""
     squared: bool = False
     unit: float = 1.0
 

@@ -33,6 +33,8 @@ class ProbeReading:
         drawn: Whether residuals depend on random numbers that the loss draws, even in eval mode (a diffusion's times
             and noise, the code of a variational autoencoder): they are then those of one draw, the same each time.
         no_residual: Why the derivative is no residual, in words; empty where it is one.
+        flat: Why the size of a residual says nothing, in words: the loss is piecewise linear, and no example is right
+            yet. Empty elsewhere.
     """
 
     outputs: Tensor
@@ -45,6 +47,7 @@ class ProbeReading:
     loss: float = math.nan
     drawn: bool = False
     no_residual: str = ""
+    flat: str = ""
 
     def __str__(self) -> str:
         n, c = self.residuals.shape

@@ -10,13 +10,14 @@ targets. Nor is it where the loss is piecewise linear: the slope of an absolute 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_cx.batch import Anatomy, parts_of, replaced, targets_of
-from lightning_cx.probe.outputs import Chunk, ResidualLaw, find_output, recorded_outputs
+from lightning_cx.probe.outputs import Chunk, ModuleOutput, ResidualLaw, find_output, reachable, recorded_outputs
 from lightning_cx.probe.passes import ProbePasses
 
 PROBES = 4  # random directions in the space of the outputs; each example has its own
@@ -24,8 +25,8 @@ ROUNDING = 1e-3  # relative, of products in single precision
 SEED = 0
 
 FLAT = (
-    "the loss is piecewise linear in the output of {source} (absolute errors, quantiles): its slope is a sign and does "
-    "not shrink as the target is learned"
+    "the loss is piecewise linear in the output of {source} (absolute errors, quantiles): its slope says which way, "
+    "and not how far"
 )
 SCALES_ITSELF = (
     "the loss is not convex in the output of {source}, as where it holds more than a prediction (a learned variance, a "
@@ -48,7 +49,9 @@ def residual_law(passes: ProbePasses, batch: Any, examples: int, anatomy: Anatom
     """
     with passes.isolated():
         found, slopes = _slopes(passes, batch, examples)
-        source, outputs = found.name, found.tensors
+        other = _with_other_targets(passes, batch, examples, anatomy)
+        rows_of_all = _rows(slopes, examples)
+        source, outputs, slopes = found.name, *_of_the_targets(found.tensors, slopes, other)
         rows = _rows(slopes, examples)
         draw = torch.Generator().manual_seed(SEED)
         tried = []
@@ -59,26 +62,31 @@ def residual_law(passes: ProbePasses, batch: Any, examples: int, anatomy: Anatom
         elementwise = flat or _is_elementwise(slopes, outputs, tried[0], examples, draw)
         convex = all(_is_convex(direction, product) for direction, product in tried)
         if flat and bool(rows.any()):
-            return ResidualLaw(FLAT.format(source=source))
+            return ResidualLaw(flat=FLAT.format(source=source))
         if found.held and not elementwise:
             return ResidualLaw(BESIDE.format(held=found.held[0], source=source))
         if not convex and not elementwise:
             return ResidualLaw(SCALES_ITSELF.format(source=source))
         if elementwise and not flat and _is_constant(slopes, outputs):
             return ResidualLaw(squared=True)
-    return ResidualLaw(unit=_unit(passes, batch, examples, anatomy, rows))
+    return ResidualLaw(unit=_unit(batch, examples, anatomy, rows_of_all, other))
 
 
-def _slopes(passes: ProbePasses, batch: Any, examples: int) -> tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Name and tensors of the output, and the slopes of the examples' own losses there, with their graph."""
+def _slopes(passes: ProbePasses, batch: Any, examples: int) -> tuple[ModuleOutput, tuple[Tensor, ...]]:
+    """The outputs next to the loss, and the slopes of the examples' own losses there, with their graph.
+
+    Of outputs that are made of each other, as a reconstruction is of its code, the last ones count.
+    """
     chunk = Chunk(passes.place(batch), examples)
     with recorded_outputs(passes.module) as records:
         loss = passes.loss_of(chunk.batch)
     output, _ = find_output(records, loss.sum(), passes.trainable(), examples)
-    total = passes.summed(loss, examples)
-    found = torch.autograd.grad(total, list(output.tensors), create_graph=True, allow_unused=True)
-    slopes = tuple(torch.zeros_like(t) if s is None else s for t, s in zip(output.tensors, found, strict=True))
-    return output, slopes
+    nodes = {t: t.grad_fn for t in output.tensors}
+    inside = {t: {n for o, n in nodes.items() if o is not t} & set(reachable(nodes[t], set())) for t in nodes}
+    last = tuple(t for t in nodes if not any(nodes[t] in used for used in inside.values()))
+    found = torch.autograd.grad(passes.summed(loss, examples), list(last), create_graph=True, allow_unused=True)
+    slopes = tuple(torch.zeros_like(t) if s is None else s for t, s in zip(last, found, strict=True))
+    return replace(output, tensors=last), slopes
 
 
 def _products(slopes: Sequence[Tensor], outputs: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
@@ -128,20 +136,41 @@ def _is_constant(slopes: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
     return all(t is None or float(t.abs().max()) <= ROUNDING * size for t in third)
 
 
-def _unit(passes: ProbePasses, batch: Any, examples: int, anatomy: Anatomy, rows: Tensor) -> float:
-    """By how much the slope changes where the target does by one; 1 where the targets are not known, or it varies."""
+def _with_other_targets(passes: ProbePasses, batch: Any, examples: int, anatomy: Anatomy) -> tuple[Tensor, ...] | None:
+    """The slopes if each example had the target of the one before; None where the targets are not known."""
     held = {part.path: part.value for part in parts_of(batch)}
     alone = [path for path in anatomy.targets if path in held and path not in anatomy.inputs]
     if not anatomy.asked or len(alone) != 1 or not isinstance(held[alone[0]], Tensor):
+        return None
+    try:
+        _, slopes = _slopes(passes, replaced(batch, alone[0], held[alone[0]].roll(1, 0)), examples)
+    except (ValueError, RuntimeError):  # the target of one does not fit another
+        return None
+    return tuple(slope.detach() for slope in slopes)
+
+
+def _of_the_targets(
+    outputs: Sequence[Tensor], slopes: Sequence[Tensor], other: Sequence[Tensor] | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Those outputs whose slope depends on the targets: others, as the choices of a router, carry penalties alone."""
+    if other is None or len(other) != len(slopes):
+        return tuple(outputs), tuple(slopes)
+    moved = [not torch.equal(a.detach(), b) for a, b in zip(slopes, other, strict=True)]
+    kept = [
+        pair for pair, moves in zip(zip(outputs, slopes, strict=True), moved, strict=True) if moves or not any(moved)
+    ]
+    return tuple(output for output, _ in kept), tuple(slope for _, slope in kept)
+
+
+def _unit(batch: Any, examples: int, anatomy: Anatomy, rows: Tensor, other: Sequence[Tensor] | None) -> float:
+    """By how much the slope changes where the target does by one; 1 where the targets are not known, or it varies."""
+    if other is None:
         return 1.0
-    other = replaced(batch, alone[0], held[alone[0]].roll(1, 0))
     try:
         values = targets_of(batch, anatomy)
-        with passes.isolated():
-            _, slopes = _slopes(passes, other, examples)
-    except (ValueError, RuntimeError):  # targets that are no numbers or classes
+    except ValueError:  # no numbers or classes
         return 1.0
-    change = (_rows(slopes, examples) - rows).square().sum(1)
+    change = (_rows(other, examples) - rows).square().sum(1)
     by = (values.roll(1, 0) - values).square().sum(1).cpu()
     moved = by > 0
     if not bool(moved.any()) or bool((change[~moved] > 0).any()):

@@ -17,6 +17,8 @@ from lightning_cx.rules.base import StoppingRule
 
 MAX_POINTS = 1024  # of the picture
 FEWEST = 128  # examples; with 64 the kept error was 1.4 to 1.7 times the best, with 32 2.2 to 3.3 (THEORY section 5)
+FALLEN = 0.3  # share of the first loss, from which on slopes are asked whether they have shrunk at all
+SHRUNK = 0.001  # share of their energy
 INSTEAD = "or stop by a validation set (Lightning's EarlyStopping)"
 
 
@@ -51,6 +53,7 @@ class ResidualStopper:
         self._recent: deque[Tensor] = deque(maxlen=stopping.WINDOW + 1)
         self._checks = 0
         self._first_step = 0
+        self._at_first = (math.nan, math.nan)
         self._stopped: int | None = None
         self._last_weights = False
         self._points: Thinned[tuple[int, float, float, float]] = Thinned(MAX_POINTS)
@@ -96,6 +99,8 @@ class ResidualStopper:
         if self._basis is None:
             self._resume(reading.features)
         assert self._basis is not None
+        if reading.flat:
+            self._ask_loss(reading, float(residuals.square().sum()))
         coefficients = self._basis.vectors.T @ residuals
         decision = self.rule.check(coefficients, step)
         if decision.best_check == self._checks:
@@ -115,6 +120,20 @@ class ResidualStopper:
     def has_learned(self) -> bool:
         """Whether a later check was ever better than the first: weights that learned nothing are none to go back to."""
         return not self.rule.keeps_best or self.best_step != self._first_step
+
+    def _ask_loss(self, reading: ProbeReading, energy: float) -> None:
+        """Refuse if a piecewise linear loss has fallen and its slope has not, as that of an absolute error does not."""
+        if self._checks == 0:
+            self._at_first = reading.loss, energy
+        first_loss, first_energy = self._at_first
+        if not (first_loss > 0 and first_energy > 0 and math.isfinite(reading.loss)):
+            return
+        fallen, shrunk = 1 - reading.loss / first_loss, 1 - energy / first_energy
+        if fallen > FALLEN and shrunk < SHRUNK:
+            raise RefusedError(
+                f"{reading.flat}: pass ProbeSet(loss_fn=...) with squared errors, a function (module, batch) -> losses "
+                f"[n], {INSTEAD}"
+            )
 
     def mark_stop(self, step: int) -> None:
         """Note, for the picture, that the run ends here."""
@@ -218,7 +237,7 @@ class ResidualStopper:
             "fingerprint": self._fingerprint,
             "order": self.order,
             "checks": self._checks,
-            "first": (self._first_step,),
+            "first": (self._first_step, *self._at_first),
             "best_step": self.best_step,
             "stopped": self._stopped,
             "recent": list(self._recent),
@@ -231,7 +250,8 @@ class ResidualStopper:
         self.rule.load_state_dict(state["rule"])
         self._initial, self.order, self._checks = state["initial"], state["order"], state["checks"]
         self._fingerprint = state["fingerprint"]
-        self._first_step = state["first"][0]
+        self._first_step, *at_first = state["first"]
+        self._at_first = (at_first[0], at_first[1])
         self.best_step, self._stopped = state["best_step"], state["stopped"]
         self._recent.extend(state["recent"])
         self._points.load_state_dict(state["points"])

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-MET = "in training mode the other examples of a batch change an example's gradient (mixup, batch statistics)"
-NOT_ITS_OWN = "an example's share of the batch loss is not its own loss (weights, in-batch terms)"
-COUNTED = "rows are contributions, since the loss divides by a count that examples share unevenly"
-NONE_ALONE = "one example alone has no finite gradient: rows are contributions"
+MET = "the other examples of a batch change an example's gradient (in-batch terms, batch statistics, mixup)"
+COUNTED = "rows are contributions, since examples count unequally: longer sequences"
 
 Loss = Callable[["Perceptron", Tensor, Tensor], Tensor]
 
@@ -94,11 +92,11 @@ def hardest(m: Perceptron, x: Tensor, y: Tensor) -> Tensor:
 
 LIES: dict[str, tuple[Loss, str]] = {
     "mixup in training mode only": (mixup, MET),
-    "features centred by the batch in training mode only": (centred, NOT_ITS_OWN),
-    "features standardised by the batch in training mode only": (standardised, NONE_ALONE),
-    "weights that the losses of the batch decide": (weighed_by_difficulty, NOT_ITS_OWN),
+    "features centred by the batch in training mode only": (centred, MET),
+    "features standardised by the batch in training mode only": (standardised, MET),
+    "weights that the losses of the batch decide": (weighed_by_difficulty, COUNTED),
     "a mask that leaves the first examples whole": (masked, COUNTED),
-    "a loss divided by the number of positives": (by_positives, NOT_ITS_OWN),
+    "a loss divided by the number of positives": (by_positives, COUNTED),
     "the hardest half of the batch": (hardest, "rows are contributions, since examples interact outside of BatchNorm"),
 }
 

@@ -142,13 +142,13 @@ def test_manual_optimisation_without_losses_of_single_examples_says_what_to_pass
     seen = undisturbed(ByHand, tmp_path, strict=False)
     assert len(seen.samples) == 10
     assert len(seen.told) == 2
-    assert all("cannot be replayed under manual optimisation" in words for words in seen.told)
+    assert all("cannot be run again, under manual optimisation" in words for words in seen.told)
     assert all("pass ProbeSet(loss_fn=...)" in words for words in seen.told)
     assert "ComplexityEarlyStopping is disabled" in "".join(seen.told)
     assert not seen.stopping.watch.begun
 
 
-def test_parts_of_a_batch_under_manual_optimisation_are_refused_by_name(tmp_path: Path) -> None:
+def test_parts_of_a_batch_under_manual_optimisation_are_what_is_measured_and_this_is_said(tmp_path: Path) -> None:
     class InParts(ByHand):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
             optimizer = self.optimizers()
@@ -158,7 +158,7 @@ def test_parts_of_a_batch_under_manual_optimisation_are_refused_by_name(tmp_path
             optimizer.step()
 
     seen = undisturbed(InParts, tmp_path, loss_fn=single_losses, strict=False, data=in_order())
-    assert seen.samples == []
+    assert {(sample.batch_size, sample.status) for sample in seen.samples} == {(8, "unverified")}
     (told,) = seen.told
-    assert "8 rows are no multiple of the batch size 32" in told
+    assert "the loss averages 8 rows, the batch has 32 examples: gradients are those of the rows" in told
     assert seen.stopping.watch.begun
