@@ -58,9 +58,10 @@ class Failures:
             self._without_number[cause] = why, known | fresh
 
     def has_number(self, tags: Iterable[str]) -> None:
-        """Forget why curves were nan that are not any more: there was too little data at first."""
-        for _, known in self._without_number.values():
-            for tag in tags:
+        """Forget why curves were nan that are not any more, where too little data was the cause, which counts it."""
+        counted = [known for cause, (_, known) in self._without_number.items() if "#" in cause]
+        for tag in tags if counted else ():
+            for known in counted:
                 known.pop(tag, None)
 
     def tell_reasons(self) -> None:

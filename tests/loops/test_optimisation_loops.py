@@ -89,7 +89,8 @@ def test_the_gram_matrix_is_that_of_the_batch_at_the_weights_it_met(loop: str, t
     seen = undisturbed(make, tmp_path, front=lambda: [truth], data=in_order(), max_epochs=1, **options)
     del truth.grams[:5]  # of the run without us
     assert max(seen.errors(truth)) < EXACT
-    assert {sample.status for sample in seen.samples} == {"exact"}
+    # Where a step cannot be run again, nobody compared.
+    assert {sample.status for sample in seen.samples} == {"unverified" if "loss_fn" in options else "exact"}
     assert [reading.source for reading in seen.readings] == ["output of net"] * 5
     assert seen.stopping.watch.begun
     assert seen.told == []

@@ -108,6 +108,6 @@ def test_a_step_that_overflows_is_refused_with_the_reason_and_the_next_is_measur
     assert math.isnan(logged[1])
     assert logged[2] == pytest.approx(float(truth.grams[1].mean().sqrt()), rel=HALF)
     reason = "nan, the gradients of this batch are not finite (NaN or inf in its data, or an overflow)"
-    assert [words.endswith(reason) for words in seen.told] == [True, True]
-    assert any("gradient/norm" in words for words in seen.told)
+    (told,) = [words for words in seen.told if reason in words]
+    assert "gradient/norm" in told
     assert seen.stopping.watch.begun
