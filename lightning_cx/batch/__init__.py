@@ -4,7 +4,7 @@ from lightning_cx.batch.anatomy import Anatomies, Anatomy, anatomy_of, structure
 from lightning_cx.batch.features import as_features, join_inputs, raw_inputs
 from lightning_cx.batch.padding import lengths_of
 from lightning_cx.batch.parts import map_batch, parts_of, replaced
-from lightning_cx.batch.spec import BatchSpec
+from lightning_cx.batch.spec import BatchSpec, BatchSpecError
 from lightning_cx.batch.take import alike, choose, join, leaves, padded_cat, spread_out, take, to_cpu
 from lightning_cx.batch.targets import targets_of
 
@@ -12,6 +12,7 @@ __all__ = [
     "Anatomies",
     "Anatomy",
     "BatchSpec",
+    "BatchSpecError",
     "alike",
     "anatomy_of",
     "as_features",

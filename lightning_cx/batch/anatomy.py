@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_cx.batch.graphs import graphs_in
 from lightning_cx.batch.parts import Part, Path, children_of, is_graph_batch, names_of, parts_of
-from lightning_cx.batch.spec import BatchSpec, Key
+from lightning_cx.batch.spec import BatchSpec, BatchSpecError, Key
 from lightning_cx.batch.take import per_example
 
 TARGET_NAMES = ("label", "labels", "target", "targets", "y")
@@ -234,17 +234,17 @@ def _said_size(
             return part.length
         value = part.tensor.item() if part is not None else dict(_scalars(batch)).get(size)
         if value is None:
-            raise ValueError(f"BatchSpec(size={size!r}): the batch has no such key; it holds {seen}")
+            raise BatchSpecError(f"BatchSpec(size={size!r}): the batch has no such key; it holds {seen}")
         return _positive(int(value), f"BatchSpec(size={size!r})")
     if callable(size):
         value = size(batch)
         if isinstance(value, Tensor):
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"BatchSpec(size=...) must return a whole number, and returned {value!r}")
+            raise BatchSpecError(f"BatchSpec(size=...) must return a whole number, and returned {value!r}")
         return _positive(value, "BatchSpec(size=...)")
     if not any(length == size for _, length in lengths):
-        raise ValueError(
+        raise BatchSpecError(
             f"BatchSpec(size={size}): nothing in the batch has {size} entries along its first axis; it holds {seen}"
         )
     return size
@@ -252,7 +252,7 @@ def _said_size(
 
 def _positive(value: int, what: str) -> int:
     if value < 1:
-        raise ValueError(f"{what} gives {value} examples: a batch has at least one")
+        raise BatchSpecError(f"{what} gives {value} examples: a batch has at least one")
     return value
 
 
@@ -284,9 +284,9 @@ def _said(parts: Sequence[Part], wanted: Any, what: str, examples: int) -> list[
         part = _only(parts, key)
         seen = ", ".join(f"{names[p.path]} {p.sizes}" for p in parts) or "no tensor"
         if part is None:
-            raise ValueError(f"BatchSpec({what}={key!r}): the batch has no such tensor; it holds {seen}")
+            raise BatchSpecError(f"BatchSpec({what}={key!r}): the batch has no such tensor; it holds {seen}")
         if part.length != examples:
-            raise ValueError(
+            raise BatchSpecError(
                 f"BatchSpec({what}={key!r}): {names[part.path]} {part.sizes} has not one row for each of {examples} "
                 f"examples; the batch holds {seen}"
             )

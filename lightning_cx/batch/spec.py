@@ -12,6 +12,10 @@ Key: TypeAlias = "str | int"
 Named: TypeAlias = "Key | Sequence[Key] | Callable[[Any], Tensor] | None"
 
 
+class BatchSpecError(ValueError):
+    """A specification does not fit a batch; the message says what the batch holds."""
+
+
 @dataclass(frozen=True)
 class BatchSpec:
     """Say outright what the examples of a batch are, and which of its tensors are inputs and targets.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_cx.batch.anatomy import Anatomy
 from lightning_cx.batch.parts import parts_of
-from lightning_cx.batch.spec import BatchSpec
+from lightning_cx.batch.spec import BatchSpec, BatchSpecError
 
 MAX_CLASSES = 1000
 """Different whole numbers in one batch that are still taken for classes; more are numbers, or names of examples."""
@@ -74,7 +74,7 @@ def _found(batch: Any, anatomy: Anatomy, spec: BatchSpec | None) -> Tensor:
     if spec is not None and callable(spec.targets):
         values = torch.as_tensor(spec.targets(batch))
         if values.dim() == 0 or len(values) != anatomy.examples:
-            raise ValueError(
+            raise BatchSpecError(
                 f"BatchSpec(targets=...) must return a tensor [{anatomy.examples}, ...], and returned one of shape "
                 f"{list(values.shape)}"
             )

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from lightning_cx.batch import BatchSpecError
 from lightning_cx.callbacks._trainer import PassedOverError, rank_zero_info, rank_zero_warning
 
 PATIENCE = 3  # failures in a row after which a part is disabled
@@ -95,6 +96,10 @@ class Failures:
         except Exception as error:  # whatever it is, it must not end a training that has nothing to do with it
             if self.strict:
                 raise
+            if isinstance(error, BatchSpecError):  # it will not fit the next batch either
+                self._in_a_row[part] = PATIENCE
+                self.tell(f"{part} is off: {error}", str(error))
+                return
             self._in_a_row[part] += 1
             self.tell(
                 f"{part} failed, training continues: {type(error).__name__}: {error}", part + type(error).__name__

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lightning_cx.batch import BatchSpecError
 from lightning_cx.callbacks._trainer import move_to_device
 from lightning_cx.callbacks.budget import PROBE
 from lightning_cx.callbacks.failures import Failures
@@ -77,7 +78,10 @@ class ProbeReader:
             except Exception as error:  # the user's own __len__
                 why = _in_words(error)
             if refusal is None and not why:
-                why = self._begin(before)
+                try:
+                    why = self._begin(before)
+                except BatchSpecError as wrong:
+                    refusal = wrong
         indexed = self._data is not None
         if self._fit.any_process(bool(why)):
             self._collect(why)
@@ -106,6 +110,8 @@ class ProbeReader:
             if seconds > READING_SECONDS:
                 self._failures.say(f"reading the examples of the checkpoint's probe takes about {seconds:.0f} s", PROBE)
             self._draw_chunk()  # one batch, to learn what fetching costs
+        except BatchSpecError:
+            raise
         except Exception as error:  # the user's data set, sampler or collate function
             return _in_words(error)
         return ""
@@ -344,7 +350,8 @@ class MonitoredProbe:
             if self._failures.strict:
                 raise
             self.refused = True
-            self._failures.tell(f"the probe is off: {refusal}", PROBE)
+            topic = str(refusal) if isinstance(refusal, BatchSpecError) else PROBE
+            self._failures.tell(f"the probe is off: {refusal}", topic)
 
 
 CHECK = "the check of the stopping rule"
