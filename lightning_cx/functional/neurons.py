@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import betainc
 from torch import Tensor
 
-from lightning_cx.functional.convergence.local_rate import jacobian_rank
+from lightning_cx.functional.convergence import jacobian_rank
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.linalg import effective_rank, eigh
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_cx.functional import block_shares, noise_scale
-from lightning_cx.functional.kernels.blocks import BlockShares, pool_block_shares
+from lightning_cx.functional.kernels import BlockShares, pool_block_shares
 
 PLANTED = {"early": (5, 0.9), "late": (30, 0.3), "noise": (60, 0.0)}
 """Width of each block and the mean of each of its coordinates: |G_b|^2 is 4.05, 2.7 and 0."""

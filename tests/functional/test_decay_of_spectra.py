@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_cx.functional import decay_exponent, fourier_basis
-from lightning_cx.functional.complexity.decay import decay_similarity, decay_sums, similarity_of_sums, theil_sen
+from lightning_cx.functional.complexity.spectrum import decay_similarity, decay_sums, similarity_of_sums, theil_sen
 
 FREQUENCY = torch.arange(512, dtype=torch.float64)
 

@@ -16,7 +16,7 @@ from lightning_cx.functional import (
     kernel_basis,
     kernel_target_alignment,
 )
-from lightning_cx.functional.complexity.decay import theil_sen
+from lightning_cx.functional.complexity.spectrum import theil_sen
 
 N = 256
 ANGLE = circle_angles(N)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_cx.functional import local_model, loss_tail
-from lightning_cx.functional.convergence.local_rate import jacobian_rank, local_rate
+from lightning_cx.functional.convergence import jacobian_rank, local_rate
 
 Array = NDArray[Any]
 

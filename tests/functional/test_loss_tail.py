@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 
 from lightning_cx.functional import loss_tail
-from lightning_cx.functional.convergence.loss_tail import LossTail
+from lightning_cx.functional.convergence import LossTail
 
 Array = NDArray[Any]
 STEPS = np.linspace(0, 1000, 101)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +15,14 @@ from hypothesis import strategies as st
 
 from lightning_cx.functional import alpha_ecf
 from lightning_cx.functional.tails.ecf import TABLE, interval
-from lightning_cx.functional.tails.make_quantiles import ALPHAS, HEADER, SAMPLES, SIZES, cell, simulated_indices
+
+SCRIPT = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "tail_quantiles.py")))
 
 
 def table() -> dict[tuple[int, float, int], tuple[float, float]]:
     with TABLE.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == HEADER
+    assert tuple(rows[0]) == SCRIPT.HEADER
     return {
         (int(row["projections"]), float(row["alpha"]), int(row["n"])): (float(row["low"]), float(row["high"]))
         for row in rows
@@ -26,7 +30,9 @@ def table() -> dict[tuple[int, float, int], tuple[float, float]]:
 
 
 def test_the_table_has_every_cell_once() -> None:
-    assert set(table()) == {(kind, alpha, n) for kind in SAMPLES for alpha in ALPHAS for n in SIZES}
+    assert set(table()) == {
+        (kind, alpha, n) for kind in SCRIPT.SAMPLES for alpha in SCRIPT.ALPHAS for n in SCRIPT.SIZES
+    }
     assert len(TABLE.read_text().splitlines()) == 1 + len(table())
 
 
@@ -35,7 +41,7 @@ def test_a_cell_drawn_again_by_the_script_is_the_same(projections: int, alpha: f
     low, high = table()[projections, alpha, n]
     # The same to the last digit under the torch that drew the table; others have other random numbers, and a quantile
     # of so many fits is known to 2% of the distance between the two.
-    assert cell(projections, alpha, n) == pytest.approx((low, high), abs=0.08 * (high - low))
+    assert SCRIPT.cell(projections, alpha, n) == pytest.approx((low, high), abs=0.08 * (high - low))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def test_a_cell_drawn_again_by_the_script_is_the_same(projections: int, alpha: f
     ],
 )
 def test_a_cell_drawn_with_other_numbers_agrees(projections: int, alpha: float, n: int) -> None:
-    fits = simulated_indices(projections, alpha, n, 2000, draw(7))
+    fits = SCRIPT.simulated_indices(projections, alpha, n, 2000, draw(7))
     low, high = table()[projections, alpha, n]
     # 2.5% of 2000 is 50 +- 7; the table itself is known to half of that.
     assert int((fits < low).sum()) == pytest.approx(50, abs=30)

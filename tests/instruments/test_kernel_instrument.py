@@ -19,7 +19,7 @@ from lightning_cx.functional import (
     kernel_dimension,
     kernel_target_alignment,
 )
-from lightning_cx.functional.kernels.blocks import pool_block_shares
+from lightning_cx.functional.kernels import pool_block_shares
 from lightning_cx.gradients import GradientSample, LayerGradients, UnsupportedGradientError
 from lightning_cx.instruments import BatchView, Kernel, Reading, needs_of, quantities
 from lightning_cx.instruments.kernel import SPECTRUM, TARGET

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_cx.functional import loss_tail
-from lightning_cx.functional.convergence.local_rate import local_rate
+from lightning_cx.functional.convergence import local_rate
 from lightning_cx.gradients import UnsupportedGradientError
 from lightning_cx.instruments import LocalRecovery, Reading, quantities
 from lightning_cx.instruments.local_recovery import CODES, KEPT, LAW, LOCAL

@@ -9,7 +9,6 @@ from lightning_cx.functional.complexity.basis import (
     merge_levels,
     octave_bands,
 )
-from lightning_cx.functional.complexity.decay import decay_exponent
 from lightning_cx.functional.complexity.graph import MAX_DENSE
 from lightning_cx.functional.complexity.residuals import (
     DecayRates,
@@ -24,6 +23,7 @@ from lightning_cx.functional.complexity.residuals import (
 )
 from lightning_cx.functional.complexity.spectrum import (
     Axis,
+    decay_exponent,
     energy_spectrum,
     median_complexity,
     median_index,

@@ -96,11 +96,7 @@ class Basis:
         return (self.vectors.T @ values).square().sum() / values.square().sum()
 
     def rows(self, values: Tensor) -> Tensor:
-        """Return values ``[n, ...]`` of the examples, detached, as ``[n, C]`` float64.
-
-        Raises:
-            ValueError: If the number of rows is not that of the basis.
-        """
+        """Return values ``[n, ...]`` of the examples, detached, as ``[n, C]`` float64."""
         values, n = as_tensor(values), self.vectors.shape[0]
         if values.ndim == 0 or values.shape[0] != n:
             raise ValueError(f"the basis lives on {n} examples, but the values have shape {list(values.shape)}.")
@@ -358,22 +354,7 @@ def merge_levels(energy: Tensor, complexity: Tensor, tol: float = EXACT_TOLERANC
 
 
 def band_energies(energy: Tensor, bands: list[tuple[int, int]]) -> Tensor:
-    """Add up level energies band by band.
-
-    Args:
-        energy: ``[..., L]`` energies per level.
-        bands: Half-open ranges of the level index, as from `octave_bands`.
-
-    Returns:
-        ``[..., len(bands)]`` float64.
-
-    Raises:
-        ValueError: If a band reaches outside ``0 .. L``.
-
-    Example:
-        >>> band_energies(torch.ones(7), octave_bands(7)).tolist()
-        [1.0, 1.0, 2.0, 3.0]
-    """
+    """Add up level energies ``[..., L]`` over the half-open ranges of `octave_bands`: ``[..., bands]`` float64."""
     energy = as_tensor(energy)
     levels = energy.shape[-1]
     outside = [band for band in bands if not 0 <= band[0] <= band[1] <= levels]
@@ -385,22 +366,7 @@ def band_energies(energy: Tensor, bands: list[tuple[int, int]]) -> Tensor:
 
 
 def level_index(complexity: Tensor, tol: float = EXACT_TOLERANCE) -> Tensor:
-    """Return the level that each basis function belongs to.
-
-    Args:
-        complexity: ``[L0]``, ascending.
-        tol: Relative gap below which two neighbours share a level.
-
-    Returns:
-        ``[L0]`` int64, ascending from 0 without gaps; empty for an empty input.
-
-    Raises:
-        ValueError: If the complexities descend anywhere, or are not finite.
-
-    Example:
-        >>> level_index(torch.tensor([0., 1., 1., 2.])).tolist()
-        [0, 1, 1, 2]
-    """
+    """Return the level ``[L0]`` int64 of each basis function; neighbours closer than `tol` (relative) share one."""
     complexity = complexity.double()
     if complexity.numel() == 0:
         return torch.zeros(0, dtype=torch.long, device=complexity.device)

@@ -17,43 +17,17 @@ from lightning_cx.functional.linalg import ONE_THREAD_UP_TO, eigh
 
 
 def doubly_stochastic_graph(features: Tensor, n_neighbors: int) -> sparse.csr_matrix:
-    """Connect each example with its nearest neighbours by weights that sum to one at every example.
-
-    Args:
-        features: ``[n, d]`` finite, any float dtype, on any device.
-        n_neighbors: Neighbours per example; more than ``n - 1`` means all the others.
-
-    Returns:
-        ``[n, n]`` float64 on the host: exactly symmetric, non-negative, rows summing to 1.
-
-    Raises:
-        ValueError: If there are too many edges to store, see `nearest_neighbors`.
-
-    Example:
-        >>> doubly_stochastic_graph(torch.tensor([[0.0], [1.0], [9.0], [9.0]]), 1).toarray().round(3).tolist()
-        [[0.503, 0.497, 0.0, 0.0], [0.497, 0.503, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 0.5]]
-    """
+    """Connect each example with its nearest neighbours by weights that sum to one at every example; symmetric."""
     return sinkhorn(knn_affinity(features, n_neighbors))
 
 
 def knn_affinity(features: Tensor, n_neighbors: int) -> sparse.csr_matrix:
-    """Weigh the union k-nearest-neighbour graph by self-tuning Gaussians.
+    """Weigh the union k-nearest-neighbour graph by self-tuning Gaussians: ``[n, n]`` float64, exactly symmetric.
 
     ``w_ij = exp(-d_ij^2 / (s_i s_j))`` where i is among the neighbours of j or j among those of i, 1 on the
     diagonal, 0 elsewhere; ``s_i`` is the distance of i to its 7th neighbour (Zelnik-Manor & Perona 2004,
     "Self-tuning spectral clustering"). Where more than 7 examples coincide that distance is 0, and the nearest
     example that is not a copy sets the scale instead.
-
-    Args:
-        features: ``[n, d]`` finite, any float dtype.
-        n_neighbors: Neighbours per example.
-
-    Returns:
-        ``[n, n]`` float64 on the host, exactly symmetric.
-
-    Example:
-        >>> knn_affinity(torch.tensor([[0.0], [1.0], [3.0]]), 1).toarray().round(3).tolist()
-        [[1.0, 0.846, 0.0], [0.846, 1.0, 0.513], [0.0, 0.513, 1.0]]
     """
     n = features.shape[0]
     row, column, distance, scale = nearest_neighbors(features, n_neighbors)
@@ -74,20 +48,11 @@ ROW_SUM_TOLERANCE = 1e-12
 
 
 def sinkhorn(affinity: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Scale a symmetric non-negative matrix to row sums 1, keeping it symmetric: ``S = D W D``.
+    """Scale a symmetric matrix of non-negative entries to row sums 1, keeping it symmetric: ``S = D W D``.
 
     The damped fixed point ``d <- d / sqrt(d * (W d))`` contracts at the rate ``(1 - smallest eigenvalue of S) / 2``;
-    the undamped one oscillates (Knight, Ruiz & Ucar 2014, "A symmetry preserving algorithm for matrix scaling").
-
-    Args:
-        affinity: ``[n, n]`` float64, symmetric, non-negative, with a positive diagonal (a scaling then exists).
-
-    Returns:
-        ``[n, n]`` float64 doubly stochastic.
-
-    Example:
-        >>> sinkhorn(sparse.csr_matrix([[2.0, 0.0], [0.0, 8.0]])).toarray().round(9).tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
+    the undamped one oscillates (Knight, Ruiz & Ucar 2014, "A symmetry preserving algorithm for matrix scaling"). A
+    positive diagonal makes sure that a scaling exists.
     """
     n = affinity.get_shape()[0]
     scale = 1 / np.sqrt(affinity @ np.ones(n))
@@ -115,23 +80,8 @@ def nearest_neighbors(features: Tensor, n_neighbors: int) -> tuple[Tensor, Tenso
     All distances are first bracketed by a product of matrices, block by block of examples; only the pairs whose
     bracket reaches below that of the k-th neighbour are then measured by their differences. So copies are at
     distance exactly zero, near copies keep their digits, and neither ``n x n`` nor ``n x n x d`` numbers are held.
-
-    Args:
-        features: ``[n, d]`` finite, any float dtype.
-        n_neighbors: Neighbours per example; ties with the last one come on top.
-
-    Returns:
-        Example, neighbour and distance of each of E pairs (``[E]`` int64, int64, float64), and the scale ``[n]``
-        float64, which is positive, and inf where all examples coincide. The unit of length is the largest
-        absolute coordinate.
-
-    Raises:
-        ValueError: If ties make more than 16.8 million pairs.
-
-    Example:
-        >>> row, column, distance, _ = nearest_neighbors(torch.tensor([[0.0], [1.0], [4.0]]), 1)
-        >>> row.tolist(), column.tolist(), distance.tolist()
-        ([0, 1, 2], [1, 0, 1], [0.25, 0.25, 0.75])
+    Returned are example, neighbour and distance of each pair, ties with the last neighbour on top, and the scale
+    ``[n]``: positive, inf where all examples coincide. The unit of length is the largest absolute coordinate.
     """
     n = features.shape[0]
     # Without the division a feature of 1e200 would overflow when squared; the graph knows no unit of length.
@@ -245,28 +195,9 @@ def simplest_functions(
 ) -> tuple[Tensor, Tensor]:
     """Find the eigenvectors of a graph's Laplacian ``diag(S 1) - S`` with the smallest eigenvalues, the constant first.
 
-    Few of many come from Lanczos iterations (`scipy.sparse.linalg.eigsh`), which form nothing of the size ``n x n``;
-    otherwise the dense matrix is diagonalised on the device.
-
-    Args:
-        graph: ``[n, n]`` float64, symmetric and doubly stochastic.
-        count: How many functions, from 1 to n.
-        device: Where to put the result, and to diagonalise a dense matrix.
-
-    Returns:
-        Ascending eigenvalues ``[count]`` and orthonormal eigenvectors ``[n, count]``, the first exactly constant;
-        float64. Which of several equal functions are among the last is arbitrary, but repeats.
-
-    Raises:
-        RuntimeError: If the iterations do not converge.
-
-    References:
-        Lehoucq, Sorensen & Yang 1998, "ARPACK users' guide".
-
-    Example:
-        >>> pairs = sparse.csr_matrix(np.kron(np.eye(3), np.full((2, 2), 0.5)))
-        >>> simplest_functions(pairs, 4)[0].abs().round(decimals=9).tolist()
-        [0.0, 0.0, 0.0, 1.0]
+    Few of many come from Lanczos iterations (`scipy.sparse.linalg.eigsh`; Lehoucq, Sorensen & Yang 1998), which form
+    nothing of the size ``n x n``; otherwise the dense matrix is diagonalised on the device. Which of several equal
+    functions are among the last is arbitrary, but repeats.
     """
     n = graph.get_shape()[0]
     matrix = sparse.csr_matrix(sparse.diags(graph @ np.ones(n)) - graph)
@@ -290,17 +221,10 @@ def dense_is_faster(n: int, count: int) -> bool:
 
 
 def eigh_with_constant_first(laplacian: Tensor) -> tuple[Tensor, Tensor]:
-    """Diagonalise a Laplacian on the complement of the constant, and put the constant in front.
+    """Diagonalise a Laplacian on the complement of the constant, put in front; the matrix is overwritten.
 
-    `eigh` on the whole matrix returns an arbitrary rotation of the null space, and the constant mixed with
-    every eigenvector of small eigenvalue.
-
-    Args:
-        laplacian: ``[n, n]`` float64, symmetric, rows summing to 0; overwritten.
-
-    Returns:
-        Ascending eigenvalues ``[n]``, the first exactly 0, and orthonormal eigenvectors ``[n, n]``, the first
-        exactly constant.
+    `eigh` on the whole matrix returns an arbitrary rotation of the null space, and the constant mixed with every
+    eigenvector of small eigenvalue.
     """
     n = laplacian.shape[0]
     constant = laplacian.new_full((n,), n**-0.5)

@@ -1,4 +1,4 @@
-"""Spectra: how the energy of a function is spread over complexity, and where its median lies."""
+"""Spectra: how energy is spread over complexity, where its median lies, and how fast it falls."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lightning_cx.functional.complexity.basis import (
     EXACT_TOLERANCE,
     Basis,
     band_energies,
+    level_index,
+    mean_by_level,
     merge_levels,
     octave_bands,
     sum_by_level,
@@ -176,20 +179,7 @@ def octave_energies(basis: Basis, values: Tensor) -> Tensor:
 
 
 def low_weights(energy: Tensor) -> Tensor:
-    """Split a spectrum at its median: the weight of each level on the simple side.
-
-    1 below the median's cell, the crossed fraction within it, 0 above, so that ``sum w e`` is half of ``sum e``.
-
-    Args:
-        energy: ``[..., L]`` non-negative energies per level.
-
-    Returns:
-        ``[..., L]`` float64 in ``[0, 1]``; nan where the median is nan.
-
-    Example:
-        >>> low_weights(torch.tensor([1., 2., 1.])).tolist()
-        [1.0, 0.5, 0.0]
-    """
+    """Split a spectrum at its median: weight 1 below the cell of the median, the crossed fraction in it, 0 above."""
     energy = as_tensor(energy)
     if energy.shape[-1] == 0:
         return energy.double()
@@ -291,3 +281,158 @@ def _deviations(rows: Tensor) -> Tensor:
     centred = rows - rows.mean(0)
     is_constant = centred.square().mean(0).sqrt() <= CONSTANT_FEATURE * rows.abs().amax(0)
     return torch.where(is_constant, 0.0, centred).reshape(-1, 1)
+
+
+MIN_BINS = 3
+"""Two bins draw a line whatever the spectrum."""
+
+
+def decay_exponent(energy: Tensor, complexity: Tensor, tol: float = EXACT_TOLERANCE) -> Tensor:
+    """Fit how fast a spectrum falls: p of ``e ~ kappa^-p``, above 0 if simple functions hold more than their share.
+
+    Equal complexities are merged into levels, and levels of positive complexity into at most 12 bins of equal width
+    in ``log kappa`` that hold at least 8 basis functions each. The exponent is the p for which the mean of
+    ``e kappa^p`` over the basis functions of a bin has no trend: the Theil-Sen slope of its logarithm is 0. Taking p
+    out before averaging makes wide bins exact on a power law; a median of slopes lets a few odd bins pass.
+
+    Args:
+        energy: ``[L0]`` non-negative energies per basis function, any dtype, at any scale.
+        complexity: ``[L0]``, ascending. Functions of complexity 0 or below (the constant) have no logarithm and are
+            left out.
+        tol: Relative gap below which two complexities are one level; ``basis.tolerance`` for graph bases.
+
+    Returns:
+        ``[]`` float64 without a unit: 0 for a flat spectrum, negative for one that grows. nan with fewer than 3 bins
+        that hold energy (24 basis functions can be too few), or if an energy is negative or not finite. A trend only:
+        nothing here asks whether the spectrum is a power law at all.
+
+    Raises:
+        ValueError: If energies and complexities are not two vectors of one length, or the complexities not ascending.
+
+    References:
+        THEORY section 3, condition (a); Sen 1968, "Estimates of the regression coefficient based on Kendall's tau".
+
+    Example:
+        >>> frequency = torch.arange(100.)
+        >>> round(float(decay_exponent(1 / (1e-9 + frequency**3), frequency)), 6)
+        3.0
+    """
+    energy, complexity = as_tensor(energy).detach().double(), as_tensor(complexity).double()
+    if energy.ndim != 1 or energy.shape != complexity.shape:
+        raise ValueError(
+            "a spectrum is one energy [L0] and one complexity [L0] per basis function, got shapes "
+            f"{list(energy.shape)} and {list(complexity.shape)}."
+        )
+    unknown = energy.new_full((), torch.nan)
+    has_logarithm = complexity > tol * complexity.abs().amax() if complexity.numel() else complexity > 0
+    index = level_index(complexity, tol)[has_logarithm]
+    if index.numel() == 0 or not bool((energy.isfinite() & (energy >= 0)).all()):
+        return unknown
+    energy, position, count = _levels(energy[has_logarithm], complexity[has_logarithm], index - index[0])
+    sizes = _bin_sizes(position, count)
+    bins = [i for i, held in enumerate(energy.split(sizes)) if bool(held.sum() > 0)]
+    if len(bins) < MIN_BINS:
+        return unknown
+    log_energy, position, count = (
+        # A level that only pads has no energy, and no weight.
+        pad_sequence([values.split(sizes)[i] for i in bins], batch_first=True, padding_value=padding)
+        for values, padding in ((energy.log(), -torch.inf), (position, 0.0), (count, 0.0))
+    )
+    return _exponent_without_trend(log_energy, position, count).to(unknown.device)
+
+
+def theil_sen(x: Tensor, y: Tensor) -> Tensor:
+    """Fit a slope by the median over all pairs of points, which resists 29% outliers (Sen 1968); nan if not finite."""
+    x, y = as_tensor(x).double(), as_tensor(y).double()
+    first, second = torch.triu_indices(x.numel(), x.numel(), 1, device=x.device)
+    slopes = ((y[second] - y[first]) / (x[second] - x[first])).sort().values
+    if slopes.numel() == 0 or not bool(slopes.isfinite().all()):
+        return slopes.new_full((), torch.nan)
+    return (slopes[(slopes.numel() - 1) // 2] + slopes[slopes.numel() // 2]) / 2
+
+
+def _levels(energy: Tensor, complexity: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return energy, log complexity and number of basis functions of each level, on the CPU: they are few."""
+    levels = int(index[-1]) + 1
+    energy = energy / energy.amax().clamp_min(torch.finfo(torch.float64).tiny)  # sums of 1e308 overflow
+    count = sum_by_level(torch.ones_like(energy), index, levels)
+    position = mean_by_level(complexity, index, levels).log()
+    return sum_by_level(energy, index, levels).cpu(), (position - position.mean()).cpu(), count.cpu()
+
+
+BINS = 12
+"""Bins of equal width in log complexity: three quarters of an octave each on 512 frequencies."""
+
+MIN_PER_BIN = 8
+"""Basis functions that a bin holds at least.
+
+The logarithm of a mean of m squared Gaussians lies ``1 / m`` too low and scatters by ``sqrt(2 / m)``. On 511 of them
+that fall as ``k^-1``, the root mean square error of the exponent was .13 with at least 1 per bin and .09 with 8, in
+25 draws.
+"""
+
+
+def _bin_sizes(position: Tensor, count: Tensor) -> list[int]:
+    """Divide levels into bins of equal width; from below, each takes in the next until it holds enough functions."""
+    edges = torch.linspace(float(position[0]), float(position[-1]), BINS + 1, dtype=position.dtype)
+    bin_of = torch.bucketize(position, edges[1:-1])
+    sizes, levels, functions = [], 0, 0.0
+    for i in range(BINS):
+        levels += int((bin_of == i).sum())
+        functions += float(count[bin_of == i].sum())
+        if functions >= MIN_PER_BIN:
+            sizes.append(levels)
+            levels, functions = 0, 0.0
+    if not sizes:
+        return [levels]
+    return [*sizes[:-1], sizes[-1] + levels]
+
+
+def _exponent_without_trend(log_energy: Tensor, position: Tensor, count: Tensor) -> Tensor:
+    """Bisect for the p that takes the trend out; every slope between two bins grows with p, so their median does."""
+    log_count = count.sum(1).log()
+    centers = (position * count).sum(1) / count.sum(1)
+
+    def trend(p: float) -> float:
+        return float(theil_sen(centers, torch.logsumexp(log_energy + p * position, dim=1) - log_count))
+
+    reach = 1.0
+    while trend(-reach) > 0 or trend(reach) < 0:
+        reach *= 2
+    low, high = -reach, reach
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if trend(middle) > 0 else (middle, high)
+    return torch.tensor((low + high) / 2, dtype=torch.float64)
+
+
+def decay_similarity(spectra: Tensor) -> Tensor:
+    """Measure whether all parameters pull at the same complexities: 1 if their spectra ``[L, P]`` are one.
+
+    The Bhattacharyya cosine ``sum_l sqrt(q_lp m_l)`` of the spectrum q of each parameter, scaled to sum 1, with the
+    mean spectrum m, averaged over the parameters, each weighted by its energy (THEORY section 3, condition (a)).
+    ``r^-1/2`` for r groups of equal energy on disjoint levels; nan without energy, or if one is negative or not finite.
+    """
+    return similarity_of_sums(*decay_sums(spectra))
+
+
+def decay_sums(spectra: Tensor) -> tuple[Tensor, Tensor]:
+    """Reduce some columns of `decay_similarity` to sums ``([L], [L])``, to be added to those of the other columns.
+
+    With ``t_p`` the energy of column p: ``E_l = sum_p s_lp`` and ``A_l = sum_p sqrt(t_p s_lp)``. The mean spectrum is a
+    factor outside the sum over parameters, so that one pass is enough.
+    """
+    spectra = as_tensor(spectra)
+    if spectra.ndim != 2:
+        raise ValueError(f"spectra form a matrix of levels and parameters [L, P], got shape {list(spectra.shape)}.")
+    roots = spectra.detach().double().sqrt()  # NaN where negative
+    energy = roots.square()
+    return energy.sum(1), roots @ energy.sum(0).sqrt()
+
+
+def similarity_of_sums(energy: Tensor, amplitude: Tensor) -> Tensor:
+    """Compute `decay_similarity` from the sums of all columns: ``sum_l sqrt(E_l / T) A_l / T``, ``T = sum E_l``."""
+    energy, amplitude = as_tensor(energy).double(), as_tensor(amplitude).double()
+    total = energy.sum()
+    similarity = ((energy / total).sqrt() * (amplitude / total)).sum()
+    return torch.where(total > 0, similarity, torch.nan).clamp_max(1.0)  # beyond 1 by rounding only

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional.complexity.basis import Basis, sum_by_level
-from lightning_cx.functional.complexity.decay import decay_sums, similarity_of_sums
-from lightning_cx.functional.complexity.spectrum import Axis, low_weights
+from lightning_cx.functional.complexity.spectrum import Axis, decay_sums, low_weights, similarity_of_sums
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.linalg import centred, principal_modes
 
@@ -50,11 +49,7 @@ class GradientSystem:
 
     @classmethod
     def of(cls, gram: Tensor | None, basis: Basis, gradients: Tensor | None, center: bool) -> GradientSystem:
-        """Find the modes, and keep those that are more than rounding and that the basis can express.
-
-        Raises:
-            ValueError: If neither is given, or their shapes do not fit the basis.
-        """
+        """Find the modes, and keep those that are more than rounding and that the basis can express."""
         n = basis.vectors.shape[0]
         unit, gram, gradients = _scaled(*_checked(gram, n, gradients))
         axis = Axis.without_constant(basis) if center else Axis.of(basis)
@@ -178,22 +173,11 @@ class Coherence:
 def coherence(
     eigenvalues: Tensor, modes: Tensor, gradients: Tensor, axis: Axis, q: int, trailing: bool = False
 ) -> Coherence:
-    """Compare coherent with incoherent energy in the strongest modes, or in the weakest ones.
+    """Compare coherent with incoherent energy in the q strongest modes, or in the weakest ones, weakest first.
 
     For mode j the gradient is restricted to ``span{u_j .. u_r}`` (to ``span{u_1 .. u_j}`` for the weakest ones) and
     split at its median. With ``A = Phi^T G`` restricted and ``v = G^T u_j / sqrt(lambda_j)``, the coherent energy at
     level l is ``|A_l v|^2 = lambda_j e_lj``, the incoherent one its diagonal ``sum_p A_lp^2 v_p^2``.
-
-    Args:
-        eigenvalues: ``[r]`` descending.
-        modes: ``[n * C, r]`` orthonormal.
-        gradients: ``[n * C, P]``; a block of columns is copied to float64 at a time.
-        axis: Levels on the n examples.
-        q: Number of modes.
-        trailing: Take the q weakest modes, weakest first.
-
-    Returns:
-        Coherence of ``min(q, r)`` modes.
     """
     r = eigenvalues.numel()
     chosen = list(range(min(q, r))) if not trailing else list(range(r - 1, max(r - 1 - q, -1), -1))
@@ -213,15 +197,7 @@ def coherence(
 
 
 def gradient_similarity(gradients: Tensor, axis: Axis) -> Tensor:
-    """Measure how alike the spectra of the single parameters' gradients are, a block of parameters at a time.
-
-    Args:
-        gradients: ``[n * C, P]``.
-        axis: Levels on the n examples.
-
-    Returns:
-        ``[]`` float64, `decay_similarity` of the level energies ``[L, P]``.
-    """
+    """Compute `decay_similarity` of the level energies of gradients ``[n * C, P]``, a block of parameters at a time."""
     energy = amplitude = torch.zeros(axis.n_levels, dtype=torch.float64, device=gradients.device)
     for block in gradients.split(_block_width(axis, gradients), dim=1):
         sums = decay_sums(axis.energies(block.double()).T)

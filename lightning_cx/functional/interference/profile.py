@@ -10,11 +10,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from lightning_cx.functional.complexity.basis import Basis
-from lightning_cx.functional.complexity.decay import decay_exponent
-from lightning_cx.functional.complexity.spectrum import Axis, interpolate_at, low_weights, median_index
+from lightning_cx.functional.complexity.spectrum import Axis, decay_exponent, interpolate_at, low_weights, median_index
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.interference.coherence import Coherence, GradientSystem
-from lightning_cx.functional.kernels.spectrum import CumulativePower, cumulative_power, kernel_target_alignment
+from lightning_cx.functional.kernels import CumulativePower, cumulative_power, kernel_target_alignment
 from lightning_cx.functional.linalg import effective_rank, participation_ratio
 
 ROUNDING = 1e-25
@@ -304,13 +303,7 @@ def sd_or_nan(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Ordering:
-    """How strength goes with complexity in one set of modes; every tensor is float64.
-
-    Attributes:
-        rank_correlation: ``[]`` Spearman's correlation of a mode's rank with its median complexity.
-        amplification: ``[q]`` a_j of the strongest modes.
-        attenuation: ``[q]`` d_j of the weakest modes, weakest first.
-    """
+    """How strength goes with complexity in one set of modes; the fields are those of `InterferenceProfile`."""
 
     rank_correlation: Tensor
     amplification: Tensor
@@ -330,17 +323,8 @@ class Ordering:
 def ordering(eigenvalues: Tensor, energies: Tensor, q: int) -> Ordering:
     """Measure whether the strong modes are simpler than the rest, and the weak ones more complex.
 
-    The strongest modes are each compared with what remains of the gradient after them: with l_j the share of u_j on
-    the low side of the median of ``g = sum_{i > j} lambda_i e_i``, ``a_j = 2 l_j - 1``. The weakest are compared with
-    what stands before them, ``sum_{i < j}``: ``d_j = 1 - 2 l_j``.
-
-    Args:
-        eigenvalues: ``[r]`` descending.
-        energies: ``[r, L]`` level energies of each mode.
-        q: Number of modes at either end; at most ``r - 1`` are used.
-
-    Returns:
-        Ordering of ``min(q, r - 1)`` modes.
+    The strongest modes are each compared with what remains of the gradient after them, the weakest with what stands
+    before them; at most ``r - 1`` at either end.
     """
     as_they_are = torch.arange(eigenvalues.numel(), device=eigenvalues.device)[None]
     return Ordering(
@@ -379,12 +363,7 @@ SAME_MEDIAN = 1e-9
 
 
 def tail_probability(seen: Tensor, null: Tensor) -> Tensor:
-    """Compute ``(1 + #{null >= seen}) / (1 + #null)``; the observed one counts too (Phipson & Smyth 2010).
-
-    Example:
-        >>> float(tail_probability(torch.tensor(1.0), torch.tensor([0.0, 1.0, 2.0])))
-        0.75
-    """
+    """Compute ``(1 + #{null >= seen}) / (1 + #null)``; the observed one counts too (Phipson & Smyth 2010)."""
     p = (1 + (null >= seen - SAME_MEDIAN).sum()).double() / (1 + len(null))
     return torch.where(seen.isfinite() & (len(null) > 0), p, torch.nan)
 
@@ -406,14 +385,7 @@ def _spearman_with_order(medians: Tensor) -> Tensor:
 def _low_shares(eigenvalues: Tensor, energies: Tensor, orders: Tensor, q: int) -> Tensor:
     """Return the share of each of the first q modes on the low side of the gradient made of those after it.
 
-    Args:
-        eigenvalues: ``[r]`` in order.
-        energies: ``[r, L]`` level energies of the modes.
-        orders: ``[B, r]`` which mode takes which eigenvalue.
-        q: Number of modes; at most ``r - 1`` have others after them.
-
-    Returns:
-        ``[B, min(q, r - 1)]``.
+    ``orders [B, r]`` say which mode takes which eigenvalue; returns ``[B, min(q, r - 1)]``.
     """
     q = max(min(q, eigenvalues.numel() - 1), 0)
     first = energies[orders[:, :q]]

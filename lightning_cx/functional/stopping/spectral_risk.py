@@ -185,11 +185,7 @@ class RiskTracker:
         return Decision(stop, self.best_check, self._words(risk, error), risk, error)
 
     def rebase(self, initial: Any) -> None:
-        """Replace the initial coefficients where the basis was made again: its functions may have changed sign.
-
-        Args:
-            initial: ``[L, C]`` or ``[L]`` its coefficients there.
-        """
+        """Replace the initial coefficients where the basis was made again: its functions may have changed sign."""
         self._initial = _matrix(initial)
 
     def state_dict(self) -> dict[str, Any]:

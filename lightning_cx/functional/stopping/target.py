@@ -192,13 +192,9 @@ def _energies(initial: Any) -> tuple[Tensor, int]:
 
 
 def _white_from(energy: Tensor, starts: Sequence[int], freedom: int, level: float) -> int:
-    """Return the first function from which on all is white: parts join from the top until one stands out.
+    """Return the first function from which on all is white: parts join from the top until one stands out in the F test.
 
-    Args:
-        energy: ``[L]``.
-        starts: First function of each part, ascending; the last part is white by definition.
-        freedom: Independent outputs.
-        level: Of the F test.
+    `starts` are the first functions of the parts, ascending; the last part is white by definition.
     """
     cut = starts[-1]
     for start in reversed(starts[:-1]):
@@ -216,24 +212,9 @@ def calm_noise(features: Any, values: Any) -> float:
     """Estimate the noise where neighbours agree: borders between classes, however sharp, are no noise.
 
     ``e_i = |y_i - mean of the 5 nearest neighbours|^2 / (1 + 1/5)``, averaged over the half of the examples whose
-    neighbours vary least. An example's own noise has no part in how its neighbours vary, so noise that is everywhere is
-    found in the calm half as well; what sits at borders alone is not.
-
-    Args:
-        features: ``[n, d]``.
-        values: ``[n]`` or ``[n, C]`` residual before training.
-
-    Returns:
-        Energy per example, added over outputs; inf for fewer than 12 examples, nan where a value is not finite.
-
-    Raises:
-        ValueError: If the lengths differ.
-
-    Example:
-        >>> x = torch.linspace(-1, 1, 400, dtype=torch.float64)[:, None]
-        >>> noise = 0.5 * torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        >>> calm_noise(x, (x > 0.3).double()), abs(calm_noise(x, (x > 0.3) + noise) - 0.25) < 0.05
-        (0.0, True)
+    neighbours vary least: energy per example, added over outputs; inf for fewer than 12 examples. An example's own
+    noise has no part in how its neighbours vary, so noise that is everywhere is found in the calm half as well; what
+    sits at borders alone is not.
     """
     matrix = as_matrix(as_tensor(features))
     values = as_tensor(values).detach().double().to(matrix.device)
@@ -253,18 +234,8 @@ def calm_noise(features: Any, values: Any) -> float:
 def description_length(coefficients: Any) -> float:
     """Compute how surprising a function is in a basis, as noise of one variance per octave; lower is better ordered.
 
-    ``sum_b n_b log(mean energy of octave b)``, comparable between bases of the same function alone.
-
-    Args:
-        coefficients: ``[L]`` or ``[L, C]``, in order of complexity.
-
-    Returns:
-        In nats, times two over the number of outputs; inf where an energy is not finite or all are zero.
-
-    Example:
-        >>> simple_first = torch.tensor([4.0, 0.5, 0.5, 0.5])
-        >>> description_length(simple_first) < description_length(simple_first.flip(0))
-        True
+    ``sum_b n_b log(mean energy of octave b)``, comparable between bases of the same function alone. In nats, times two
+    over the number of outputs; inf where an energy is not finite or all are zero.
     """
     values = as_tensor(coefficients).detach().double()
     values = values.reshape(len(values), -1)
@@ -295,21 +266,7 @@ def basis_by_name(name: str, features: Any) -> Basis:
 def gaussian_basis(features: Any) -> Basis:
     """Order functions by how smooth they are in the features: eigenvectors of a Gaussian kernel, the constant first.
 
-    The width of the kernel is the median distance of two examples.
-
-    Args:
-        features: ``[n, ...]``, flattened per example, any real dtype.
-
-    Returns:
-        Basis of n functions of complexity 0, 1, ... n - 1 (the rank), on the device of the features.
-
-    Raises:
-        ValueError: If there is no example, or a feature is not finite.
-
-    Example:
-        >>> slow = gaussian_basis(torch.linspace(-1, 1, 50)).vectors[:, 1]
-        >>> int((slow[1:] * slow[:-1] < 0).sum())  # crosses zero once
-        1
+    The width of the kernel is the median distance of two examples; complexity is the rank.
     """
     matrix = as_matrix(as_tensor(features))
     squares = torch.cdist(matrix, matrix, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -321,13 +278,7 @@ def gaussian_basis(features: Any) -> Basis:
 
 
 def f_test(some: Tensor, others: Tensor, freedom: int) -> float:
-    """Return how often noise would make the mean of some energies exceed that of others so far: one-sided F test.
-
-    Args:
-        some: ``[a]`` energies, each the sum over `freedom` independent outputs.
-        others: ``[b]`` energies that are taken for noise.
-        freedom: Independent outputs.
-    """
+    """Return how often noise would make the mean of some energies exceed that of others so far: one-sided F test."""
     first, second = float(some.mean()), float(others.mean())
     if second == 0:
         return 0.0 if first > 0 else 1.0

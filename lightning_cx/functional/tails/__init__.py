@@ -1,8 +1,7 @@
 """Tail indices with intervals, and tests of what they rule out."""
 
-from lightning_cx.functional.tails.ecf import PROJECTIONS, alpha_ecf, project
+from lightning_cx.functional.tails.ecf import EXPLORATORY, MIN_SAMPLES, PROJECTIONS, TailFit, alpha_ecf, project
 from lightning_cx.functional.tails.extremes import hill, xi_dedh
-from lightning_cx.functional.tails.fit import EXPLORATORY, MIN_SAMPLES, TailFit
 from lightning_cx.functional.tails.goodness_of_fit import TailTest, aggregation_test, anderson_darling, stable_test
 from lightning_cx.functional.tails.pooling import (
     MIN_SUMS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from bisect import bisect_left
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lightning_cx.functional.tails.fit import TailFit, refused, samples_of, tail_fit, why_degenerate, why_not
+from lightning_cx.functional.inputs import as_tensor
 
 PROJECTIONS = 16
 """Directions on which vectors are projected; the second half of the table `quantiles.csv` is made for their median."""
@@ -28,9 +29,10 @@ def alpha_ecf(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0
     projection of a stable vector is stable with the same index, and the median over the projections is taken.
     Coordinates are never pooled: on Gaussian noise whose coordinates have different scales, that reads as heavy.
 
-    The 95% interval is that of a simulated table of stable laws (`quantiles.csv`, written by `make_quantiles.py`),
-    for one projection or 16 as far as these are correlated. Under laws that are not stable the index is still a number
-    that describes how the characteristic function falls, but no property of the tail: see `tail_report`.
+    The 95% interval is that of a simulated table of stable laws (`quantiles.csv`, written by
+    `benchmarks/tail_quantiles.py`), for one projection or 16 as far as these are correlated. Under laws that are not
+    stable the index still describes how the characteristic function falls, but no property of the tail: see
+    `tail_report`.
 
     Args:
         samples: ``[n]`` numbers or ``[n, d]`` vectors, any real dtype; tensor, array or list. Independent draws.
@@ -104,13 +106,10 @@ def fit_standardised(standard: Tensor, n: int) -> TailFit:
 
 
 def mean_squared_correlation(standard: Tensor) -> float:
-    """Average squared correlations between rows, from signs alone, since a heavy tail has no covariance.
+    """Average squared correlations between rows of median 0, from signs, since a heavy tail has no covariance.
 
     For elliptical laws the correlation is ``sin(pi / 2 E sign(x) sign(y))``; signs of independent rows still agree a
     little in n samples, which is taken off.
-
-    Args:
-        standard: ``[k, n]`` rows with median 0.
     """
     k, n = standard.shape
     if k == 1:
@@ -158,16 +157,9 @@ _FLOOR, _CEILING = 1e-9, 1 - 1e-12
 
 
 def squared_modulus(standard: Tensor, points: int) -> Tensor:
-    """Estimate ``|phi(t)|^2`` at ``t = .1, .2, ...`` without the bias that n samples bring.
+    """Estimate ``|phi(t)|^2`` at ``t = .1, .2, ...`` without the bias that n samples bring; kept within (0, 1).
 
     ``(n |mean exp(i t x)|^2 - 1) / (n - 1)``: the pairs of different samples alone.
-
-    Args:
-        standard: ``[..., n]`` standardised samples.
-        points: Number of frequencies.
-
-    Returns:
-        ``[..., points]``, kept within (0, 1).
     """
     n = standard.shape[-1]
     first = torch.polar(torch.ones_like(standard), STEP * standard)
@@ -183,11 +175,7 @@ def squared_modulus(standard: Tensor, points: int) -> Tensor:
 def decay_of(modulus: Tensor) -> tuple[Tensor, Tensor]:
     """Fit ``log(-log |phi|^2) = log(2 c) + alpha log t`` over the frequencies up to 1, by least squares.
 
-    Args:
-        modulus: ``[..., points]`` at ``t = .1, .2, ...``, at least `FIT_POINTS`.
-
-    Returns:
-        The slope alpha, at most 2 since no law has more, and the intercept that goes with it, both ``[...]``.
+    Returns the slope alpha, at most 2 since no law has more, and the intercept that goes with it.
     """
     log_t = frequencies(FIT_POINTS, modulus).log()
     height = modulus[..., :FIT_POINTS].log().neg().log()
@@ -202,14 +190,7 @@ def frequencies(points: int, like: Tensor) -> Tensor:
 
 
 def indices(samples: Tensor) -> Tensor:
-    """Estimate the tail index along the last axis by Koutrouvelis' regression on the characteristic function.
-
-    Args:
-        samples: ``[..., n]`` floating.
-
-    Returns:
-        ``[...]`` in about (0, 2]; nan where the quartiles are equal or a sample is not finite.
-    """
+    """Estimate the tail index along the last axis; nan where the quartiles are equal or a sample is not finite."""
     return decay_of(squared_modulus(standardised(samples), FIT_POINTS))[0]
 
 
@@ -218,16 +199,8 @@ def interval(index: float, n: int, projections: int, correlation: float) -> tupl
 
     The variance of a median over k projections whose squared correlations are c on average is that of one projection
     times ``s + (1 - s) (1 - (1 - c)(1 - 1 / k))``, where s comes from the scale that all projections share; the two
-    halves of the table (one projection; 16 without correlation) leave no unknown in it.
-
-    Args:
-        index: Fitted index.
-        n: Number of samples, at least 64. Beyond the table, scatter falls with the square root of n.
-        projections: Number k of projections whose median the index is.
-        correlation: Mean squared correlation c between two projections, 0 to 1; of no account for a single one.
-
-    Returns:
-        Lower and upper end, between 0 and 2. Below the lowest index of the table, .4, the lower end is 0.
+    halves of the table (one projection; 16 without correlation) leave no unknown in it. Beyond the table, scatter falls
+    with the square root of n; below its lowest index, .4, the lower end is 0.
     """
     apart = (1 - correlation) * (1 - 1 / projections)
     share = max(0.0, 1 - apart / (1 - 1 / PROJECTIONS))  # how far the scatter is that of a single projection
@@ -260,7 +233,7 @@ def _deviations(n: int) -> tuple[list[float], list[tuple[float, float]], list[tu
 
 
 TABLE = Path(__file__).with_name("quantiles.csv")
-"""Written by `make_quantiles.py`: 2.5% and 97.5% quantile of the fitted index for each true index and sample size."""
+"""The 2.5% and 97.5% quantile of the fitted index for each true index and sample size, as that script drew them."""
 
 
 @cache
@@ -288,3 +261,87 @@ def _inverse_of(values: list[float], alphas: list[float], target: float) -> floa
         return alphas[-1]
     share = (target - rising[above - 1]) / (rising[above] - rising[above - 1])
     return alphas[above - 1] + share * (alphas[above] - alphas[above - 1])
+
+
+MIN_SAMPLES = 128
+"""Fewer show the tail of nothing: at 64 the 95% interval of a normal law reaches down to 1.8; THEORY section 6."""
+
+EXPLORATORY = 512
+"""Below this many samples a number is a first look."""
+
+SOME_TIES = 0.2
+"""So many equal samples (gradients that are zero) narrow the quartiles, in whose units heaviness is told."""
+
+_TIED = 1e-6  # of half the interquartile range: two float32 gradients of the same example differ by less
+
+
+@dataclass(frozen=True, eq=False)
+class TailFit:
+    """One number about a tail, with its uncertainty.
+
+    Attributes:
+        index: ``[]`` float64, the estimate: a tail index alpha (`alpha_ecf`, `hill`; small is heavy) or an extreme
+            value index xi (`xi_dedh`; large is heavy, 0 is light). nan where it is refused.
+        low: ``[]`` float64, lower end of the 95% interval.
+        high: ``[]`` float64, upper end.
+        n: Number of samples it was read from.
+        reason: Why there is no number, in words; empty where there is one.
+    """
+
+    index: Tensor
+    low: Tensor
+    high: Tensor
+    n: int
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"unknown: {self.reason}"
+        look = ", exploratory" if self.n < EXPLORATORY else ""
+        return f"{self.index:.2f} (95% between {self.low:.2f} and {self.high:.2f}; n = {self.n}{look})"
+
+
+def tail_fit(index: float, low: float, high: float, n: int, like: Tensor) -> TailFit:
+    """Return three numbers as float64 tensors on the device of the samples."""
+    numbers = torch.tensor([index, low, high], dtype=torch.float64).to(like.device)
+    return TailFit(*numbers.unbind(), n=n)
+
+
+def refused(n: int, reason: str, like: Tensor) -> TailFit:
+    """Return a fit without a number."""
+    nothing = torch.full((), torch.nan, dtype=torch.float64, device=like.device)
+    return TailFit(nothing, nothing, nothing, n, reason)
+
+
+def samples_of(values: object) -> Tensor:
+    """Return samples ``[n]`` or ``[n, d]`` in a floating dtype; a single column counts as scalars."""
+    samples = as_tensor(values).detach()
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] == 0):
+        raise ValueError(f"samples are [n] numbers or [n, d] vectors, got shape {list(samples.shape)}.")
+    if not samples.is_floating_point():
+        samples = samples.double()
+    return samples[:, 0] if samples.ndim == 2 and samples.shape[1] == 1 else samples
+
+
+def why_not(samples: Tensor) -> str:
+    """Return why no tail can be read from these samples, in words; empty if nothing speaks against it."""
+    n = samples.shape[0]
+    if n < MIN_SAMPLES:
+        return f"{n} samples are too few to show a tail: {MIN_SAMPLES} are needed"
+    finite = samples.isfinite()
+    bad = int((~finite).reshape(n, -1).any(1).sum())
+    return f"{bad} of {n} samples are not finite (NaN or inf)" if bad else ""
+
+
+def why_degenerate(standard: Tensor) -> str:
+    """Return why standardised samples say nothing, namely that more than half of them are the same; else empty.
+
+    Where the quartiles meet, the samples that are the median are nan.
+    """
+    share = tied_share(standard)
+    return f"degenerate: {share:.0%} of the samples are the same number" if share >= 0.5 else ""
+
+
+def tied_share(standard: Tensor) -> float:
+    """Return the share of standardised samples ``[..., n]`` that are the median, the largest over the rows."""
+    return float(((standard.abs() <= _TIED) | standard.isnan()).double().mean(-1).max())

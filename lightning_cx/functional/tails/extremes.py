@@ -9,7 +9,7 @@ import torch
 from scipy.stats import gamma
 from torch import Tensor
 
-from lightning_cx.functional.tails.fit import TailFit, refused, samples_of, tail_fit, why_not
+from lightning_cx.functional.tails.ecf import TailFit, refused, samples_of, tail_fit, why_not
 
 FRACTION = 0.1
 """Share of the samples that `xi_dedh` calls the tail; THEORY section 6."""

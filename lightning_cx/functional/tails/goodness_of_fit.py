@@ -17,10 +17,12 @@ from lightning_cx.functional.tails.ecf import (
     indices,
     mean_squared_correlation,
     project,
+    samples_of,
     squared_modulus,
     standardised,
+    why_degenerate,
+    why_not,
 )
-from lightning_cx.functional.tails.fit import samples_of, why_degenerate, why_not
 from lightning_cx.functional.tails.pooling import grouped_sums, indices_of_sums, sum_size
 from lightning_cx.functional.tails.stable import elliptical_stable, symmetric_stable
 
@@ -258,18 +260,10 @@ _GRID = 0.05  # the null is drawn for the nearest multiple: it changes by far le
 def stable_null(
     alpha: float, n: int, size: int, seed: int, projections: int = 1, correlation: float = 1.0
 ) -> StableNull:
-    """Draw the null of `stable_test` and `aggregation_test`, or return a cached one.
+    """Draw the null of `stable_test` and `aggregation_test`, for the nearest multiple of .05, or return a cached one.
 
     Of many samples fewer are drawn: sums of stable variables have their law, so that sums of fewer, as many as before,
     scatter alike; and distances fall as 1 / n.
-
-    Args:
-        alpha: Index of the law; the nearest multiple of .05 is drawn.
-        n: Number of samples.
-        size: How many of them a sum adds up.
-        seed: Seed of the draws.
-        projections: Number of projections over which the median is taken.
-        correlation: Mean squared correlation between two projections.
     """
     several = projections > 1 and correlation < _ONE
     drawn = min(n, _LARGEST_OF_SEVERAL if several else _LARGEST)

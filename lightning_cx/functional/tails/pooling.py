@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lightning_cx.functional.complexity.decay import theil_sen
+from lightning_cx.functional.complexity.spectrum import theil_sen
 from lightning_cx.functional.inputs import as_tensor
-from lightning_cx.functional.tails.ecf import FIT_POINTS, decay_of, squared_modulus, standardised
-from lightning_cx.functional.tails.fit import samples_of
+from lightning_cx.functional.tails.ecf import FIT_POINTS, decay_of, samples_of, squared_modulus, standardised
 
 NEIGHBOURHOOD = 256
 """Examples from whose batches a scale is taken: known to 6%, which changes no tail."""

@@ -13,27 +13,25 @@ from torch import Tensor
 
 from lightning_cx.functional.inputs import as_tensor
 from lightning_cx.functional.tails.ecf import (
+    EXPLORATORY,
     PROJECTIONS,
+    SOME_TIES,
+    TailFit,
     fit_standardised,
     interval,
     mean_squared_correlation,
     project,
     quartiles,
-    squared_modulus,
-    standardised,
-)
-from lightning_cx.functional.tails.extremes import hill, xi_dedh
-from lightning_cx.functional.tails.fit import (
-    EXPLORATORY,
-    SOME_TIES,
-    TailFit,
     refused,
     samples_of,
+    squared_modulus,
+    standardised,
     tail_fit,
     tied_share,
     why_degenerate,
     why_not,
 )
+from lightning_cx.functional.tails.extremes import hill, xi_dedh
 from lightning_cx.functional.tails.goodness_of_fit import (
     SHAPE_POINTS,
     StableNull,
@@ -240,19 +238,7 @@ with many samples their interval leaves it out long after they behave as normal 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the verdict rests on.
-
-    Attributes:
-        high: Upper end of the interval of the index.
-        index: The index.
-        p_gaussian: p-value of a normal law for single samples.
-        sum_size: How many samples the sums add up.
-        sum_high: Upper end of the interval of the index of the sums.
-        p_sum_gaussian: p-value of a normal law for the sums.
-        p_stable: p-value of a stable law; nan where the question did not arise.
-        p_shift: p-value of sums that keep the index; nan likewise.
-        largest_shift: Shift that the sums of a stable law stay below in 95% of all cases; nan likewise.
-    """
+    """What the verdict rests on; p-values and shift are nan where the question did not arise."""
 
     index: float
     high: float
@@ -290,14 +276,7 @@ SHIFT_LEVEL = 0.02
 
 
 def decide(evidence: Evidence) -> tuple[Verdict, str]:
-    """Derive the verdict and its reason from the evidence.
-
-    Args:
-        evidence: Intervals and p-values.
-
-    Returns:
-        Verdict and reason.
-    """
+    """Derive the verdict and its reason from the evidence."""
     e = evidence
     if e.normal:
         return "gaussian", f"a normal law is not ruled out ({in_words(e.p_gaussian)})"

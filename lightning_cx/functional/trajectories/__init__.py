@@ -1,14 +1,15 @@
 """The path of the parameters: where it dwells, what it escapes from, and its geometry."""
 
 from lightning_cx.functional.trajectories.blocks import PathBlocks
-from lightning_cx.functional.trajectories.convexity import PointConvexity, one_point_convexity
 from lightning_cx.functional.trajectories.diffusion import DiffusionExponent, diffusion_exponent
 from lightning_cx.functional.trajectories.dwells import DwellReport, Episode, dwell, dwell_blocks
 from lightning_cx.functional.trajectories.geometry import (
     DistanceFromStart,
+    PointConvexity,
     bound_index,
     distance_from_start,
     levy_dimension_constant,
+    one_point_convexity,
     positive_magnitude,
     spanning_tree_length,
 )

@@ -110,16 +110,7 @@ class PathBlocks:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Means of a path over ranges of steps.
-
-    Attributes:
-        first: First sampled step of each block, [n], ascending.
-        last: Last sampled step of each block, [n].
-        means: Mean position, [n, k].
-        counts: Samples in each block, [n].
-        width: Steps that a block spans.
-        origin: Where the path began, [k].
-    """
+    """Means ``[n, k]`` of a path over blocks of `width` steps, with the first and last sample and count of each."""
 
     first: np.ndarray
     last: np.ndarray
@@ -149,13 +140,8 @@ def widths(blocks: Blocks) -> list[Blocks]:
     """Return the path in blocks of the widths that are worth judging, the finest first.
 
     The finest is the first whose blocks forget: the median squared displacement, which jumps do not move, grows with an
-    exponent below .5 from one block to four. Then come wider ones, of which there are 256 at least.
-
-    Args:
-        blocks: The path as fine as it is known.
-
-    Returns:
-        At least one; that with at most 512 blocks where no width forgets.
+    exponent below .5 from one block to four. Then come wider ones, of which there are 256 at least. Where no width
+    forgets, that with at most 512 blocks alone.
     """
     while len(blocks.means) > MOST_UNCONFINED and _exponent(blocks.means) >= CONFINED:
         blocks = blocks.coarser(2)

@@ -25,18 +25,12 @@ WARM_UP = 4
 
 
 def segments(blocks: Array) -> list[Span]:
-    """Cut a path where it jumps.
+    """Cut a path where it jumps; what lies between two spans of blocks is travel.
 
     A stretch ends where two blocks in a row lie further from its centre than the median distance and 6 median absolute
     deviations; the path is read forwards and backwards, for a stretch that begins on the way has no centre. Then
     neighbours are put together, the least distinct first, as long as what lies between them is no jump: returns, and
     what noise, drift and free diffusion do.
-
-    Args:
-        blocks: ``[n, k]`` block means, finite and of a size whose squares are normal doubles.
-
-    Returns:
-        Spans of blocks in order, at least one if there are any blocks; what lies between two of them is travel.
     """
     n = len(blocks)
     cuts = {0, *_exits(blocks), *(n - cut for cut in _exits(blocks[::-1]))}
@@ -185,13 +179,6 @@ def with_visits(blocks: Array, stays: Sequence[Stay]) -> list[Stay]:
     A few blocks alone cannot be told from an excursion. In a place in which the path is known to dwell they can: each
     block belongs to the nearest place within whose limit it lies (median and 6 median absolute deviations of the
     distances of its own blocks). A place that the path passes while it drifts is not visited.
-
-    Args:
-        blocks: ``[n, k]`` block means, finite.
-        stays: Dwells in order of time, and whether each was left for the next.
-
-    Returns:
-        Dwells and visits in order of time. The dwells alone where no two places can be told block by block.
     """
     labels, places = _places(blocks, stays)
     if len(places) < 2:

@@ -1,6 +1,6 @@
-"""Simulate how the tail index of `alpha_ecf` scatters under stable laws, and write `quantiles.csv` beside this file.
+"""Simulate how the tail index of `alpha_ecf` scatters under stable laws, and write the table that it reads.
 
-``python -m lightning_cx.functional.tails.make_quantiles`` takes about half an hour on one core. Each cell has a
+``python benchmarks/tail_quantiles.py`` takes about half an hour on one core. Each cell has a
 seed of its own, so that `tests/functional/test_tail_quantiles.py` can draw single cells again.
 """
 
@@ -29,18 +29,7 @@ _NUMBERS = 1 << 20  # drawn at once
 
 
 def simulated_indices(projections: int, alpha: float, n: int, count: int, generator: Generator) -> Tensor:
-    """Fit the index of `count` samples of a stable law.
-
-    Args:
-        projections: 1 for a scalar law, else the number of projections whose median is the index.
-        alpha: True index.
-        n: Size of each sample.
-        count: Number of samples.
-        generator: Source of random numbers.
-
-    Returns:
-        ``[count]`` float64.
-    """
+    """Fit the index of `count` samples of size n of a stable law, or the median over several projections."""
     fits = []
     step = max(1, _NUMBERS // (n * projections))
     for start in range(0, count, step):
