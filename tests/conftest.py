@@ -7,6 +7,7 @@ Hypothesis's deadlines are times of single examples, which say nothing where wor
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import random
 from collections.abc import Iterator
 
@@ -19,6 +20,9 @@ from hypothesis import settings
 
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+
+# Tests that need processes fork them from one server, which imports once what takes each of them seconds.
+multiprocessing.set_forkserver_preload(["lightning.pytorch", "lightning_cx"])
 
 COLLECTED = pytest.StashKey[list[str]]()
 

@@ -15,7 +15,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from _said import listen
-from _workers import serve
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -228,8 +227,3 @@ def run(options: dict[str, Any], folder: str, stack: ExitStack) -> dict[str, Any
         "rng": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
         "counts": {k: a.count for k, a in monitor._session.ledger.accounts.items()} if monitor._session else None,
     }
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    serve(work)

@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import torch
 from _noisy import Fit, batches, regression
 from _said import listen
-from _workers import serve
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -143,8 +142,3 @@ def work(options: dict[str, Any]) -> dict[str, Any]:
         "sharded": is_sharded(module),
         "rank": int(os.environ["RANK"]),
     }
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    serve(work)

@@ -12,7 +12,6 @@ from unittest.mock import patch
 import lightning.pytorch as pl
 import torch
 from _noisy import Fit, Stream, batches, regression, trainer
-from _workers import serve
 
 from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet, SpectralRisk
 from lightning_cx.functional.stopping import Decision
@@ -132,8 +131,3 @@ def run(case: str, folder: str, stack: ExitStack) -> dict[str, Any]:
         result["initial"] = None if initial is None else initial.flatten().tolist()
         result["points"] = [point[:2] for point in stopping.watch.state_dict()["points"]["entries"]]
     return result
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    serve(work)

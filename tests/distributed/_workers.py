@@ -1,94 +1,86 @@
-"""Processes that wait for work: started once for a file of tests, since each takes seconds to import everything."""
+"""Processes that wait for work, forked from one that has imported torch and Lightning, which takes seconds."""
 
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
-import queue
-import socket
-import subprocess
 import sys
-import threading
-from collections.abc import Callable
+import tempfile
 from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import torch
+from _processes import free_port
+
 TIME_LIMIT = 200  # seconds for one piece of work; a deadlock would last for ever
-MARK = "RESULT "
-TESTS = Path(__file__).parent.parent
-PATHS = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
+FORKING = get_context("forkserver")  # conftest.py says what it has imported
 
 
 class Workers:
-    """Runs one script in several processes that form a group, as torchrun would start them.
+    """Runs `work(options)` of one module in several processes that form a group, as torchrun would start them.
 
     Args:
-        script: Calls `serve(work)`.
+        module: By its name; what it is given and answers is JSON.
         count: Number of processes.
     """
 
-    def __init__(self, script: Path, count: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    def __init__(self, module: str, count: int) -> None:
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
         group |= {"TORCHELASTIC_RUN_ID": "tests", "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0"}
-        self._answers: list[queue.Queue[str]] = []
-        self._noise: list[str] = []
+        group |= {"OMP_NUM_THREADS": "1"}
+        self._noise = tempfile.NamedTemporaryFile("r", suffix=".txt")  # noqa: SIM115 - as long as the processes
+        self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(count):
+            ours, theirs = FORKING.Pipe()
             own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = subprocess.Popen(
-                [sys.executable, str(script)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS, **own},
-            )
+            process = FORKING.Process(target=_serve, args=(module, own, self._noise.name, theirs), daemon=True)
+            process.start()
+            theirs.close()
             self._processes.append(process)
-            self._answers.append(queue.Queue())
-            threading.Thread(target=self._listen, args=(process, self._answers[-1]), daemon=True).start()
+            self._pipes.append(ours)
         atexit.register(self.stop)
-
-    def _listen(self, process: subprocess.Popen, answers: queue.Queue[str]) -> None:
-        for line in process.stdout or ():
-            if line.startswith(MARK):
-                answers.put(line.removeprefix(MARK))
-            else:
-                self._noise = [*self._noise[-60:], line]
 
     def __call__(self, options: dict[str, Any]) -> list[dict[str, Any]]:
         """What each process answers."""
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(options) + "\n")
-            process.stdin.flush()
+        for pipe in self._pipes:
+            pipe.send(json.dumps(options))
         end = monotonic() + TIME_LIMIT
-        return [json.loads(self._answer(number, end)) for number in range(len(self._processes))]
+        return [json.loads(self._answer(pipe, end)) for pipe in self._pipes]
 
-    def _answer(self, number: int, end: float) -> str:
+    def _answer(self, pipe: Connection, end: float) -> str:
         """Of one process; all are stopped where one has ended or does not answer."""
-        while all(process.poll() is None for process in self._processes) and monotonic() < end:
-            with suppress(queue.Empty):
-                return self._answers[number].get(timeout=1)
+        with suppress(EOFError, ConnectionError):
+            while all(process.is_alive() for process in self._processes) and monotonic() < end:
+                if pipe.poll(1):
+                    return pipe.recv()
+        noise = self._noise.read()[-5000:]
         self.stop()
-        raise AssertionError(f"a process ended, or did not answer within {TIME_LIMIT} s:\n{''.join(self._noise)}")
+        raise AssertionError(f"a process ended, or did not answer within {TIME_LIMIT} s:\n{noise}")
 
     def stop(self) -> None:
-        for process in self._processes:
+        atexit.unregister(self.stop)
+        for process, pipe in zip(self._processes, self._pipes, strict=True):
             process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            process.join()
+            pipe.close()
+        self._noise.close()
 
 
-def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Do what comes in, one line each, until there is no more."""
-    for line in sys.stdin:
-        answer = work(json.loads(line))
-        print("\n" + MARK + json.dumps(answer), flush=True)
+def _serve(module: str, variables: dict[str, str], noise: str, pipe: Connection) -> None:
+    """Do what comes in, one after the other, until there is no more."""
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    with Path(noise).open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    work = importlib.import_module(module).work
+    with suppress(EOFError):
+        while True:
+            pipe.send(json.dumps(work(json.loads(pipe.recv()))))

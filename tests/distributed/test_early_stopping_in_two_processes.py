@@ -17,7 +17,7 @@ from lightning_cx import ComplexityEarlyStopping
 
 @functools.cache
 def _workers() -> Workers:
-    return Workers(Path(__file__).with_name("_stopping_run.py"), 2)
+    return Workers("_stopping_run", 2)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ Result = dict[str, Any]
 
 @functools.cache
 def _workers() -> Workers:
-    return Workers(Path(__file__).with_name("_monitor_run.py"), 2)
+    return Workers("_monitor_run", 2)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from _workers import Workers
 
 @functools.cache
 def _workers() -> Workers:
-    return Workers(Path(__file__).with_name("_sharded_run.py"), 2)
+    return Workers("_sharded_run", 2)
 
 
 @functools.cache

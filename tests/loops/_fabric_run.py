@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,12 @@ def in_fabric(fabric: Fabric, accumulate: int = 1) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def work(rank: int, folder: str, port: int) -> None:
+    """Be one of two processes, and save what it saw."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    os.environ.update(group | {"LOCAL_RANK": str(rank)})
     processes = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     processes.launch()
-    torch.save(in_fabric(processes, accumulate=2), Path(sys.argv[1], f"rank{processes.global_rank}.pt"))
+    torch.save(in_fabric(processes, accumulate=2), Path(folder, f"rank{rank}.pt"))

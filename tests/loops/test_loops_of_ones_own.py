@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _fabric_run import BATCH, data, in_fabric, model
+from _fabric_run import BATCH, data, in_fabric, model, work
+from _processes import free_port
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.multiprocessing import start_processes
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
@@ -71,7 +71,7 @@ def test_under_bf16_mixed_the_numbers_agree_to_the_precision_of_bf16() -> None:
 
 
 def test_in_two_processes_each_taps_its_own_batches_and_gradients_are_averaged_as_without(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(Path(__file__).with_name("_fabric_run.py")), tmp_path], check=True, timeout=300)
+    start_processes(work, args=(str(tmp_path), free_port()), nprocs=2, start_method="forkserver")
     for rank in (0, 1):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         for part, gram in enumerate(found["grams"]):

@@ -1,4 +1,4 @@
-"""What each of two processes does in `test_two_processes.py`; spawned processes import it by name."""
+"""What each of two processes does in `test_two_processes.py`; they import it by name."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    multiprocessing.start_processes(work, args=(str(folder),), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
