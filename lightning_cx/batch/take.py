@@ -75,8 +75,8 @@ def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
         if isinstance(part, Tensor | np.ndarray) and isinstance(theirs_part, type(part)):
             if part.ndim == theirs_part.ndim:
                 return _concatenated(part, theirs_part)
-        elif type(part) is type(theirs_part):
-            return part + theirs_part
+        elif isinstance(part, list | tuple) and type(part) is type(theirs_part):
+            return type(part)([*part, *theirs_part])
         shapes = [list(getattr(p, "shape", [])) or type(p).__name__ for p in (part, theirs_part)]
         raise ValueError(f"two batches cannot be joined: {shapes[0]} does not fit {shapes[1]}")
 

@@ -140,10 +140,11 @@ def _with_other_targets(passes: ProbePasses, batch: Any, examples: int, anatomy:
     """The slopes if each example had the target of the one before; None where the targets are not known."""
     held = {part.path: part.value for part in parts_of(batch)}
     alone = [path for path in anatomy.targets if path in held and path not in anatomy.inputs]
-    if not anatomy.asked or len(alone) != 1 or not isinstance(held[alone[0]], Tensor):
+    targets = held[alone[0]] if anatomy.asked and len(alone) == 1 else None
+    if not isinstance(targets, Tensor):
         return None
     try:
-        _, slopes = _slopes(passes, replaced(batch, alone[0], held[alone[0]].roll(1, 0)), examples)
+        _, slopes = _slopes(passes, replaced(batch, alone[0], targets.roll(1, 0)), examples)
     except (ValueError, RuntimeError):  # the target of one does not fit another
         return None
     return tuple(slope.detach() for slope in slopes)
