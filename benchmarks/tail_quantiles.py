@@ -1,7 +1,7 @@
 """Simulate how the tail index of `alpha_ecf` scatters under stable laws, and write the table that it reads.
 
-``python benchmarks/tail_quantiles.py`` takes about half an hour on one core. Each cell has a
-seed of its own, so that `tests/functional/test_tail_quantiles.py` can draw single cells again.
+``python benchmarks/tail_quantiles.py`` takes about half an hour on one core. Each cell has a seed of its own, so that
+`tests/functional/test_tail_quantiles.py` can draw single cells again.
 """
 
 from __future__ import annotations

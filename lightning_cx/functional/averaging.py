@@ -55,10 +55,8 @@ class TailAverage:
     def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Take in the weights after a step; where names or shapes have changed, the run begins anew.
 
-        Args:
-            parameters: Tensors by name, any float dtype; they are read, not kept.
-            step: Number of the step; some may be left out. The last one again is passed over, and one before it begins
-                a new run.
+        They are read, not kept. Steps may be left out; the last one again is passed over, and one before it begins a
+        new run.
         """
         shapes = {name: values.shape for name, values in parameters.items()}
         if self._count and (shapes != self.shapes or step < self._last):
@@ -230,12 +228,7 @@ def averaging_gain(last: Tensor, average: Tensor) -> AveragingGain:
 
 @dataclass(frozen=True)
 class QuadraticLosses:
-    """Expected losses above the minimum of a quadratic on which SGD with a constant step has settled.
-
-    Attributes:
-        last: Of the last weights.
-        average: Of the average of the last weights.
-    """
+    """Expected losses above the minimum, of the last weights and of their average; see `quadratic_losses`."""
 
     last: float
     average: float

@@ -33,8 +33,7 @@ class LossTail:
         rate: Rate of the law. Exponentials: relative fall per step, negative where the loss rises. Power: the exponent
             p of ``(t + offset)^-p``. Flat: 0. nan if unknown.
         error: Its standard error, in the same unit; that of an exponential for a flat loss; nan if unknown.
-        low: Lower end of its 95% interval.
-        high: Upper end.
+        low, high: Ends of its 95% interval.
         floor: Loss that the law ends at: 0 for exponential and power, the mean for flat; nan if unknown or rising.
         rate_now: Relative fall of the loss above its floor per step at the last reading, ``p / (t + offset)`` for a
             power law and `rate` for exponentials.
@@ -120,7 +119,6 @@ def loss_tail(steps: Any, losses: Any) -> LossTail:
         correlated readings.
 
     Example:
-        >>> import numpy as np
         >>> steps = np.arange(0, 2000, 20)
         >>> print(loss_tail(steps, np.exp(-0.0012 * steps)))
         converging at a linear rate of .0012 per step; the loss would halve every 580 steps (95%: .0012 to .0012)
@@ -177,7 +175,7 @@ def _fitted(t: Array, y: Array) -> LossTail:
     # smooth wiggles of the optimizer buy a floor or an offset that is not there.
     n, span = len(t), t[-1] - t[0]
     u = (t - t[0]) / span
-    fits = {law: fit(u, y) for law, fit in FITS.items()}
+    fits = {law: fit(u, y) for law, (_, fit) in LAWS.items()}
     worth = max(MIN_WORTH, n / _inflation(min(fits.values(), key=lambda fit: fit.squares)))
     bic = {law: _criterion(fit, n, worth) for law, fit in fits.items()}
     law = min(bic, key=bic.__getitem__)
@@ -209,7 +207,7 @@ def _described(law: str, fits: Mapping[str, Fit], bic: dict[str, float], t: Arra
     fit = fits[law]
     n, span = len(t), float(t[-1] - t[0])
     size, second, third = (*fit.parameters.tolist(), 0.0, 0.0)[:3]
-    level = math.exp(float(LAWS[law](fit.parameters, np.ones(1))[0]))
+    level = math.exp(float(LAWS[law][0](fit.parameters, np.ones(1))[0]))
     # Parameter 1 is the logarithm of the rate, or the rate itself for an exponential, which bounds that of a flat loss.
     slope = fits["exponential"] if law == "flat" else fit
     spread, margin = _spread(slope, worth)
@@ -337,17 +335,11 @@ def _lowest(curve: Callable[[float], float], ends: tuple[float, float]) -> float
     return float(found.x)
 
 
-FITS: dict[str, Callable[[Array, Array], Fit]] = {
-    "flat": _fit_flat,
-    "exponential": _fit_exponential,
-    "exponential with floor": _fit_with_floor,
-    "power": _fit_power,
-}
-LAWS: dict[str, Callable[[Array, Array], Array]] = {
-    "flat": _flat,
-    "exponential": _exponential,
-    "exponential with floor": _with_floor,
-    "power": _power,
+LAWS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Fit]]] = {
+    "flat": (_flat, _fit_flat),
+    "exponential": (_exponential, _fit_exponential),
+    "exponential with floor": (_with_floor, _fit_with_floor),
+    "power": (_power, _fit_power),
 }
 
 

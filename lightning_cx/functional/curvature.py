@@ -220,7 +220,8 @@ def gauss_newton(gram: Tensor, hessian: Tensor) -> GaussNewton:
         shapes = f"{list(gram.shape)} and {list(hessian.shape)}"
         raise ValueError(f"n examples with C outputs have a Gram matrix [nC, nC] and Hessians [n, C, C], got {shapes}.")
     if not n * outputs or not bool(gram.isfinite().all() & hessian.isfinite().all()):
-        return _unknown(gram, n)
+        nothing = gram.new_full((), torch.nan)
+        return GaussNewton(nothing, nothing, n)
     curvature, directions = torch.linalg.eigh((hessian + hessian.mT) / 2)
     if float(curvature.min()) < -CONCAVE * float(curvature.abs().max()):
         least, largest = float(curvature.min()), float(curvature.max())
@@ -232,11 +233,6 @@ def gauss_newton(gram: Tensor, hessian: Tensor) -> GaussNewton:
     blocks = gram.view(n, outputs, n * outputs)
     half = (root.mT @ blocks).reshape(n * outputs, n * outputs).T.reshape(n, outputs, n * outputs)
     return _leading((root.mT @ half).reshape(n * outputs, n * outputs), n)
-
-
-def _unknown(gram: Tensor, n: int) -> GaussNewton:
-    nothing = gram.new_full((), torch.nan)
-    return GaussNewton(nothing, nothing, n)
 
 
 def _leading(matrix: Tensor, n: int) -> GaussNewton:
@@ -281,16 +277,8 @@ def nested_mean_error(means: Tensor, counts: Tensor) -> Tensor:
 def half_width(standard_error: float, degrees_of_freedom: int, share: float = 0.0) -> float:
     """Compute half of the 95% interval of a mean of n examples out of N: ``t se sqrt(1 - n / N)``, t Student's.
 
-    Args:
-        standard_error: As of a sample of an endless set.
-        degrees_of_freedom: Those of the standard error.
-        share: n / N, what part of all examples there are was looked at; 0 where N is endless or unknown.
-
-    Returns:
-        Not negative; 0 where all examples were looked at, else nan for less than 1 degree of freedom.
-
-    References:
-        Cochran 1977, "Sampling techniques", section 2.6, for the finite population.
+    `share` is n / N, 0 where N is endless or unknown. 0 where all examples were looked at, else nan for less than 1
+    degree of freedom. Cochran 1977, "Sampling techniques", section 2.6, for the finite population.
 
     Example:
         >>> round(half_width(1.0, 7), 3), half_width(1.0, 7, share=1.0)

@@ -234,10 +234,7 @@ def signal_and_noise(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tens
 
 
 def jackknife_estimates(gram: Tensor, trace: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Return signal and noise ``[..., N]`` of Gram matrices ``[..., N, N]`` without each example in turn.
-
-    Its row, its column and its diagonal entry go from the sums.
-    """
+    """Return signal and noise ``[..., N]`` of Gram matrices ``[..., N, N]`` without each example in turn."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     total_without = total[..., None] - gram.sum(-2) - gram.sum(-1) + diagonal
     return signal_and_noise(trace[..., None] - diagonal, total_without, gram.shape[-1] - 1)

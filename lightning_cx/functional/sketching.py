@@ -62,24 +62,10 @@ _FACTORS = (-7046029254386353131, -4417276706812531889, 1609587929392839161, -87
 
 
 def coordinate_hash(shape: Sequence[int], number: int, device: torch.device | str = "cpu") -> Tensor:
-    """Hash each coordinate of an array to 40 random bits, by the mixing steps of splitmix64.
+    """Hash each coordinate of an array to 40 random bits ``[product of shape]`` int64, as splitmix64 mixes.
 
-    An entry has the same number whatever the lengths of the axes, so arrays that are padded differently agree.
-
-    Args:
-        shape: Lengths of the axes.
-        number: Of the array, or a seed: other numbers give other hashes.
-        device: Where to put them.
-
-    Returns:
-        ``[product of shape]`` int64.
-
-    References:
-        Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
-
-    Example:
-        >>> bool((coordinate_hash((2, 3), 0).view(2, 3) == coordinate_hash((2, 5), 0).view(2, 5)[:, :3]).all())
-        True
+    An entry has the same number whatever the lengths of the axes, so arrays that are padded differently agree; other
+    numbers (or seeds) give other hashes. Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
     """
     key = torch.tensor(number + 1, device=device) * _FACTORS[0]
     for axis, size in enumerate(shape):

@@ -137,11 +137,7 @@ class StepGains:
         return pairs.pop() if len(pairs) == 1 else None
 
     def flat(self, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return gain and decay of every entry, ``[P]`` each in float32 or wider, one parameter after another.
-
-        Args:
-            parameters: By name, those that the gains are of; their order counts.
-        """
+        """Return gain and decay of every entry, ``[P]`` each in float32 or wider, in the order of `parameters`."""
         gains = [self.gain[name].to(p.device).expand(p.shape).flatten() for name, p in parameters.items()]
         decays = [torch.full_like(gain, self.decay[name]) for gain, name in zip(gains, parameters, strict=True)]
         return torch.cat(gains), torch.cat(decays)

@@ -38,7 +38,6 @@ def spectral_bias_index(initial: Tensor, current: Tensor) -> Tensor:
         THEORY section 4. Under exact linear dynamics with rates a (low) and b (high): ``tanh((a - b) t)``.
 
     Example:
-        >>> import torch
         >>> spectral_bias_index(torch.tensor([1.0, 1.0]), torch.tensor([0.25, 0.75]))
         tensor(0.5000, dtype=torch.float64)
     """
@@ -54,20 +53,12 @@ def spectral_bias_index(initial: Tensor, current: Tensor) -> Tensor:
 
 
 def energies_at_half(initial: Tensor, before: Tensor, after: Tensor) -> Tensor | None:
-    """Interpolate the energies at the moment when half of the initial energy was gone, between two readings.
+    """Interpolate the energies ``[L]`` at the moment when half of the initial energy was gone, between two readings.
 
-    Energies decay exponentially in the linear regime, so the interpolation is linear in their logarithms.
-
-    Args:
-        initial: ``[L]`` energies of the initial residual.
-        before: ``[L]`` energies at the reading before.
-        after: ``[L]`` energies at this reading.
-
-    Returns:
-        ``[L]`` float64, or None if the sum does not cross half of the initial one between the two.
+    Energies decay exponentially in the linear regime, so the interpolation is linear in their logarithms. None if the
+    sum does not cross half of the initial one between the two.
 
     Example:
-        >>> import torch
         >>> one = torch.ones(2)
         >>> energies_at_half(one, one, one / 4)
         tensor([0.5000, 0.5000], dtype=torch.float64)
@@ -112,7 +103,6 @@ def fitted_fraction(initial: Tensor, current: Tensor, level_of: Tensor, bands: S
         THEORY section 4. Under exact linear dynamics of rate ``lambda``: ``1 - exp(-lambda t)``.
 
     Example:
-        >>> import torch
         >>> start = torch.tensor([[2.0], [1.0], [1.0]])
         >>> fitted_fraction(start, torch.tensor([[0.5], [1.0], [0.0]]), torch.tensor([0, 1, 1]), [(0, 1), (1, 2)])
         tensor([0.7500, 0.5000], dtype=torch.float64)
@@ -154,7 +144,6 @@ def high_complexity_dominance(initial: Tensor, before: Tensor, after: Tensor) ->
         THEORY section 4.
 
     Example:
-        >>> import torch
         >>> half = torch.tensor([2.0, 2.0])
         >>> float(high_complexity_dominance(half, half, torch.tensor([1.75, 1.25])))
         0.75
@@ -221,7 +210,6 @@ def decay_rates(steps: Tensor, energies: Tensor) -> DecayRates:
         Marriott & Pope 1954 for the bias of their correlation.
 
     Example:
-        >>> import torch
         >>> steps = torch.arange(0, 100, 10)
         >>> rates = decay_rates(steps, torch.exp(-0.02 * steps)[:, None])
         >>> round(float(rates.rate), 6), round(float(rates.half_life), 3)
@@ -323,7 +311,6 @@ def whiteness(energy: Tensor, sizes: Tensor, outputs: float = 1.0) -> Whiteness:
         ill-posed problems", section 3; Stephens 1974, "EDF statistics for goodness of fit", for the correction.
 
     Example:
-        >>> import torch
         >>> print(whiteness(torch.ones(100), torch.ones(100)))
         is not distinguishable from white noise: distance 0.000, limit 0.188
         >>> print(whiteness(1 / torch.arange(1, 101), torch.ones(100)))
@@ -354,7 +341,6 @@ def independent_outputs(values: Tensor) -> Tensor:
         ``[]`` float64 between 1 and C; nan without variation or with entries that are not finite.
 
     Example:
-        >>> import torch
         >>> one_hot_minus_mean = torch.eye(10).repeat(5, 1) - 0.1
         >>> round(float(independent_outputs(one_hot_minus_mean)), 9)
         9.0

@@ -23,18 +23,12 @@ perfect order down to .19.
 
 @dataclass(frozen=True, eq=False)
 class GradientSystem:
-    """Gradients of n examples (and C outputs), scaled to a largest entry near 1; every tensor is float64.
+    """Gradients of n examples (and C outputs) with their modes and level energies; every tensor is float64.
 
-    Attributes:
-        unit: What the gradients were divided by, a power of 2: squares of gradients of 1e-160 would vanish.
-        gram: ``[n * C, n * C]`` their inner products, in the dtype they came in.
-        gradients: ``[n * C, P]``, or None.
-        axis: The levels on the examples.
-        eigenvalues: ``[r]`` descending.
-        modes: ``[n * C, r]``.
-        energies: ``[r, L]`` level energies of each mode.
-        expressed: ``[]`` share of the gradients' energy that the basis expresses.
-        unknown: Why there are no modes; empty if there are some.
+    All is divided by `unit`, a power of 2 that brings the largest entry near 1: squares of gradients of 1e-160 would
+    vanish. `gram` ``[n * C, n * C]`` keeps its dtype; `modes` ``[n * C, r]`` and `energies` ``[r, L]`` go with
+    `eigenvalues` ``[r]``, descending. `expressed` is the share of the energy that the basis expresses, `unknown` why
+    there are no modes.
     """
 
     unit: float

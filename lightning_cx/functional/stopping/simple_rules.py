@@ -59,17 +59,7 @@ class DominanceTracker:
         self._in_a_row = 0
 
     def check(self, coefficients: Any) -> Decision:
-        """Process the residual of one check.
-
-        Args:
-            coefficients: ``[L, C]`` or ``[L]`` coefficients of the residual, in order of complexity.
-
-        Returns:
-            Decision; `value` is D, nan for the first 5 checks. `best_check` is this one.
-
-        Raises:
-            ValueError: If the shape is another.
-        """
+        """Process one residual, ``[L, C]`` or ``[L]`` in order of complexity; `value` is D, nan for the first 5."""
         energy, freedom = _energy(coefficients)
         number = self.checks
         self.checks += 1
@@ -144,17 +134,7 @@ class WhitenessTracker:
         self._in_a_row = 0
 
     def check(self, coefficients: Any) -> Decision:
-        """Process the residual of one check.
-
-        Args:
-            coefficients: ``[L, C]`` or ``[L]`` coefficients of the residual, in order of complexity.
-
-        Returns:
-            Decision; `value` is the p-value of white noise. `best_check` is this one.
-
-        Raises:
-            ValueError: If the shape is another.
-        """
+        """Process one residual, ``[L, C]`` or ``[L]`` in order of complexity; `value` is the p-value of white noise."""
         energy, freedom = _energy(coefficients)
         number = self.checks
         self.checks += 1
@@ -192,9 +172,6 @@ def dominance(coefficients: Any, patience: int = 3) -> Decision:
     Raises:
         ValueError: If the shape is another or there is no check.
 
-    References:
-        THEORY section 5.
-
     Example:
         >>> import torch
         >>> start = 30 / (1 + torch.arange(256.0)) ** 2
@@ -208,18 +185,7 @@ def dominance(coefficients: Any, patience: int = 3) -> Decision:
 def residual_whiteness(coefficients: Any, patience: int = 2) -> Decision:
     """Find the check at which the residual became white noise: `WhitenessTracker` over a whole run.
 
-    Args:
-        coefficients: ``[T, L, C]`` or ``[T, L]`` coefficients of the residual at each check, in order of complexity.
-        patience: Checks in a row.
-
-    Returns:
-        Decision of the check that fires, whose number is `best_check`; of the last one if none does.
-
-    Raises:
-        ValueError: If the shape is another or there is no check.
-
-    References:
-        THEORY section 5.
+    Takes and returns what `dominance` does.
 
     Example:
         >>> import torch

@@ -88,7 +88,6 @@ class RiskTracker:
         Stein 1981, "Estimation of the mean of a multivariate normal distribution"; THEORY section 5.
 
     Example:
-        >>> import torch
         >>> draw = torch.Generator().manual_seed(0)
         >>> noise = 0.5 * torch.randn(256, 1, generator=draw, dtype=torch.float64)
         >>> target = 30.0 / (1 + torch.arange(256.0, dtype=torch.float64)[:, None]) ** 2
@@ -139,18 +138,11 @@ class RiskTracker:
         self._above = 0
 
     def check(self, coefficients: Any, step: float | None = None) -> Decision:
-        """Process the residual of one check.
+        """Process the residual of one check: ``[L, C]`` or ``[L]`` coefficients in order of complexity.
 
-        Args:
-            coefficients: ``[L, C]`` or ``[L]`` coefficients of the residual in the basis, in order of complexity; of
-                the same shape every time. Those of the first check are the target.
-            step: Training step of the check, for `doubling`; None takes the number of the check.
-
-        Returns:
-            Decision; `value` is the risk. Coefficients that are not finite are passed over.
-
-        Raises:
-            ValueError: If the shape is not that of the first check.
+        Those of the first check are the target, and set the shape of all (else ValueError). `step` is the training
+        step, for `doubling`; None takes the number of the check. The Decision's `value` is the risk; coefficients that
+        are not finite are passed over.
         """
         coefficients = _matrix(coefficients)
         if self._initial is None:
@@ -293,7 +285,6 @@ def spectral_risk(
         THEORY section 5.
 
     Example:
-        >>> import torch
         >>> steps = torch.arange(60.0, dtype=torch.float64)[:, None]
         >>> clean = torch.exp(-steps / (1 + torch.arange(128.0))) / (1 + torch.arange(128.0)) ** 2
         >>> print(spectral_risk(clean).stop_check)  # nothing but target: it never pays to stop

@@ -125,7 +125,6 @@ def noise_floor(initial: Any) -> NoiseFloor:
         THEORY section 5.
 
     Example:
-        >>> import torch
         >>> draw = torch.Generator().manual_seed(0)
         >>> noise = 0.5 * torch.randn(512, generator=draw, dtype=torch.float64)
         >>> noise[:10] += 8.0  # the target
@@ -169,7 +168,6 @@ def target_is_ordered(initial: Any) -> tuple[bool, float]:
         ValueError: If the shape is another.
 
     Example:
-        >>> import torch
         >>> target_is_ordered(1 / (1 + torch.arange(256.0)))[0]
         True
         >>> target_is_ordered(torch.randn(256, generator=torch.Generator().manual_seed(0)))[0]

@@ -51,7 +51,6 @@ def alpha_ecf(samples: Any, projections: int | None = PROJECTIONS, seed: int = 0
         the standardisation and the frequencies; THEORY section 6.
 
     Example:
-        >>> import torch
         >>> from lightning_cx.functional.tails import elliptical_stable
         >>> noise = elliptical_stable(1.5, 2048, 50, torch.Generator().manual_seed(0))
         >>> fit = alpha_ecf(noise)

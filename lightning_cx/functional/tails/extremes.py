@@ -47,7 +47,6 @@ def hill(samples: Any, k: int | None = None) -> TailFit:
         Hill 1975, "A simple general approach to inference about the tail of a distribution".
 
     Example:
-        >>> import torch
         >>> uniform = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
         >>> print(hill(uniform ** (-1 / 1.5)))  # Pareto with alpha = 1.5
         1.50 (95% between 1.25 and 1.77; n = 4096)
@@ -92,7 +91,6 @@ def xi_dedh(samples: Any, fraction: float = FRACTION) -> TailFit:
         and corollary 3.2.
 
     Example:
-        >>> import torch
         >>> uniform = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
         >>> print(xi_dedh(uniform ** (-1 / 1.5)))  # Pareto with alpha = 1.5: xi = .67
         0.66 (95% between 0.54 and 0.78; n = 4096)

@@ -41,7 +41,6 @@ def without_drift(samples: Any, batches: Any, neighbourhood: int = NEIGHBOURHOOD
         this, and of 1.0 if it drops once by that; both come out at 1.99.
 
     Example:
-        >>> import torch
         >>> noise = torch.randn(64, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         >>> shrinking = noise * torch.exp(-torch.arange(64.0) / 16)[:, None]
         >>> level = without_drift(shrinking.flatten(), torch.arange(64).repeat_interleave(32)).view(64, 32)
@@ -80,7 +79,6 @@ def centred_norms(gram: Tensor) -> Tensor:
         ``[N]`` of the same dtype; what rounding brings below 0 is 0.
 
     Example:
-        >>> import torch
         >>> centred_norms(torch.tensor([[4., 0.], [0., 0.]]))  # gradients 2 and 0: mean 1
         tensor([1., 1.])
     """
@@ -129,15 +127,9 @@ GROUPINGS = 8
 
 
 def grouped_sums(projected: Tensor, size: int, seed: int) -> Tensor:
-    """Add up samples in groups drawn at random, several times over, so that no one grouping decides the result.
+    """Add up `size` samples of ``[..., n]`` in groups drawn at random, in 8 ways, so that no one grouping decides.
 
-    Args:
-        projected: ``[..., n]`` samples along the last axis.
-        size: How many are added up.
-        seed: Seed of the groups.
-
-    Returns:
-        ``[8, ..., n // size]``, one layer for each way to group.
+    Returns ``[8, ..., n // size]``, one layer for each way to group.
     """
     n = projected.shape[-1]
     generator = Generator().manual_seed(seed)

@@ -54,18 +54,14 @@ class TailReport:
 
     Attributes:
         alpha: Tail index of single samples, `alpha_ecf`; 2 is Gaussian, less is heavier.
-        alpha_low: Lower end of its 95% interval.
-        alpha_high: Upper end.
+        alpha_low, alpha_high: Ends of its 95% interval.
         sum_alpha: Tail index of sums of `sum_size` samples.
-        sum_alpha_low: Lower end of its 95% interval.
-        sum_alpha_high: Upper end.
+        sum_alpha_low, sum_alpha_high: Ends of its 95% interval.
         sum_size: How many samples a sum adds up: the batch size, or less where that would leave under 64 sums.
         xi: Extreme value index of the magnitudes, `xi_dedh`: above 0 a power law, 0 a light tail.
-        xi_low: Lower end of its 95% interval.
-        xi_high: Upper end.
+        xi_low, xi_high: Ends of its 95% interval.
         hill: Index of the power law that the largest magnitudes would have, `hill`.
-        hill_low: Lower end of its 95% interval.
-        hill_high: Upper end.
+        hill_low, hill_high: Ends of its 95% interval.
         p_gaussian: p-value of a normal law for single samples (Anderson-Darling).
         p_sum_gaussian: The same for sums.
         p_stable: p-value of a stable law (parametric bootstrap); nan where a normal law is not ruled out at .05.
@@ -174,7 +170,6 @@ def tail_report(
         THEORY section 6; Koutrouvelis 1980; Anderson & Darling 1954; Dekkers, Einmahl & de Haan 1989.
 
     Example:
-        >>> import torch
         >>> from lightning_cx.functional.tails import symmetric_stable
         >>> draw = torch.Generator().manual_seed(0)
         >>> print(tail_report(torch.randn(2048, 50, generator=draw)))

@@ -48,22 +48,16 @@ def symmetric_stable(
 
 
 def elliptical_stable(alpha: float, rows: int, columns: int, generator: Generator) -> Tensor:
-    """Draw vectors of which every projection is alpha-stable: normal vectors, each with a stable scale of its own.
+    """Draw vectors ``[n, d]`` float64 of which every projection is alpha-stable: normal ones, each with a stable scale.
 
     ``sqrt(A) G`` with G normal of variance 2 and A positive ``alpha/2``-stable with Laplace transform
     ``exp(-s^(alpha/2))``.
 
     Args:
-        alpha: Tail index in (0, 2].
+        alpha: Tail index in (0, 2], else ValueError.
         rows: Number of vectors n.
         columns: Dimension d. All directions have the same scale; multiply columns for another.
         generator: Source of random numbers, on the CPU.
-
-    Returns:
-        ``[n, d]`` float64.
-
-    Raises:
-        ValueError: If alpha is not in (0, 2].
 
     References:
         Samorodnitsky & Taqqu 1994, "Stable non-Gaussian random processes", proposition 2.5.2; Kanter 1975 for A.
