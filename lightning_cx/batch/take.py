@@ -76,7 +76,7 @@ def join(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
             if part.ndim == theirs_part.ndim:
                 return _concatenated(part, theirs_part)
         elif isinstance(part, list | tuple) and type(part) is type(theirs_part):
-            return type(part)([*part, *theirs_part])
+            return part.__class__([*part, *theirs_part])  # type: ignore[arg-type]
         shapes = [list(getattr(p, "shape", [])) or type(p).__name__ for p in (part, theirs_part)]
         raise ValueError(f"two batches cannot be joined: {shapes[0]} does not fit {shapes[1]}")
 

@@ -70,6 +70,7 @@ class _Search:
         self._seen: dict[int, Any] = {}  # holds what was seen, so that no other object gets its id
         self._waiting: list[tuple[Any, str]] = []
         self._functions: set[CodeType] = set()
+        self._root = holder
         self._own = {base.__module__.partition(".")[0] for base in type(holder).__mro__}
         self._enter(holder, "self", methods)
 
@@ -89,8 +90,8 @@ class _Search:
             elif isinstance(thing, MethodType):
                 self._add(thing.__self__, where.rpartition(".")[0] or where)
                 self._function(thing.__func__, thing.__self__, where.rpartition(".")[0] or where)
-            elif isinstance(thing, FunctionType):
-                self._function(thing, None, where)
+            elif isinstance(thing, FunctionType):  # what it calls an argument may be the holder
+                self._function(thing, self._root, "self")
             else:
                 self._enter(thing, where, ())
 

@@ -358,7 +358,7 @@ def test_where_examples_cannot_be_fetched_by_index_those_that_come_by_are_taken(
     assert trainer.global_step == 8
     assert sum("the probe takes the first batches that come by" in text for text in words) == 1
     if kind != "an iterator for a sampler":
-        assert monitor.probe.examples == 256
+        assert monitor.probe.complete
         assert math.isfinite(trainer.callback_metrics["complexity/residual_median"])
 
 
@@ -434,7 +434,7 @@ def test_slow_data_is_not_read_a_second_time(monkeypatch: pytest.MonkeyPatch) ->
     module = Step(lambda m, b: F.mse_loss(m.net(b[0]), b[1]))
     _, words = told(lambda: run(module, DataLoader(TensorDataset(X, Y), 32), [monitor], steps=8))
     assert "would take 16 s" in words[0]
-    assert monitor.probe.examples == 256
+    assert monitor.probe.examples == 256  # as many as eight batches have
 
 
 @pytest.mark.parametrize(("instruments", "most"), [(None, 5), ("all", 8)])
