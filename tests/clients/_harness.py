@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 # Both flavours before ours, so that our callbacks are of both kinds.
@@ -370,15 +372,18 @@ def under_all(case: Case) -> UnderAll:
 
 
 def _run(case: Case, callbacks: list[Any], double: bool, messages: list[str]) -> str:
-    default = torch.get_default_dtype()
+    default, here = torch.get_default_dtype(), Path.cwd()
     seed()
-    try:
-        with listening(messages):
-            case.fit(callbacks, double)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        torch.set_default_dtype(default)
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)  # some libraries write where they are
+        try:
+            with listening(messages):
+                case.fit(callbacks, double)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            os.chdir(here)
+            torch.set_default_dtype(default)
     return ""
 
 
