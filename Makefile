@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-benchmark
+CLIENTS := .venv-clients
 FLOOR := .venv-floor
 FLOOR_PYTHON ?= $(shell command -v python3.10 || echo $(PYTHON))
 LOGDIR ?= runs/quickstart
@@ -11,7 +12,7 @@ MARKS = not slow and not timing
 # In chunks of neighbours, so that what a file sets up is set up once; whoever is done early takes over from the other.
 XDIST = --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test test-slow test-floor lint types unit timing tables format benchmark benchmark-stopping clean
+.PHONY: demo test test-slow test-floor test-clients clients-report lint types unit timing tables format benchmark benchmark-stopping clean
 
 demo: $(VENV)/.test-installed
 	$(BIN)/python examples/quickstart.py --logdir $(LOGDIR)
@@ -32,8 +33,16 @@ test-floor: $(FLOOR)/.installed
 	$(FLOOR)/bin/python -m pytest $(XDIST) -m "$(MARKS)"
 	$(FLOOR)/bin/python -m pytest -m "timing and not slow"
 
+# On models and loaders of ten other libraries. Not part of `test`: 3 GB of their environment.
+test-clients: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python -m pytest --config-file tests/clients/pytest.ini tests/clients
+
+# What is found beside what is expected, and every sentence of ours in these fits.
+clients-report: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python tests/clients/report.py --all
+
 # One worker for each core is all that the cores can do: BLAS and OpenMP start no threads beside them.
-unit timing test-slow test-floor: export OMP_NUM_THREADS = 1
+unit timing test-slow test-floor test-clients clients-report: export OMP_NUM_THREADS = 1
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -66,7 +75,7 @@ benchmark-stopping: $(VENV)/.test-installed
 	$(BIN)/python benchmarks/stopping.py --output docs/benchmarks/stopping.md
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(FLOOR) build dist runs
+	rm -rf $(VENV) $(PEERS) $(CLIENTS) $(FLOOR) build dist runs
 
 # One stamp file for one environment: re-made when what we depend on changes.
 $(VENV)/.test-installed: pyproject.toml constraints.txt
@@ -79,6 +88,14 @@ $(PEERS)/.installed: pyproject.toml constraints.txt benchmarks/peers.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --no-deps backpack-for-pytorch==1.7.1
+	touch $@
+
+# pytorch_tabular asks for a torchmetrics below 1.9 and works with it.
+$(CLIENTS)/.installed: pyproject.toml constraints.txt tests/clients/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
+		--requirement tests/clients/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps pytorch_tabular==1.2.0
 	touch $@
 
 $(FLOOR)/.installed: pyproject.toml constraints-floor.txt

@@ -14,14 +14,16 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 # Both flavours before ours, so that our callbacks are of both kinds.
@@ -54,13 +56,13 @@ class Case:
 
     Attributes:
         name: `<library>-<model>`.
-        fit: Trains a new model: `fit(callbacks, double)`. In double precision it has no dropout.
+        fit: Trains a new model: `fit(callbacks, double)`. If `double`, it has no dropout, and float64 weights and data
+            where the library can have them.
         loss_of: The loss of one example of a batch alone, `loss_of(module, batch, i)`; None where examples have none.
             An IndexError ends the loop.
         weights: How much each example of a batch counts, in examples, where they do not count alike: a row is its share
             of the batch gradient then, and that is what it is compared with.
         features: What is passed as `ProbeSet(features=...)`, if anything.
-        double: Whether the library can train in float64.
     """
 
     name: str
@@ -68,18 +70,18 @@ class Case:
     loss_of: Callable[[Any, Any, int], Tensor] | None = None
     weights: Callable[[Any], Tensor] | None = None
     features: Callable[[Any], Tensor] | None = None
-    double: bool = True
 
     @property
     def library(self) -> str:
         return self.name.partition(":")[0]
 
-    def losses(self, module: Any, batch: Any) -> Iterator[Tensor]:
-        """Yield the loss of each example of a batch alone."""
+    def losses(self, module: Any, seen: Sampled) -> Iterator[Tensor]:
+        """Yield the loss of each example of a sampled batch alone."""
         assert self.loss_of is not None
         with suppress(IndexError):
             for i in count():
-                yield self.loss_of(module, batch, i)
+                torch.set_rng_state(seen.stream)  # as it was when the step began
+                yield self.loss_of(module, seen.batch, i)
 
     def __str__(self) -> str:
         return self.name
@@ -92,7 +94,7 @@ class Sampled:
     sample: GradientSample
     weights: dict[str, Tensor]
     batch: Any
-    batch_idx: int
+    stream: Tensor
 
 
 @dataclass
@@ -135,7 +137,14 @@ class Outcome:
         return sorted({sample.batch_size for sample in self.samples})
 
 
-class End(Callback):
+class Lasting:
+    """Stays what it is where a library copies its callbacks, as neuralforecast does."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class End(Lasting, Callback):
     """Takes a copy of all that training has changed, at its end."""
 
     def __init__(self) -> None:
@@ -144,6 +153,7 @@ class End(Callback):
         self.metrics: dict[str, float] = {}
         self.batch: Any = None
         self.steps = 0
+        self.reason = ""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.batch is None:
@@ -157,10 +167,11 @@ class End(Callback):
             "gradients": {name: p.grad for name, p in pl_module.named_parameters()},
         }
         self.steps = trainer.global_step
+        self.reason = next((c.reason for c in trainer.callbacks if isinstance(c, ComplexityEarlyStopping)), "")
         self.metrics = {tag: float(value) for tag, value in trainer.callback_metrics.items() if "/" in tag}
 
 
-class Record(Instrument):
+class Record(Lasting, Instrument):
     """Keeps what it is shown of gradients."""
 
     def __init__(self, before: Before) -> None:
@@ -174,19 +185,19 @@ class Record(Instrument):
         return Reading({"client/seen": float(gradients.batch_size)})
 
 
-class Before(Callback):
+class Before(Lasting, Callback):
     """Holds weights and batch as they are before each step, and runs examples of the sampled steps alone at the end."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self._case = case
         self.record = Record(self)
-        self.taken: tuple[dict[str, Tensor], Any, int] = ({}, None, 0)
+        self.taken: tuple[dict[str, Tensor], Any, Tensor] = ({}, None, torch.empty(0))
         self.error, self.mean_error, self.size = math.nan, math.nan, None
         self.failure = ""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.taken = (copy.deepcopy(dict(pl_module.state_dict())), copy.deepcopy(batch), batch_idx)
+        self.taken = (copy.deepcopy(dict(pl_module.state_dict())), copy.deepcopy(batch), torch.get_rng_state())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self._case.loss_of is None or not self.record.seen:
@@ -214,9 +225,12 @@ def compare(case: Case, module: Any, seen: Sampled) -> tuple[float, float, int]:
         return torch.cat([g.to_dense().reshape(-1) for g in flat]).double()
 
     with silent(module), torch.enable_grad():
-        rows = [row(loss) for loss in case.losses(module, seen.batch)]
+        rows = [row(loss) for loss in case.losses(module, seen)]
+        torch.set_rng_state(seen.stream)
         batch = row(step_of(module, seen.batch))
     own = torch.stack(rows)
+    if len(own) > 1 and bool((own == own[0]).all()):
+        raise ValueError("the loop ran the whole batch each time: its examples were not cut out")
     if case.weights is not None:
         own = own * case.weights(seen.batch).to(own)[:, None]
     truth = own @ own.T
@@ -253,8 +267,13 @@ def cut(batch: Any, i: int, examples: int) -> Any:
         return batch[i : i + 1] if batch.dim() and len(batch) == examples else batch
     if isinstance(batch, Mapping):
         return type(batch)({key: cut(value, i, examples) for key, value in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(cut(value, i, examples) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(cut(value, i, examples) for value in batch)
+    if is_dataclass(batch):
+        names = [one.name for one in fields(batch)]
+        return replace(batch, **{name: cut(getattr(batch, name), i, examples) for name in names})
     return batch
 
 
@@ -310,18 +329,18 @@ def outcome(case: Case) -> Outcome:
     states: list[dict[str, Any]] = []
     for watched in (False, True):
         end, ours, messages = End(), watchers(case) if watched else [], []
-        trouble = _run(case, [*ours, end], False, messages)
+        trouble = _run(case, [*ours, end], False, messages) or ("" if end.steps else "our callbacks saw no step")
         if trouble:
             found.failure["watched" if watched else "plain"] = trouble
         states.append(end.state)
         if watched:
-            found.messages, found.metrics, found.reason = messages, end.metrics, ours[1].reason
+            found.messages, found.metrics, found.reason = messages, end.metrics, end.reason
             found.batch = end.batch
     found.plain = states[0]
     found.differing = sorted(differences(*states))
     before = Before(case)
     monitor = ComplexityMonitor([before.record], every_n_steps=2)
-    trouble = _run(case, [before, monitor], case.double, [])
+    trouble = _run(case, [before, monitor], True, [])
     if trouble or before.failure:
         found.failure["loop"] = trouble or before.failure
     found.samples = [seen.sample for seen in before.record.seen]
@@ -353,15 +372,18 @@ def under_all(case: Case) -> UnderAll:
 
 
 def _run(case: Case, callbacks: list[Any], double: bool, messages: list[str]) -> str:
-    default = torch.get_default_dtype()
+    default, here = torch.get_default_dtype(), Path.cwd()
     seed()
-    try:
-        with listening(messages):
-            case.fit(callbacks, double)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        torch.set_default_dtype(default)
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)  # some libraries write where they are
+        try:
+            with listening(messages):
+                case.fit(callbacks, double)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            os.chdir(here)
+            torch.set_default_dtype(default)
     return ""
 
 

@@ -28,15 +28,31 @@ def shape_of(tensors: Any) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in tensors.items())
 
 
-def taken(found: Outcome) -> str:
-    """Which tensor of the first batch is taken for the inputs today; goes when the anatomy is said."""
-    try:
-        examples = found.examples[0]
-        inputs = inputs_of(found.batch, examples)
-    except Exception as error:
-        return f"none ({type(error).__name__}: {error})"
-    named = [name for name, leaf in leaves(found.batch) if leaf is inputs]
-    return f"{', '.join(named) or 'unnamed'} {list(inputs.shape)} {inputs.dtype}"
+def taken(found: Outcome, expected: Expected) -> str:
+    """Which tensor of the first batch is taken for the inputs today, by its size and by the true one.
+
+    Goes when the anatomy is said.
+    """
+    parts = []
+    for examples in dict.fromkeys([*found.examples, expected.examples]):
+        try:
+            inputs = inputs_of(found.batch, examples)
+        except Exception as error:
+            parts.append(f"{examples}: none ({type(error).__name__})")
+            continue
+        named = [name for name, leaf in leaves(found.batch) if leaf is inputs]
+        parts.append(f"{examples}: {', '.join(named) or 'unnamed'} {list(inputs.shape)} {inputs.dtype}")
+    return "; ".join(parts)
+
+
+def said(found: Outcome) -> str:
+    """Return the line about the anatomy of a batch."""
+    return next((message for message in found.messages if "examples; inputs" in message), "not said")
+
+
+def few(names: list[str]) -> str:
+    """Return the first of them and how many there are."""
+    return f"{len(names)} differ, as {', '.join(names[:3])}" if names else ""
 
 
 def failing(found: Outcome, expected: Expected) -> list[str]:
@@ -59,15 +75,16 @@ def report(case: Case, everything: bool) -> None:
     numbers = {tag: found.metrics.get(tag) for tag in NUMBERS}
     rows = [
         ("examples", expected.examples, found.examples),
-        ("inputs", shape_of(expected.inputs), taken(found)),
+        ("inputs", shape_of(expected.inputs), taken(found, expected)),
         ("targets", shape_of(expected.targets), "-"),
+        ("anatomy", "one line", said(found)),
         ("status", expected.status, found.status),
         ("residual", expected.residual, numbers["complexity/residual_median"]),
         ("stopping", expected.stops, numbers["stopping/risk"] if not _off(found) else found.reason),
         ("Gram", f"<= {expected.tolerance:g}", f"{found.gram_error:.1e} over {found.loop_size}"),
-        ("bits", "identical", found.differing or "identical"),
+        ("bits", "identical", few(found.differing) or "identical"),
         ("mean", "<= 1e-5", f"{found.mean_error:.1e}"),
-        *([("all: bits", "identical", more.differing or "identical")] if more else []),
+        *([("all: bits", "identical", few(more.differing) or "identical")] if more else []),
         *([("all: lines", "at most 8", len(more.messages))] if more else []),
         *([("all: ended", "", more.failure or "yes")] if more else []),
         ("failures", "none", found.failure or "none"),
@@ -76,10 +93,11 @@ def report(case: Case, everything: bool) -> None:
     print(f"\n=== {case.name} ({time.perf_counter() - start:.0f} s): {expected.why}")
     for what, wanted, got in rows:
         print(f"  {what:10} expected {wanted!s:60.60} found {got!s}")
-    print(f"  fails     {', '.join(failing(found, expected)) or 'nothing'}")
-    print("  numbers  ", {tag: None if v is None else round(v, 4) for tag, v in numbers.items()})
+    print(f"  fails      {', '.join(failing(found, expected)) or 'nothing'}")
+    print(f"  pending    {', '.join(expected.pending) or 'nothing'}")
+    print("  numbers   ", {tag: None if v is None else round(v, 4) for tag, v in numbers.items()})
     for sample in found.samples[:1]:
-        print("  notes    ", sample.notes, "coverage", round(sample.coverage, 6))
+        print("  notes     ", sample.notes, "coverage", round(sample.coverage, 6))
     keep(case, found, more.messages if more else ())
 
 
