@@ -43,6 +43,8 @@ clients-report: $(CLIENTS)/.installed
 
 # One worker for each core is all that the cores can do: BLAS and OpenMP start no threads beside them.
 unit timing test-slow test-floor test-clients clients-report: export OMP_NUM_THREADS = 1
+# What one process compiled, the next one need not: rewriting all assertions takes pytest as long as importing torch.
+unit timing test-slow test-floor: export PYTHONDONTWRITEBYTECODE =
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ Hypothesis's deadlines are times of single examples, which say nothing where wor
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import random
@@ -31,6 +32,18 @@ COLLECTED = pytest.StashKey[list[str]]()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Note every test there is, before `-m` and `-k` leave some out; a test of the pages compares."""
     config.stash[COLLECTED] = [item.nodeid for item in items]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    """Spare the garbage collector what is there for good, a million objects of torch and of the tests."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

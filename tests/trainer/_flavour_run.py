@@ -1,10 +1,14 @@
-"""Fits in a fresh process by the Trainer of pytorch_lightning; `test_flavours_of_lightning.py` starts it."""
+"""Fits by the Trainer of pytorch_lightning; `test_flavours_of_lightning.py` starts it.
+
+Each case runs in a process of its own, forked from one that has imported what has nothing to do with Lightning.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import json
+import multiprocessing
 import sys
 import warnings
 from importlib.abc import MetaPathFinder
@@ -13,9 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # which Lightning imports
+import torch.utils.tensorboard
 import torchmetrics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_cx.figures
+import lightning_cx.instruments
+import lightning_cx.metrics  # noqa: F401 - like the others, knows nothing of Lightning
 
 
 class NotInstalled(MetaPathFinder):
@@ -35,9 +45,11 @@ IMPORTED = {
     "both imported": ["pytorch_lightning", "lightning.pytorch", "lightning_cx.callbacks"],
     "both, lightning_cx imported first": ["lightning_cx.callbacks", "pytorch_lightning"],
 }
+CASES = [*MISSING, *IMPORTED]
 
 
 def main(case: str, folder: str) -> dict[str, Any]:
+    assert not any("lightning" in name and "lightning_" not in name for name in sys.modules)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     sys.meta_path.insert(0, NotInstalled(*MISSING.get(case, [])))
@@ -107,9 +119,19 @@ def main(case: str, folder: str) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def answer(case: str, folder: str) -> None:
     try:
-        result = main(sys.argv[1], sys.argv[2])
+        result = main(case, folder)
     except (ImportError, ValueError) as error:
         result = {"refusal": str(error)}
-    Path(sys.argv[2], "result.json").write_text(json.dumps(result))
+    Path(folder, "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        folder = Path(sys.argv[1], case)
+        folder.mkdir()
+        child = multiprocessing.get_context("fork").Process(target=answer, args=(case, str(folder)))
+        child.start()
+        child.join()
+        assert child.exitcode == 0, case

@@ -31,9 +31,9 @@ CASES = {
 def run(once: Once):
     def of(case: str) -> tuple[dict[str, Any], Path]:
         def fill(folder: Path) -> None:
-            subprocess.run([sys.executable, str(SCRIPT), case, str(folder)], check=True, timeout=300)
+            subprocess.run([sys.executable, str(SCRIPT), str(folder)], check=True, timeout=300)
 
-        folder = once(f"flavour of {case}", fill)
+        folder = once("flavours", fill) / case
         return json.loads((folder / "result.json").read_text()), folder
 
     return of
