@@ -158,10 +158,10 @@ def training_data(trainer: Trainer) -> tuple[Any, Callable[[list[Any]], Any], in
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or USUAL_BATCH
     # A smoke test trains on one batch, but should say what the real run will say.
     batches = math.inf if trainer.fast_dev_run else trainer.num_training_batches  # type: ignore[attr-defined]
-    return _trained_on(loader, int(size), batches, trainer.world_size), collate, int(size)
+    return _trained_on(loader, int(size), batches), collate, int(size)
 
 
-def _trained_on(loader: DataLoader, size: int, batches: float, processes: int) -> Any:
+def _trained_on(loader: DataLoader, size: int, batches: float) -> Any:
     sampler = loader.sampler
     sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # Lightning's wrapper for processes
     if isinstance(sampler, SubsetRandomSampler):
@@ -169,7 +169,7 @@ def _trained_on(loader: DataLoader, size: int, batches: float, processes: int) -
     plain = type(loader.batch_sampler) is BatchSampler  # with one of the user's own, the sampler says nothing
     if plain and isinstance(sampler, SequentialSampler) and batches * size < len(loader.dataset):  # type: ignore[arg-type]
         return Subset(loader.dataset, range(int(batches) * size))
-    return keyed(loader, sampler, processes)
+    return keyed(loader, sampler)
 
 
 def tensor_parallel_size(trainer: Trainer) -> int:

@@ -47,15 +47,15 @@ class Keyed:
         return lambda numbers: many([self.keys[number] for number in numbers])
 
 
-def keyed(loader: DataLoader, sampler: Any, processes: int = 1) -> Any:
+def keyed(loader: DataLoader, sampler: Any) -> Any:
     """Return the data set of a loader, by row number or by the keys of its own sampler.
 
-    A sampler of the user's is run through once, and put back: its own random streams and attributes.
+    A sampler of the user's that gives other keys than row numbers is run through once, and put back: its own random
+    streams and attributes.
 
     Args:
         loader: The training loader.
         sampler: What chooses its examples one by one.
-        processes: How many share the data set; the sampler of one of them gives a part of the row numbers.
 
     Raises:
         ValueError: If the keys cannot be listed without using them up.
@@ -66,11 +66,13 @@ def keyed(loader: DataLoader, sampler: Any, processes: int = 1) -> Any:
     source: Any = sampler if plain else loader.batch_sampler
     if isinstance(source, Iterator) or not isinstance(source, Iterable):
         raise ValueError(f"its sampler ({type(source).__name__}) can be run through only once")
-    with isolated_streams(source), isolated_rng():
-        found = list(islice(source if plain else (key for keys in source for key in keys), MOST_KEYS))
+
+    def keys(count: int) -> list[Any]:
+        with isolated_streams(source), isolated_rng():
+            return list(islice(source if plain else (key for keys in source for key in keys), count))
+
     rows = len(loader.dataset)  # type: ignore[arg-type]
-    if all(isinstance(key, int) and not isinstance(key, bool) and 0 <= key < rows for key in found):
-        unique = sorted(set(found))
-        all_of_them = len(unique) in (0, rows) or len(found) == MOST_KEYS or processes > 1
-        return loader.dataset if all_of_them else Keyed(loader.dataset, unique)
-    return Keyed(loader.dataset, found)
+    # One that goes on where a checkpoint left off gives the rest of an epoch, so nothing follows from row numbers.
+    if all(isinstance(key, int) and not isinstance(key, bool) and 0 <= key < rows for key in keys(1)):
+        return loader.dataset
+    return Keyed(loader.dataset, keys(MOST_KEYS))

@@ -48,7 +48,7 @@ def residual_law(passes: ProbePasses, batch: Any, examples: int, anatomy: Anatom
         ValueError: If no output carries the whole loss.
     """
     with passes.isolated():
-        found, slopes = _slopes(passes, batch, examples)
+        found, slopes, alone = _slopes(passes, batch, examples)
         other = _with_other_targets(passes, batch, examples, anatomy)
         rows_of_all = _rows(slopes, examples)
         source, outputs, slopes = found.name, *_of_the_targets(found.tensors, slopes, other)
@@ -68,12 +68,12 @@ def residual_law(passes: ProbePasses, batch: Any, examples: int, anatomy: Anatom
         if not convex and not elementwise:
             return ResidualLaw(SCALES_ITSELF.format(source=source))
         if elementwise and not flat and _is_constant(slopes, outputs):
-            return ResidualLaw(squared=True)
+            return ResidualLaw(squared=alone)
     return ResidualLaw(unit=_unit(batch, examples, anatomy, rows_of_all, other))
 
 
-def _slopes(passes: ProbePasses, batch: Any, examples: int) -> tuple[ModuleOutput, tuple[Tensor, ...]]:
-    """The outputs next to the loss, and the slopes of the examples' own losses there, with their graph.
+def _slopes(passes: ProbePasses, batch: Any, examples: int) -> tuple[ModuleOutput, tuple[Tensor, ...], bool]:
+    """The outputs next to the loss, the slopes of the examples' own losses there with their graph, if these are all.
 
     Of outputs that are made of each other, as a reconstruction is of its code, the last ones count.
     """
@@ -86,7 +86,7 @@ def _slopes(passes: ProbePasses, batch: Any, examples: int) -> tuple[ModuleOutpu
     last = tuple(t for t in nodes if not any(nodes[t] in used for used in inside.values()))
     found = torch.autograd.grad(passes.summed(loss, examples), list(last), create_graph=True, allow_unused=True)
     slopes = tuple(torch.zeros_like(t) if s is None else s for t, s in zip(last, found, strict=True))
-    return replace(output, tensors=last), slopes
+    return replace(output, tensors=last), slopes, len(last) == len(output.tensors)
 
 
 def _products(slopes: Sequence[Tensor], outputs: Sequence[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
@@ -144,7 +144,7 @@ def _with_other_targets(passes: ProbePasses, batch: Any, examples: int, anatomy:
     if not isinstance(targets, Tensor):
         return None
     try:
-        _, slopes = _slopes(passes, replaced(batch, alone[0], targets.roll(1, 0)), examples)
+        _, slopes, _ = _slopes(passes, replaced(batch, alone[0], targets.roll(1, 0)), examples)
     except (ValueError, RuntimeError):  # the target of one does not fit another
         return None
     return tuple(slope.detach() for slope in slopes)

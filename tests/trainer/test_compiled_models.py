@@ -110,7 +110,7 @@ def test_steps_that_are_replayed_anyway_stay_compiled(tmp_path: Path) -> None:
     watch = Watch()
     fit(module, [monitor(watch)], tmp_path)
     assert [sample.notes for sample in samples(watch)] == [("read by replaying 32 examples one at a time",)] * 3
-    assert backend.ran == BATCHES
+    assert backend.ran == BATCHES - 1  # in the first sampled step it is seen what the loss averages
 
 
 def test_manual_optimisation_of_a_compiled_net_is_read(tmp_path: Path) -> None:
