@@ -148,8 +148,8 @@ EXPECTED: dict[str, Expected] = {
         {"y": ("nodes",)},
         residual=False,
         stops=False,
+        status="off",
         why="one graph, all of it in each step: one example, nothing to compare with; to be refused in these words",
-        pending=("examples_are_examples", "status_is_as_expected", "anatomy_is_said"),
     ),
     "pytorch-forecasting:tft": Expected(
         16,
