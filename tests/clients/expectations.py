@@ -64,6 +64,7 @@ EXPECTED: dict[str, Expected] = {
         {"labels": (16, 12)},
         residual=True,
         why="cross entropy of the next token, at 11 positions of each example; labels are padded by one -100",
+        pending=("status_is_as_expected", "anatomy_is_said"),
     ),
     "transformers:bert-padded": Expected(
         16,
@@ -94,6 +95,13 @@ EXPECTED: dict[str, Expected] = {
         never=("ptr", "batch", "edge_index"),
         residual=True,
         why="cross entropy of 3 classes; num_graphs says 16, nodes lie along the first axis of x",
+        pending=(
+            "examples_are_examples",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "torch_geometric:gcn-features": Expected(
         16,
@@ -102,6 +110,7 @@ EXPECTED: dict[str, Expected] = {
         never=("ptr", "batch", "edge_index"),
         residual=True,
         why="the same with ProbeSet(features=...), as our message tells the user to do",
+        pending=("examples_are_examples", "status_is_as_expected", "anatomy_is_said"),
     ),
     "torch_geometric:gine-regression": Expected(
         16,
@@ -109,6 +118,13 @@ EXPECTED: dict[str, Expected] = {
         {"y": (16,)},
         residual=True,
         why="squared error, one number for each graph",
+        pending=(
+            "examples_are_examples",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "torch_geometric:gin-batchnorm": Expected(
         16,
@@ -118,6 +134,13 @@ EXPECTED: dict[str, Expected] = {
         residual=True,
         status="contribution",
         why="cross entropy of 3 classes; BatchNorm over the nodes of all graphs, so rows are shares",
+        pending=(
+            "examples_are_examples",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "torch_geometric:nodes": Expected(
         1,
@@ -125,6 +148,7 @@ EXPECTED: dict[str, Expected] = {
         {"y": ("nodes",)},
         residual=False,
         stops=False,
+        status="off",
         why="one graph, all of it in each step: one example, nothing to compare with; to be refused in these words",
     ),
     "pytorch-forecasting:tft": Expected(
@@ -143,6 +167,7 @@ EXPECTED: dict[str, Expected] = {
         never=("encoder_lengths", "decoder_lengths", "decoder_target", "decoder_time_idx"),
         residual=True,
         why="normal likelihood with a learned scale: (y - m) / s^2 is the residual of the mean",
+        pending=("stopping_rule_acts", "anatomy_is_said"),
     ),
     "pytorch-forecasting:nhits": Expected(
         16,
@@ -152,6 +177,7 @@ EXPECTED: dict[str, Expected] = {
         residual=True,
         status="contribution",
         why="root of the mean squared error of the batch: slopes are residuals over one common root, rows are shares",
+        pending=("residual_numbers_are_there", "stopping_rule_acts", "five_lines_at_most", "anatomy_is_said"),
     ),
     "x-transformers:language": Expected(
         16,
@@ -182,6 +208,13 @@ EXPECTED: dict[str, Expected] = {
         never=("w", "lt_mask", "gt_mask", "rev_edge_index", "edge_index"),
         residual=True,
         why="squared error; len(bmg) says 16, atoms lie along the first axis of V",
+        pending=(
+            "examples_are_examples",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "chemprop:batch-norm": Expected(
         16,
@@ -191,6 +224,13 @@ EXPECTED: dict[str, Expected] = {
         residual=True,
         status="contribution",
         why="squared error; BatchNorm over the molecules",
+        pending=(
+            "examples_are_examples",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "chemprop:classification": Expected(
         16,
@@ -199,6 +239,13 @@ EXPECTED: dict[str, Expected] = {
         never=("w", "lt_mask", "gt_mask", "rev_edge_index", "edge_index"),
         residual=True,
         why="binary cross entropy",
+        pending=(
+            "examples_are_examples",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "chemprop:mve": Expected(
         16,
@@ -207,6 +254,13 @@ EXPECTED: dict[str, Expected] = {
         never=("w", "lt_mask", "gt_mask", "rev_edge_index", "edge_index"),
         residual=True,
         why="normal likelihood with a learned variance",
+        pending=(
+            "examples_are_examples",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "scvi-tools:scvi": Expected(
         16,
@@ -215,6 +269,7 @@ EXPECTED: dict[str, Expected] = {
         residual=True,
         status="contribution",
         why="evidence bound with a negative binomial likelihood, dispersion learned for each gene; BatchNorm",
+        pending=("residual_numbers_are_there", "stopping_rule_acts", "five_lines_at_most", "anatomy_is_said"),
     ),
     "scvi-tools:scvi-layernorm": Expected(
         16,
@@ -223,6 +278,7 @@ EXPECTED: dict[str, Expected] = {
         residual=True,
         tolerance=1e-4,
         why="the same with LayerNorm: examples do not meet; the loop gets each cell the noise it had in the batch",
+        pending=("residual_numbers_are_there", "stopping_rule_acts", "anatomy_is_said"),
     ),
     "scvi-tools:scanvi": Expected(
         16,
@@ -231,6 +287,22 @@ EXPECTED: dict[str, Expected] = {
         residual=True,
         status="contribution",
         why="half supervised; BatchNorm",
+        pending=("residual_numbers_are_there", "stopping_rule_acts", "five_lines_at_most", "anatomy_is_said"),
+    ),
+    "scvi-tools:scanvi-layernorm": Expected(
+        16,
+        {"X": (16, 30)},
+        {},
+        residual=True,
+        tolerance=1e-4,
+        why="the same with LayerNorm: two loaders side by side, a pair of cells is an example and meets no other",
+        pending=(
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "five_lines_at_most",
+            "anatomy_is_said",
+        ),
     ),
     "pytorch_tabular:classification": Expected(
         16,
@@ -239,6 +311,7 @@ EXPECTED: dict[str, Expected] = {
         residual=True,
         status="contribution",
         why="cross entropy of 3 classes; the library's default, BatchNorm over the continuous columns",
+        pending=("stopping_rule_acts", "anatomy_is_said"),
     ),
     "pytorch_tabular:regression": Expected(
         16,
@@ -261,6 +334,7 @@ EXPECTED: dict[str, Expected] = {
         never=("feat_static_cat", "feat_static_real", "past_observed_values", "future_observed_values"),
         residual=True,
         why="normal likelihood with a learned scale, over context and horizon; a stream of windows",
+        pending=("residual_numbers_are_there", "stopping_rule_acts", "anatomy_is_said"),
     ),
     "gluonts:deepar-empty-past": Expected(
         16,
@@ -271,6 +345,13 @@ EXPECTED: dict[str, Expected] = {
         status="contribution",
         why="the same with the library's sampler: a window without a past takes the mean scale of its batch, so its "
         "loss is another one alone",
+        pending=(
+            "exact_is_exact",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "gluonts:feed-forward": Expected(
         16,
@@ -315,6 +396,13 @@ EXPECTED: dict[str, Expected] = {
         residual=True,
         status="contribution",
         why="squared error of 100 windows drawn in training_step out of 16 series: not the mean of the series' losses",
+        pending=(
+            "exact_is_exact",
+            "status_is_as_expected",
+            "residual_numbers_are_there",
+            "stopping_rule_acts",
+            "anatomy_is_said",
+        ),
     ),
     "neuralforecast:all-windows": Expected(
         16,
@@ -322,6 +410,7 @@ EXPECTED: dict[str, Expected] = {
         {},
         residual=True,
         why="squared error of all windows, as many of each series: a series has a loss of its own",
+        pending=("status_is_as_expected", "residual_numbers_are_there", "stopping_rule_acts", "anatomy_is_said"),
     ),
     "neuralforecast:mae": Expected(
         16,
@@ -331,6 +420,7 @@ EXPECTED: dict[str, Expected] = {
         stops=False,
         status="contribution",
         why="absolute error, the library's default: signs, not residuals",
+        pending=("exact_is_exact", "status_is_as_expected", "anatomy_is_said"),
     ),
     "neuralforecast:normal": Expected(
         16,
@@ -338,5 +428,6 @@ EXPECTED: dict[str, Expected] = {
         {},
         residual=True,
         why="normal likelihood with a learned scale, of all windows",
+        pending=("status_is_as_expected", "residual_numbers_are_there", "stopping_rule_acts", "anatomy_is_said"),
     ),
 }

@@ -121,6 +121,7 @@ if __name__ == "__main__":
     parser.add_argument("--all", action="store_true")
     parser.add_argument("libraries", nargs="*")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # what was found stays if a later fit is cut off
     for path in sorted(HERE.glob("test_*.py")):
         if not options.libraries or any(name in path.stem for name in options.libraries):
             try:

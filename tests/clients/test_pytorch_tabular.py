@@ -27,7 +27,7 @@ def table(classes: bool) -> pd.DataFrame:
     return frame
 
 
-def fit(config: Any, callbacks: list[Any], double: bool, batch_norm: bool, classes: bool = False) -> None:
+def fit(config: Any, callbacks: list[Any], double: bool, classes: bool = False) -> None:
     options = {"enable_model_summary": False, "max_steps": 14}
     model = TabularModel(
         data_config=DataConfig(
@@ -64,11 +64,11 @@ def embedding(double: bool, batch_norm: bool, task: str) -> CategoryEmbeddingMod
 
 
 def fit_classification(callbacks: list[Any], double: bool) -> None:
-    fit(embedding(double, True, "classification"), callbacks, double, True, classes=True)
+    fit(embedding(double, True, "classification"), callbacks, double, classes=True)
 
 
 def fit_regression(callbacks: list[Any], double: bool) -> None:
-    fit(embedding(double, False, "regression"), callbacks, double, False)
+    fit(embedding(double, False, "regression"), callbacks, double)
 
 
 def fit_transformer(callbacks: list[Any], double: bool) -> None:
@@ -76,7 +76,7 @@ def fit_transformer(callbacks: list[Any], double: bool) -> None:
     rates = dict.fromkeys(("attn_dropout", "add_norm_dropout", "ff_dropout", "embedding_dropout"), rate)
     sizes = {"input_embed_dim": 8, "num_heads": 2, "num_attn_blocks": 2}
     config = FTTransformerConfig(task="regression", **sizes, **rates, batch_norm_continuous_input=False)
-    fit(config, callbacks, double, False)
+    fit(config, callbacks, double)
 
 
 def loss_of(module: Any, batch: Any, i: int) -> torch.Tensor:
