@@ -31,24 +31,29 @@ class Workers:
     """
 
     def __init__(self, module: str, count: int) -> None:
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
-        group |= {"TORCHELASTIC_RUN_ID": "tests", "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0"}
+        self.module, self.count = module, count
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        atexit.register(self.stop)
+
+    def start(self) -> None:
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(self.count)}
+        group |= {"TORCHELASTIC_RUN_ID": "tests", "LOCAL_WORLD_SIZE": str(self.count), "GROUP_RANK": "0"}
         group |= {"OMP_NUM_THREADS": "1"}
         self._noise = tempfile.NamedTemporaryFile("r", suffix=".txt")  # noqa: SIM115 - as long as the processes
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for rank in range(count):
+        for rank in range(self.count):
             ours, theirs = FORKING.Pipe()
             own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = FORKING.Process(target=_serve, args=(module, own, self._noise.name, theirs), daemon=True)
+            process = FORKING.Process(target=_serve, args=(self.module, own, self._noise.name, theirs), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
-        atexit.register(self.stop)
 
     def __call__(self, options: dict[str, Any]) -> list[dict[str, Any]]:
-        """What each process answers."""
+        """What each process answers; they are started where they are not there, or not any more."""
+        if not self._processes:
+            self.start()
         for pipe in self._pipes:
             pipe.send(json.dumps(options))
         end = monotonic() + TIME_LIMIT
@@ -65,11 +70,13 @@ class Workers:
         raise AssertionError(f"a process ended, or did not answer within {TIME_LIMIT} s:\n{noise}")
 
     def stop(self) -> None:
-        atexit.unregister(self.stop)
+        if not self._processes:
+            return
         for process, pipe in zip(self._processes, self._pipes, strict=True):
             process.kill()
             process.join()
             pipe.close()
+        self._processes, self._pipes = [], []
         self._noise.close()
 
 

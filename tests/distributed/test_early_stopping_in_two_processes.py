@@ -14,21 +14,18 @@ from _workers import Workers
 
 from lightning_cx import ComplexityEarlyStopping
 
-
-@functools.cache
-def _workers() -> Workers:
-    return Workers("_stopping_run", 2)
+WORKERS = Workers("_stopping_run", 2)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _stopped() -> Iterator[None]:
     yield
-    _workers().stop()
+    WORKERS.stop()  # a worker of pytest that comes back to this file starts them anew
 
 
 @functools.cache
 def both(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    first, second = _workers()({"case": case})
+    first, second = WORKERS({"case": case})
     return first, second
 
 

@@ -17,9 +17,7 @@ EXACT = ["norm", "snr", "noise_scale", "example_norm_p05", "example_norm_p50", "
 Result = dict[str, Any]
 
 
-@functools.cache
-def _workers() -> Workers:
-    return Workers("_monitor_run", 2)
+WORKERS = Workers("_monitor_run", 2)
 
 
 @functools.cache
@@ -29,13 +27,13 @@ def _in_this_process(options: str) -> Result:
 
 @functools.cache
 def _in_two(options: str) -> list[Result]:
-    return _workers()(json.loads(options))
+    return WORKERS(json.loads(options))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _stopped() -> Iterator[None]:
     yield
-    _workers().stop()
+    WORKERS.stop()  # a worker of pytest that comes back to this file starts them anew
 
 
 def alone(**options: Any) -> Result:

@@ -11,21 +11,18 @@ from typing import Any
 import pytest
 from _workers import Workers
 
-
-@functools.cache
-def _workers() -> Workers:
-    return Workers("_sharded_run", 2)
+WORKERS = Workers("_sharded_run", 2)
 
 
 @functools.cache
 def _run(options: str) -> list[dict[str, Any]]:
-    return _workers()(json.loads(options))
+    return WORKERS(json.loads(options))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _stopped() -> Iterator[None]:
     yield
-    _workers().stop()
+    WORKERS.stop()  # a worker of pytest that comes back to this file starts them anew
 
 
 def both(strategy: str, **options: Any) -> list[dict[str, Any]]:
