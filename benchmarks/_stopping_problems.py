@@ -1,54 +1,112 @@
-"""The problems on which stopping rules are compared: with noise and without, drawn and real."""
+"""The problems on which stopping rules are compared, and which of them were kept back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
-from _networks import mlp
-from _workloads import Losses, cross_entropies, squared_errors
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from _stopping_data import (
+    AFFAIRS,
+    COMPUTERS,
+    DIAMONDS,
+    DOCTOR,
+    EXHAUST,
+    LOANS,
+    QUAKES,
+    VOTE,
+    WAGES,
+    Draw,
+    cancer,
+    digits,
+    flat,
+    flips,
+    forecast,
+    friedman,
+    gaussian,
+    group,
+    heavy,
+    letter_pairs,
+    look_alikes,
+    mixture,
+    mnist1d,
+    next_character,
+    nudged,
+    parity,
+    photograph,
+    pixels,
+    rare,
+    regression,
+    shifted,
+    shipped_series,
+    snippets,
+    split,
+    torus,
+    torus_waves,
+    toy,
+    uneven,
+    wave,
+    waves,
+    wine_colour,
+)
+from _stopping_networks import (
+    Network,
+    convnet,
+    convnet_1d,
+    deep,
+    group_transformer,
+    gru,
+    large_at_first,
+    pairs,
+    patch_transformer,
+    shallow,
+    text_convnet,
+    transformer,
+)
+from _stopping_sources import ALPHABET
+from _workloads import cross_entropies, squared_errors
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
-Array = Any  # of numpy, float64 unless it holds classes
-Random = np.random.Generator
-
-TEST = 4000  # fresh examples; real data sets test on what is not trained on
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+ADAM, ADAMW, SGD = "Adam", "AdamW", "SGD"
+CONSTANT, COSINE, ONE_CYCLE, STEPS = "constant", "cosine", "one-cycle", "step decay"
+FUNCTION, TABLE, SERIES, IMAGE, TEXT, ARITHMETIC = "function", "table", "series", "image", "text", "arithmetic"
+MOMENTUM = 0.9  # of SGD
 
 
 @dataclass(frozen=True)
-class Data:
-    """Training examples with their noise, test examples without.
+class Recipe:
+    """How a network is trained.
 
     Attributes:
-        x: ``[n, d]`` inputs.
-        y: ``[n, 1]`` targets or ``[n]`` classes, noise included.
-        test_x: ``[m, d]``.
-        test_y: ``[m, 1]`` or ``[m]``, as they were before any noise was added.
+        rate: Learning rate, the largest of its schedule.
+        method: Name of the optimizer.
+        schedule: Of the learning rate: constant, cosine to 0, one-cycle, or a tenth after one and two thirds.
+        decay: Weight decay.
     """
 
-    x: Tensor
-    y: Tensor
-    test_x: Tensor
-    test_y: Tensor
+    rate: float
+    method: str = ADAMW
+    schedule: str = CONSTANT
+    decay: float = 0.01
 
-    @property
-    def classifies(self) -> bool:
-        return not self.y.is_floating_point()
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        if self.method == SGD:
+            return torch.optim.SGD(network.parameters(), self.rate, momentum=MOMENTUM)
+        if self.method == ADAM:
+            return torch.optim.Adam(network.parameters(), self.rate)
+        return torch.optim.AdamW(network.parameters(), self.rate, weight_decay=self.decay)
 
-    @property
-    def losses(self) -> Losses:
-        return cross_entropies if self.classifies else squared_errors
-
-    def take(self, rows: Tensor) -> Data:
-        """Some of the training examples, with the same test."""
-        return Data(self.x[rows], self.y[rows], self.test_x, self.test_y)
-
-
-Draw = Callable[[Random], Data]
+    def scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
+        if self.schedule == COSINE:
+            return CosineAnnealingLR(optimizer, steps)
+        if self.schedule == ONE_CYCLE:
+            return OneCycleLR(optimizer, self.rate, total_steps=steps + 1)
+        if self.schedule == STEPS:
+            return MultiStepLR(optimizer, [steps // 3, 2 * steps // 3])
+        return None
 
 
 @dataclass(frozen=True)
@@ -58,153 +116,52 @@ class Problem:
     Attributes:
         name: Key on the command line.
         title: What the table calls it.
+        kind: Of data; both halves of the split have their share of each.
         draw: Draws the data.
         network: Builds the model.
         steps: Length of a full run, in optimizer steps.
-        rate: Learning rate.
+        recipe: Optimizer and schedule.
         batch: Examples per step; None takes all.
-        sgd: SGD with momentum .9 instead of Adam.
-        noisy: Whether there is noise in the training targets.
+        augment: What is done to the inputs of a training batch.
+        noisy: Whether there is noise in the training targets, added or natural.
+        balanced: Whether the test counts each class alike.
         listed: Whether it is run unless asked otherwise.
     """
 
     name: str
     title: str
+    kind: str
     draw: Draw
-    network: Callable[[], nn.Module]
+    network: Network
     steps: int
-    rate: float
-    batch: int | None = None
-    sgd: bool = False
-    noisy: bool = True
-    listed: bool = True
+    recipe: Recipe
+    batch: int | None = 32
+    augment: Augment | None = field(default=None, kw_only=True)
+    noisy: bool = field(default=True, kw_only=True)
+    balanced: bool = field(default=False, kw_only=True)
+    listed: bool = field(default=True, kw_only=True)
 
-    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        if self.sgd:
-            return torch.optim.SGD(network.parameters(), self.rate, momentum=0.9)
-        return torch.optim.Adam(network.parameters(), self.rate)
+    def optimizer(self, network: nn.Module) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+        """Give the optimizer, and a scheduler that is stepped after each of its steps if there is one."""
+        optimizer = self.recipe.optimizer(network)
+        return optimizer, self.recipe.scheduler(optimizer, self.steps)
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Give the loss of each example; training takes their mean."""
+        return squared_errors(outputs, targets) if targets.is_floating_point() else cross_entropies(outputs, targets)
 
-def wave(u: Array) -> Array:
-    return np.sin(3 * u[:, 0]) + 0.5 * np.sin(9 * u[:, 0] + 1)
+    def error(self, outputs: Tensor, targets: Tensor) -> float:
+        """Mean squared error, or the share of wrong labels: of all examples, or the mean over the classes."""
+        if targets.is_floating_point():
+            return float((outputs - targets).square().mean())
+        wrong = (outputs.argmax(1) != targets).double()
+        if not self.balanced:
+            return float(wrong.mean())
+        return float(torch.stack([wrong[targets == k].mean() for k in targets.unique()]).mean())
 
-
-def waves(u: Array) -> Array:
-    return np.sin(3 * u[:, 0]) * np.cos(2 * u[:, 1]) + 0.5 * np.sin(4 * u[:, 1] - u[:, 0])
-
-
-def torus_waves(u: Array) -> Array:
-    return np.sin(np.pi * u[:, 0]) + np.cos(np.pi * u[:, 1]) * np.sin(2 * np.pi * u[:, 0])
-
-
-def friedman(u: Array) -> Array:
-    """Friedman 1991, with inputs in [-1, 1]; five of the ten do nothing."""
-    products = 10 * np.sin(np.pi * (u[:, 0] + 1) * (u[:, 1] + 1) / 4)
-    return products + 5 * u[:, 2] ** 2 + 5 * u[:, 3] + 2.5 * u[:, 4]
-
-
-def torus(rng: Random) -> Callable[[Array], Array]:
-    """Two angles as points of a torus, laid at random into 20 dimensions."""
-    frame = rng.normal(size=(4, 20)) / 2
-    return lambda u: np.hstack([np.cos(np.pi * u), np.sin(np.pi * u)]) @ frame
-
-
-def regression(
-    examples: int,
-    dimensions: int,
-    target: Callable[[Array], Array],
-    noise: float,
-    embedding: Callable[[Random], Callable[[Array], Array]] | None = None,
-) -> Draw:
-    """Targets of unit variance, Gaussian noise of standard deviation `noise`; tested against the noiseless function."""
-
-    def draw(rng: Random) -> Data:
-        embed = embedding(rng) if embedding is not None else lambda u: u
-        u, test_u = (rng.uniform(-1, 1, (count, dimensions)) for count in (examples, TEST))
-        y, test_y = target(u), target(test_u)
-        scale = y.std()
-        noisy = y / scale + noise * rng.normal(size=examples)
-        return as_data(embed(u), noisy[:, None], embed(test_u), test_y[:, None] / scale)
-
-    return draw
-
-
-def mixture(examples: int, noise: float, classes: int = 4, dimensions: int = 8) -> Draw:
-    """Two Gaussian clusters to each class."""
-
-    def draw(rng: Random) -> Data:
-        centres = 1.1 * rng.normal(size=(2 * classes, dimensions))
-        clusters, test_clusters = (rng.integers(0, 2 * classes, count) for count in (examples, TEST))
-        x, test_x = (centres[k] + 0.8 * rng.normal(size=(len(k), dimensions)) for k in (clusters, test_clusters))
-        return as_data(x, redrawn(clusters % classes, noise, classes, rng), test_x, test_clusters % classes)
-
-    return draw
-
-
-def real_classes(load: Callable[..., Any], scaled: Callable[[Array], Array], examples: int, noise: float) -> Draw:
-    def draw(rng: Random) -> Data:
-        x, y = load(return_X_y=True)
-        x, rows = scaled(x), rng.permutation(len(y))
-        train, test = rows[:examples], rows[examples:]
-        return as_data(x[train], redrawn(y[train], noise, int(y.max()) + 1, rng), x[test], y[test])
-
-    return draw
-
-
-def real_values(load: Callable[..., Any], examples: int, noise: float) -> Draw:
-    """Noise of the data set's own stays in, in the test as well."""
-
-    def draw(rng: Random) -> Data:
-        x, y = load(return_X_y=True)
-        x, y, rows = z_scores(x), z_scores(y)[:, None], rng.permutation(len(y))
-        train, test = rows[:examples], rows[examples:]
-        return as_data(x[train], y[train] + noise * rng.normal(size=(examples, 1)), x[test], y[test])
-
-    return draw
-
-
-def redrawn(classes: Array, share: float, count: int, rng: Random) -> Array:
-    """Labels of which a share is drawn anew, so that 1 / count of these stay right."""
-    chosen = rng.random(len(classes)) < share
-    return np.where(chosen, rng.integers(0, count, len(classes)), classes)
-
-
-def pixels(x: Array) -> Array:
-    """Of the digits, which have 17 levels."""
-    return x / 16
-
-
-def z_scores(x: Array) -> Array:
-    return (x - x.mean(0)) / x.std(0)
-
-
-def as_data(x: Array, y: Array, test_x: Array, test_y: Array) -> Data:
-    kind = torch.float32 if y.ndim == 2 else torch.int64
-    inputs = (torch.as_tensor(values, dtype=torch.float32) for values in (x, test_x))
-    targets = (torch.as_tensor(values, dtype=kind) for values in (y, test_y))
-    return Data(next(inputs), next(targets), next(inputs), next(targets))
-
-
-def convnet() -> nn.Module:
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)),
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(512, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
-
-
-def deep(inputs: int, outputs: int = 1) -> Callable[[], nn.Module]:
-    return lambda: mlp(inputs, 128, 128, 128, outputs)
-
-
-def shallow(inputs: int, outputs: int = 1) -> Callable[[], nn.Module]:
-    return lambda: mlp(inputs, 128, 128, outputs)
+    def annealed(self) -> Problem:
+        """The same with a learning rate that falls to 0 along a cosine."""
+        return replace(self, recipe=replace(self.recipe, schedule=COSINE))
 
 
 def on_plane(noise: float) -> Draw:
@@ -219,35 +176,235 @@ def in_ten(noise: float) -> Draw:
     return regression(768, 10, friedman, noise)
 
 
-def digits(noise: float) -> Draw:
-    return real_classes(load_digits, pixels, 1000, noise)
+def first_problems() -> Iterator[Problem]:
+    """Those of the first benchmark: our first rules were set on them, so none is kept back."""
+    every = None  # example at each step
+    diabetes = split(toy("diabetes"), 300, gaussian(1.0))
+    wide, narrow, sgd = Recipe(2e-3, ADAM), Recipe(1e-3, ADAM), Recipe(0.05, SGD)
+    clean = {"noisy": False}
+
+    def add(name: str, title: str, kind: str, draw: Draw, network: Network, *rest: object, **more: bool) -> Problem:
+        return Problem(name, title, kind, draw, network, *rest, **more)  # type: ignore[arg-type]
+
+    yield add("reg1", "1-D regression", FUNCTION, regression(512, 1, wave, 0.5), deep(1), 4000, wide, every)
+    yield add("reg2", "2-D regression", FUNCTION, on_plane(0.5), deep(2), 3000, wide, every)
+    yield add("reg2-sgd", "2-D regression, SGD", FUNCTION, on_plane(0.5), deep(2), 3000, Recipe(0.03, SGD))
+    yield add("torus", "torus in R^20", FUNCTION, on_torus(0.5), deep(20), 2000, narrow, every)
+    yield add("friedman", "Friedman, 10-D", FUNCTION, in_ten(0.5), shallow(10), 3000, narrow, 64)
+    yield add("gauss", "Gaussian mixture, 30%", FUNCTION, mixture(768, 0.3), shallow(8, 4), 1500, wide, every)
+    yield add("gauss-sgd", "Gaussian mixture, 30%, SGD", FUNCTION, mixture(768, 0.3), shallow(8, 4), 1500, sgd)
+    yield add("digits-20", "digits, 20%", IMAGE, digits(0.2), shallow(64, 10), 2000, narrow, 64)
+    yield add("digits-40", "digits, 40%", IMAGE, digits(0.4), shallow(64, 10), 2000, narrow, 64)
+    yield add("convnet-40", "digits, convnet, 40%", IMAGE, digits(0.4), convnet(), 2000, narrow, 64)
+    yield add("cancer", "breast cancer, 30%", TABLE, cancer(0.3), shallow(30, 2), 1500, narrow)
+    yield add("diabetes", "diabetes, noise 1", TABLE, diabetes, shallow(10), 1500, narrow)
+    yield add("reg2-clean", "2-D regression", FUNCTION, on_plane(0), deep(2), 3000, wide, every, **clean)
+    yield add("torus-clean", "torus in R^20", FUNCTION, on_torus(0), deep(20), 2000, narrow, every, **clean)
+    yield add("friedman-clean", "Friedman, 10-D", FUNCTION, in_ten(0), shallow(10), 3000, narrow, 64, **clean)
+    yield add("gauss-clean", "Gaussian mixture", FUNCTION, mixture(768, 0), shallow(8, 4), 1500, wide, every, **clean)
+    yield add("digits-clean", "digits", IMAGE, digits(0), shallow(64, 10), 2000, narrow, 64, **clean)
 
 
-def cancer(noise: float) -> Draw:
-    return real_classes(load_breast_cancer, z_scores, 380, noise)
+def tables() -> Iterator[Problem]:
+    adamw, sgd = Recipe(1e-3), Recipe(0.02, SGD)
+    t2, spread = split(DIAMONDS, 800, heavy(0.5)), split(DIAMONDS, 800, uneven(0.6, 0))
+    alike = split(toy("breast_cancer"), 380, look_alikes(0.15))
+
+    yield Problem("diamonds", "diamonds", TABLE, split(DIAMONDS, 800), shallow(9), 2000, adamw, noisy=False)
+    yield Problem("diamonds-t2", "diamonds, Student t(2)", TABLE, t2, shallow(9), 2000, adamw)
+    yield Problem("diamonds-uneven", "diamonds, uneven, SGD", TABLE, spread, shallow(9), 2500, sgd)
+    yield Problem("wages", "wages", TABLE, split(WAGES, 800), shallow(4), 2000, Recipe(2e-3))
+    yield Problem(
+        "computers", "computers, one-cycle", TABLE, split(COMPUTERS, 800), deep(9), 2000, Recipe(3e-3, ADAMW, ONE_CYCLE)
+    )
+    yield Problem("exhaust", "exhaust, SGD", TABLE, split(EXHAUST, 600), shallow(3), 2500, Recipe(0.03, SGD))
+    yield Problem("wine", "colour of wine", TABLE, split(wine_colour, 118), shallow(12), 800, adamw, 16)
+    yield Problem("affairs", "affairs", TABLE, split(AFFAIRS, 1000), shallow(8, 2), 1500, adamw)
+    yield Problem(
+        "doctor", "doctor's visits, cosine", TABLE, split(DOCTOR, 1000), deep(9), 2000, Recipe(1e-3, ADAMW, COSINE)
+    )
+    yield Problem("vote", "votes, SGD", TABLE, split(VOTE, 600), shallow(8, 2), 2000, sgd)
+    yield Problem("loans", "loans, 12% refused", TABLE, split(LOANS, 900), shallow(12, 2), 1500, adamw, balanced=True)
+    yield Problem("quakes", "earthquakes", TABLE, split(QUAKES, 600), deep(4), 2000, adamw)
+    yield Problem("cancer-alike", "breast cancer, look-alikes", TABLE, alike, shallow(30, 2), 1200, adamw)
 
 
-ALL = [
-    Problem("reg1", "1-D regression", regression(512, 1, wave, 0.5), deep(1), 4000, 2e-3),
-    Problem("reg2", "2-D regression", on_plane(0.5), deep(2), 3000, 2e-3),
-    Problem("reg2-sgd", "2-D regression, SGD", on_plane(0.5), deep(2), 3000, 0.03, 32, sgd=True),
-    Problem("torus", "torus in R^20", on_torus(0.5), deep(20), 2000, 1e-3),
-    Problem("friedman", "Friedman, 10-D", in_ten(0.5), shallow(10), 3000, 1e-3, 64),
-    Problem("gauss", "Gaussian mixture, 30%", mixture(768, 0.3), shallow(8, 4), 1500, 2e-3),
-    Problem("gauss-sgd", "Gaussian mixture, 30%, SGD", mixture(768, 0.3), shallow(8, 4), 1500, 0.05, 32, sgd=True),
-    Problem("digits-20", "digits, 20%", digits(0.2), shallow(64, 10), 2000, 1e-3, 64),
-    Problem("digits-40", "digits, 40%", digits(0.4), shallow(64, 10), 2000, 1e-3, 64),
-    Problem("convnet-40", "digits, convnet, 40%", digits(0.4), convnet, 2000, 1e-3, 64),
-    Problem("cancer", "breast cancer, 30%", cancer(0.3), shallow(30, 2), 1500, 1e-3, 32),
-    Problem("diabetes", "diabetes, noise 1", real_values(load_diabetes, 300, 1.0), shallow(10), 1500, 1e-3, 32),
-    Problem("reg2-clean", "2-D regression", on_plane(0), deep(2), 3000, 2e-3, noisy=False),
-    Problem("torus-clean", "torus in R^20", on_torus(0), deep(20), 2000, 1e-3, noisy=False),
-    Problem("friedman-clean", "Friedman, 10-D", in_ten(0), shallow(10), 3000, 1e-3, 64, noisy=False),
-    Problem("gauss-clean", "Gaussian mixture", mixture(768, 0), shallow(8, 4), 1500, 2e-3, noisy=False),
-    Problem("digits-clean", "digits", digits(0), shallow(64, 10), 2000, 1e-3, 64, noisy=False),
-    Problem("tiny", "1-D regression", regression(256, 1, wave, 0.5), lambda: mlp(1, 16, 1), 80, 1e-2, 64, listed=False),
-    Problem(
-        "tiny-classes", "Gaussian mixture", mixture(200, 0), lambda: mlp(8, 16, 4), 40, 1e-2, noisy=False, listed=False
-    ),
-]
-PROBLEMS = {problem.name: problem for problem in ALL}
+def all_series() -> Iterator[Problem]:
+    vowels = shipped_series("aeon", "JapaneseVowels_eq")
+    vowels_40 = split(vowels, 400, flips(0.4))
+    italy = shipped_series("aeon", "ItalyPowerDemand")
+    arrows, leaves = shipped_series("aeon", "ArrowHead", 2), shipped_series("aeon", "OSULeaf", 3)
+    marks = split(flat(forecast("Ecdat/Garch", "ddm")), 800)
+    tecator = flat(shipped_series("sktime", "Tecator"))
+    sunspots = split(forecast("datasets/sunspot.month", "sunspot.month", root=True), 800)
+    cycle = Recipe(5e-3, ADAMW, ONE_CYCLE)
+
+    yield Problem("vowels-gru", "vowels, GRU, 40%", SERIES, vowels_40, gru(12, 9), 1000, Recipe(5e-3))
+    yield Problem(
+        "vowels", "vowels, convnet", SERIES, split(vowels, 400), convnet_1d(12, 9), 1200, Recipe(1e-3), noisy=False
+    )
+    yield Problem(
+        "italy", "power demand, 20%", SERIES, split(italy, 500, flips(0.2)), convnet_1d(1, 2), 1500, Recipe(1e-3)
+    )
+    yield Problem(
+        "arrows", "arrow heads", SERIES, split(arrows, 120), convnet_1d(1, 3, batch_norm=True), 800, cycle, noisy=False
+    )
+    yield Problem(
+        "leaves",
+        "leaves, step decay",
+        SERIES,
+        split(leaves, 280),
+        convnet_1d(1, 6, batch_norm=True),
+        1200,
+        Recipe(2e-3, ADAMW, STEPS),
+        noisy=False,
+    )
+    yield Problem("marks", "exchange rate, hardly anything to learn", SERIES, marks, shallow(24), 1500, Recipe(1e-3))
+    yield Problem("tecator", "fat by spectrum", SERIES, split(tecator, 150), shallow(100), 2500, Recipe(1e-3), 16)
+    yield Problem("sunspots", "sunspots, GRU", SERIES, sunspots, gru(1, 1, 24), 1200, Recipe(3e-3))
+
+
+def images() -> Iterator[Problem]:
+    shapes, scans = mnist1d(), toy("digits", pixels)
+    shapes_20, shapes_10 = split(shapes, 1000, flips(0.2)), split(shapes, 1000, flips(0.1))
+    alike, mislabeled = split(scans, 1000, look_alikes(0.3)), split(scans, 1000, flips(0.2))
+    cosine, adamw = Recipe(0.05, SGD, COSINE), Recipe(1e-3)
+
+    yield Problem(
+        "shapes", "MNIST-1D, convnet", IMAGE, split(shapes, 1000), convnet_1d(1, 10), 2500, Recipe(2e-3), noisy=False
+    )
+    yield Problem(
+        "shapes-bn",
+        "MNIST-1D, BatchNorm, 20%, step decay",
+        IMAGE,
+        shapes_20,
+        convnet_1d(1, 10, batch_norm=True),
+        1500,
+        Recipe(2e-3, ADAMW, STEPS),
+    )
+    yield Problem(
+        "shapes-shifted",
+        "MNIST-1D, shifted, 20%",
+        IMAGE,
+        shapes_20,
+        convnet_1d(1, 10),
+        2500,
+        Recipe(2e-3),
+        augment=shifted,
+    )
+    yield Problem(
+        "shapes-transformer",
+        "MNIST-1D, transformer, 10%, one-cycle",
+        IMAGE,
+        shapes_10,
+        patch_transformer(40, 4, 10),
+        1500,
+        Recipe(3e-3, ADAMW, ONE_CYCLE),
+    )
+    yield Problem("digits-alike", "digits, look-alikes, 30%", IMAGE, alike, convnet(), 1500, adamw)
+    yield Problem(
+        "digits-bn", "digits, BatchNorm, 20%, SGD, cosine", IMAGE, mislabeled, convnet(batch_norm=True), 1500, cosine
+    )
+    yield Problem("digits-nudged", "digits, moved, 40%", IMAGE, digits(0.4), convnet(), 2000, adamw, augment=nudged)
+    yield Problem(
+        "digits-large",
+        "digits, large initial weights",
+        IMAGE,
+        split(scans, 500),
+        large_at_first(shallow(64, 10), 4),
+        2500,
+        Recipe(1e-3, decay=1.0),
+        noisy=False,
+    )
+    yield Problem(
+        "digits-rare",
+        "digits, rare classes, 10%",
+        IMAGE,
+        rare(digits(0.1)),
+        shallow(64, 10),
+        1500,
+        Recipe(0.05, SGD),
+        balanced=True,
+    )
+    yield Problem(
+        "photograph", "photograph, noise .4", IMAGE, split(photograph, 1000, gaussian(0.4)), deep(12), 2000, adamw, 64
+    )
+
+
+def texts() -> Iterator[Problem]:
+    letters, following = len(ALPHABET), split(next_character(), 1500)
+    pieces = snippets()
+    pieces_10, counts_20 = split(pieces, 600, flips(0.1)), split(letter_pairs(pieces), 600, flips(0.2))
+
+    yield Problem(
+        "letters", "next letter, transformer", TEXT, following, transformer(letters, 12, letters), 1500, Recipe(2e-3)
+    )
+    yield Problem(
+        "letters-gru", "next letter, GRU", TEXT, following, gru(letters, letters, 48, tokens=True), 1200, Recipe(3e-3)
+    )
+    yield Problem("snippets", "source of text, 10%", TEXT, pieces_10, text_convnet(letters, 6), 1200, Recipe(1e-3))
+    yield Problem(
+        "letter-pairs", "source of text, pairs, 20%, SGD", TEXT, counts_20, shallow(200, 6), 1500, Recipe(0.02, SGD)
+    )
+
+
+def arithmetic() -> Iterator[Problem]:
+    sums, products = group(29, 600), group(31, 650, multiply=True, noise=flips(0.1))
+    signs, noisy_signs = parity(800, 30), parity(2000, noise=flips(0.2))
+    late, later = Recipe(5e-3, decay=1.0), Recipe(1e-2, decay=2.0)
+
+    yield Problem(
+        "sums", "sum mod 29, transformer", ARITHMETIC, sums, group_transformer(29, 32), 2000, later, 128, noisy=False
+    )
+    yield Problem("products", "product mod 31, 10%", ARITHMETIC, products, pairs(31), 2500, late, 128)
+    yield Problem("parity", "parity of 3 in 30", ARITHMETIC, signs, shallow(30, 2), 2500, Recipe(1e-3), noisy=False)
+    yield Problem(
+        "parity-20", "parity of 3 in 24, 20%, SGD", ARITHMETIC, noisy_signs, shallow(24, 2), 3000, Recipe(0.05, SGD)
+    )
+
+
+def tiny() -> Iterator[Problem]:
+    """For the tests."""
+    line, clusters = regression(256, 1, wave, 0.5), mixture(200, 0)
+    small, quick = Recipe(1e-2, ADAM), {"listed": False}
+    yield Problem("tiny", "1-D regression", FUNCTION, line, shallow(1), 80, small, 64, **quick)
+    yield Problem(
+        "tiny-classes", "Gaussian mixture", FUNCTION, clusters, shallow(8, 4), 40, small, None, noisy=False, **quick
+    )
+
+
+FIRST = tuple(first_problems())
+NEW = (*tables(), *all_series(), *images(), *texts(), *arithmetic())
+PROBLEMS = {problem.name: problem for problem in (*FIRST, *NEW, *tiny())}
+
+
+def halves(problems: tuple[Problem, ...], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Share the problems of each kind out at random, an odd one to the halves in turn."""
+    draw, first, second = random.Random(seed), [], []
+    for kind in (TABLE, SERIES, IMAGE, TEXT, ARITHMETIC):
+        names = sorted(problem.name for problem in problems if problem.kind == kind)
+        draw.shuffle(names)
+        half = len(names) // 2 + (len(names) % 2 if len(first) <= len(second) else 0)
+        first, second = first + names[:half], second + names[half:]
+    return tuple(first), tuple(second)
+
+
+SPLIT_SEED = 20
+"""Of `halves`, fixed before any rule was run on one of the new problems."""
+
+DEVELOP_NEW = (
+    *("wine", "doctor", "exhaust", "diamonds", "affairs", "loans", "quakes"),
+    *("tecator", "arrows", "vowels", "sunspots"),
+    *("shapes", "digits-rare", "digits-bn", "shapes-bn", "digits-alike"),
+    *("snippets", "letter-pairs", "parity-20", "products"),
+)
+REPORT = (
+    *("diamonds-uneven", "cancer-alike", "diamonds-t2", "computers", "vote", "wages"),
+    *("marks", "leaves", "vowels-gru", "italy"),
+    *("shapes-transformer", "digits-large", "shapes-shifted", "photograph", "digits-nudged"),
+    *("letters-gru", "letters", "sums", "parity"),
+)
+"""Kept back: only reported, never looked at while a setting is chosen."""
+
+DEVELOP = (*(problem.name for problem in FIRST), *DEVELOP_NEW)
+"""Open to whoever chooses a setting."""
