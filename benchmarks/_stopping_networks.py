@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from _networks import Attention, Block, mlp
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Network = Callable[[], nn.Module]
 
@@ -67,7 +69,13 @@ def convnet_1d(channels: int, outputs: int, batch_norm: bool = False, width: int
 
 
 class GRU(nn.Module):
-    """A recurrent network over ``[n, channels, length]``, or over tokens ``[n, length]``, read out at the end."""
+    """A recurrent network over ``[n, channels, length]``, or over tokens ``[n, length]``, read out at the end.
+
+    Attributes:
+        unrolled: Whether to compute the same place by place, which vmap can follow.
+    """
+
+    unrolled: bool = False
 
     def __init__(self, channels: int, width: int, outputs: int, tokens: bool = False) -> None:
         super().__init__()
@@ -78,7 +86,29 @@ class GRU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inward(x) if self.tokens else x.transpose(1, 2)
-        return self.head(self.gru(x)[0][:, -1])
+        return self.head(self.state_by_place(x) if self.unrolled else self.gru(x)[0][:, -1])
+
+    def state_by_place(self, x: Tensor) -> Tensor:
+        gru, state = self.gru, x.new_zeros(len(x), self.gru.hidden_size)
+        for here in x.unbind(1):
+            r, z, n = F.linear(here, gru.weight_ih_l0, gru.bias_ih_l0).chunk(3, -1)
+            hr, hz, hn = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0).chunk(3, -1)
+            new, update = torch.tanh(n + torch.sigmoid(r + hr) * hn), torch.sigmoid(z + hz)
+            state = new + update * (state - new)
+        return state
+
+
+@contextmanager
+def unrolled(network: nn.Module) -> Iterator[None]:
+    """Have recurrent parts compute in a way that vmap can follow."""
+    parts = [part for part in network.modules() if isinstance(part, GRU)]
+    for part in parts:
+        part.unrolled = True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.unrolled = False
 
 
 def gru(channels: int, outputs: int, width: int = 32, tokens: bool = False) -> Network:

@@ -1,33 +1,28 @@
-"""What decides when to stop: our rules, and their rivals, each shown the same checks of one run."""
+"""What decides when to stop, each shown the same checks of one run: our rules, and losses on examples held out."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _evidence import evidence_of_moments, moments, per_example_gradients
-from _stopping_problems import Data
+from _stopping_data import Data
+from _stopping_problems import Problem
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_cx.gradients import GradientSample
-from lightning_cx.probe import ProbeReading
-from lightning_cx.rules import (
-    HighComplexityDominance,
-    RefusedError,
-    ResidualStopper,
-    ResidualWhiteness,
-    SpectralRisk,
-    StoppingRule,
-)
+from lightning_cx.probe import ProbeReading, ProbeSet
+from lightning_cx.rules import RefusedError, ResidualStopper, StoppingRule
 
 PATIENCE = 10  # checks of the rivals that count them, as many as our own rule's
-EVIDENCE_EXAMPLES = 512
-EVIDENCE_EVERY = 2  # checks, for its cost; so five in a row span as many checks as PATIENCE
-COLUMNS = 512  # parameters whose gradients are held in float64 at a time, few enough for the processor's cache
+FULL = "full"  # the path on all training examples
 
 
 @dataclass(frozen=True)
@@ -37,11 +32,19 @@ class Look:
     Attributes:
         number: Of the check, from 0.
         step: Optimizer steps done.
-        network: As it is now.
+        network: As it is now, in evaluation mode.
         data: What it is trained on.
-        loss: On all training examples.
+        problem: Whose losses, batches and augmentation these are.
+        optimizer: With its state and present learning rates; None in tests.
+        time: Learning rates of all steps since the last check, summed; of the first parameter group.
+        loss: On all training examples; nan on the paths that hold examples out.
         held_out_loss: On examples kept from training; nan if there are none.
-        reading: Of the probe; None on the path that holds examples out, where nobody asks for it.
+        loss_seconds: That whichever loss took.
+        probe: The callback's default probe, filled; None on the paths that hold examples out or if it refuses.
+        probe_rows: Rows of `data` that are in the probe.
+        reading: Of the probe.
+        reading_seconds: That the reading took.
+        refusal: Of the probe: why there is no reading.
         gradients: Of the probe's first examples, at the first check.
     """
 
@@ -49,10 +52,39 @@ class Look:
     step: int
     network: nn.Module
     data: Data
-    loss: float
-    held_out_loss: float
+    problem: Problem | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    time: float = 0.0
+    loss: float = math.nan
+    held_out_loss: float = math.nan
+    loss_seconds: float = 0.0
+    probe: ProbeSet | None = None
+    probe_rows: Tensor | None = None
     reading: ProbeReading | None = None
+    reading_seconds: float = 0.0
+    refusal: str = ""
     gradients: GradientSample | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What can be seen at the end of an epoch.
+
+    Attributes:
+        step: Optimizer steps done.
+        last_step: Likewise at the end of the epoch before.
+        predictions: ``[n]`` class that each training example was given when it was last met, before that step.
+        network: As it is now, in evaluation mode.
+        data: What it is trained on.
+        batch: Examples per step.
+    """
+
+    step: int
+    last_step: int
+    predictions: Tensor
+    network: nn.Module
+    data: Data
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -63,38 +95,70 @@ class Stop:
         step: Where; None if it did not stop.
         kept: Step whose weights it keeps.
         refusal: Why it did not act at all; empty if it did.
+        seconds: That it took to look, up to the stop.
+        path: Which of the run's paths it went along.
     """
 
     step: int | None
     kept: int
     refusal: str = ""
+    seconds: float = 0.0
+    path: str = FULL
 
 
 class Stopper(ABC):
-    """Sees every check until it stops.
+    """Sees every check, or every epoch, until it stops.
 
     Attributes:
         stopped: The step at which it stopped; None before.
         refusal: Why it does not act.
+        by_epoch: Whether it looks at the ends of epochs as well.
+        seconds: That its looks took.
     """
 
     stopped: int | None = None
     refusal: str = ""
+    by_epoch: bool = False
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.stopped is not None or bool(self.refusal)
 
     def look(self, look: Look) -> None:
-        if self.stopped is None and not self.refusal and self.fires(look):
-            self.stopped = look.step
+        if not self.done:
+            with self.timed():
+                fires = self.fires(look)
+            if fires:
+                self.stopped = look.step
+
+    def look_at_epoch(self, epoch: Epoch) -> None:
+        if self.by_epoch and not self.done:
+            with self.timed():
+                fires = self.fires_after(epoch)
+            if fires:
+                self.stopped = epoch.step
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.seconds += perf_counter() - start
 
     @abstractmethod
     def fires(self, look: Look) -> bool:
         """Take in a check."""
 
+    def fires_after(self, epoch: Epoch) -> bool:
+        """Take in an epoch."""
+        return False
+
     def kept(self, last: int) -> int:
         """The step whose weights remain, of a run of `last` steps: unless overridden, those at the stop."""
         return last if self.stopped is None else self.stopped
 
-    def result(self, last: int) -> Stop:
-        return Stop(self.stopped, last if self.refusal else self.kept(last), self.refusal)
+    def result(self, last: int, path: str = FULL) -> Stop:
+        return Stop(self.stopped, last if self.refusal else self.kept(last), self.refusal, self.seconds, path)
 
 
 class Rule(Stopper):
@@ -104,7 +168,10 @@ class Rule(Stopper):
         self.stopper = ResidualStopper(rule)
 
     def fires(self, look: Look) -> bool:
-        assert look.reading is not None
+        self.refusal = look.refusal
+        self.seconds += look.reading_seconds
+        if look.reading is None:
+            return False
         try:
             decision = self.stopper.check(look.step, look.reading)
             if look.gradients is not None and look.gradients.gram is not None:
@@ -144,6 +211,7 @@ class Lightning(Stopper):
 
     def fires(self, look: Look) -> bool:
         value = look.held_out_loss if self.held_out else look.loss
+        self.seconds += look.loss_seconds
         self.trainer.callback_metrics = {self.monitor: torch.tensor(value)}
         self.callback._run_early_stopping_check(self.trainer)
         if self.callback.wait_count == 0 and not self.trainer.should_stop:
@@ -152,54 +220,3 @@ class Lightning(Stopper):
 
     def kept(self, last: int) -> int:
         return self.best if self.held_out else super().kept(last)
-
-
-class Criterion:
-    """The evidence of Mahsereci et al. 2017, computed once for all who ask at the same check."""
-
-    def __init__(self) -> None:
-        self.number, self.value = -1, 0.0
-
-    def at(self, look: Look) -> float:
-        if look.number != self.number:
-            self.number, self.value = look.number, evidence_now(look.network, look.data)
-        return self.value
-
-
-class Evidence(Stopper):
-    """Stops where the gradients of all examples cannot be told from noise.
-
-    Args:
-        criterion: That says so.
-        in_a_row: Times that it must; the paper stops at the first.
-    """
-
-    def __init__(self, criterion: Criterion, in_a_row: int) -> None:
-        self.criterion, self.in_a_row, self.times = criterion, in_a_row, 0
-
-    def fires(self, look: Look) -> bool:
-        if look.number % EVIDENCE_EVERY == 0:
-            self.times = self.times + 1 if self.criterion.at(look) > 0 else 0
-        return self.times >= self.in_a_row
-
-
-def evidence_now(network: nn.Module, data: Data) -> float:
-    """From all training examples, the first 512 if there are more."""
-    x, y = data.x[:EVIDENCE_EXAMPLES], data.y[:EVIDENCE_EXAMPLES]
-    rows = per_example_gradients(network, data.losses, x, y, chunk=128)
-    parts = [moments(block.double()) for block in rows.split(COLUMNS, dim=1)]
-    mean, variance = (torch.cat(part) for part in zip(*parts, strict=True))
-    return float(evidence_of_moments(mean, variance, len(x)))
-
-
-def on_full_data() -> dict[str, Stopper]:
-    """All ways to stop that train on everything."""
-    criterion = Criterion()
-    return {
-        "evidence": Evidence(criterion, 1),
-        "evidence-5": Evidence(criterion, 5),
-        "train-loss": Lightning(held_out=False),
-        "dominance": Rule(HighComplexityDominance()),
-        "whiteness": Rule(ResidualWhiteness()),
-        "ours": Rule(SpectralRisk()),
-    }
