@@ -76,6 +76,10 @@ class Run:
     floor: float
     seconds: float
 
+    @property
+    def classifies(self) -> bool:
+        return bool(self.paths[FULL].entropies)
+
     def errors(self, path: str, entropy: bool = False) -> dict[int, float]:
         found = self.paths[path].entropies if entropy else self.paths[path].errors
         return {step: max(error, self.floor) if not entropy else error for step, error in found.items()}
