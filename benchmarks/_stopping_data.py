@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ Random = np.random.Generator
 
 TEST = 4000  # fresh examples of what is generated
 MOST_TESTED = 2000  # of a data set
+SHAPES = 3000  # of MNIST-1D, to train and to test on; one more is left over
 
 
 @dataclass(frozen=True)
@@ -338,20 +340,16 @@ def forecast(name: str, column: str, root: bool = False, length: int = 24) -> Ca
     return load
 
 
-def mnist1d(examples: int = 3000) -> Callable[[], tuple[Array, Array]]:
+@cache
+def mnist1d() -> tuple[Array, Array]:
     """Greydanus 2020: ten shapes, shifted, sheared and in noise, ``[n, 1, 40]``; the same for all seeds."""
+    folder_of("mnist1d")
+    from mnist1d.data import get_dataset_args, make_dataset  # type: ignore[import-not-found]
 
-    def load() -> tuple[Array, Array]:
-        folder_of("mnist1d")
-        from mnist1d.data import get_dataset_args, make_dataset  # type: ignore[import-untyped]
-
-        arguments = get_dataset_args(as_dict=False)
-        arguments.num_samples = examples
-        arguments.train_split = 1 - 1 / examples
-        made = make_dataset(arguments)
-        return made["x"].reshape(-1, 1, 40), made["y"]
-
-    return load
+    arguments = get_dataset_args(as_dict=False)
+    arguments.num_samples, arguments.train_split = SHAPES, 1 - 1 / SHAPES
+    made = make_dataset(arguments)
+    return made["x"].reshape(-1, 1, 40), made["y"]
 
 
 def photograph() -> tuple[Array, Array]:

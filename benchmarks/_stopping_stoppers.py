@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -102,7 +102,7 @@ class Stop:
     step: int | None
     kept: int
     refusal: str = ""
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     path: str = FULL
 
 
