@@ -53,7 +53,8 @@ without it. "20%" of the training labels are drawn anew at random; of look-alike
 nearest other class. Errors under half a test example count as that.
 
 A stop is harmful if it keeps over {HARM - 1:.0%} more error than the best, and than the end of the run. Steps saved are
-of the planned ones; time saved is of a run on all data that nobody looks at, so looks count against it.
+of the planned ones; time saved is of the processor's in a run on all data that nobody looks at, so looks count
+against it.
 
 - hold-out: Lightning's `EarlyStopping` on the loss of 20% (10%) of the examples, held out from training, patience
   {PATIENCE}, best weights restored. Below 1 is possible: its path is another.
@@ -134,8 +135,8 @@ def describe(rows: Sequence[Row], command: str, wall_seconds: float, workers: in
     return "\n".join(
         [
             f"- Command: `{command}`",
-            f"- Time: {minutes:.0f} minutes of training and checking in {len(runs)} runs, {workers} at a time; the "
-            f"command took {wall_seconds / 60:.0f} minutes, with what was in its cache already",
+            f"- Time: {minutes:.0f} minutes of one core, of training and checking in {len(runs)} runs, {workers} at a "
+            f"time; the command took {wall_seconds / 60:.0f} minutes, with what was in its cache already",
             f"- Seeds: {', '.join(map(str, seeds))}",
             f"- Date: {date.today().isoformat()}",
             f"- Machine: {processor()}, {os.cpu_count()} cores, one thread a run, {platform.system()}",

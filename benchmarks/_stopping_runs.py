@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Curve:
         errors: Test error after so many steps: at every check, the first and the last step among them, and at ends of
             epochs while a way of stopping looks there.
         entropies: Test cross entropy likewise; empty for regressions.
-        seconds: That training took up to each.
+        seconds: Of the processor, that training took up to each; other work on the machine does not count.
     """
 
     errors: dict[int, float] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Run:
         paths: Training runs: on all examples, without those held out, and with the learning rate falling to 0.
         stops: How each way of stopping ended.
         floor: Half a test example: errors of classes below count as that.
-        seconds: That all this took.
+        seconds: Of the processor, that all this took.
     """
 
     problem: str
@@ -126,7 +126,7 @@ class Run:
 
 def run(problem: Problem, seed: int) -> Run:
     """Train all paths of one seed and read every way of stopping off them."""
-    start = perf_counter()
+    start = process_time()
     data = problem.draw(np.random.default_rng(FIRST_DRAW + seed))
     ways = on_full_data()
     paths = {FULL: follow(problem, data, seed, ways)}
@@ -142,7 +142,7 @@ def run(problem: Problem, seed: int) -> Run:
         paths[ANNEALED] = follow(problem.annealed(), data, seed, {})
     stops[ANNEALED], stops[NONE] = Stop(None, problem.steps, path=annealed), Stop(None, problem.steps)
     floor = 0.5 / len(data.test_y) if data.classifies else 0.0
-    return Run(problem.name, seed, paths, stops, floor, perf_counter() - start)
+    return Run(problem.name, seed, paths, stops, floor, process_time() - start)
 
 
 def again(found: Run, problem: Problem, ways: Mapping[str, Stopper]) -> Run:
@@ -229,9 +229,9 @@ class Training:
     def until(self, step: int) -> None:
         self.network.train()
         while self.step < step:
-            start = perf_counter()
+            start = process_time()
             output, rows = self.do_step()
-            self.seconds += perf_counter() - start
+            self.seconds += process_time() - start
             if self.data.classifies:
                 self.predictions[slice(None) if rows is None else rows] = output.argmax(1)
         self.network.eval()
@@ -300,10 +300,10 @@ def test(training: Training, path: Curve) -> None:
 
 def look_at(training: Training, number: int, probe: Probe, held_out: Data | None) -> Look:
     problem, network, data = training.problem, training.network, training.data
-    start = perf_counter()
+    start = process_time()
     loss = mean_loss(problem, network, data if held_out is None else held_out)
-    loss_seconds, reading, gradients = perf_counter() - start, None, None
-    start = perf_counter()
+    loss_seconds, reading, gradients = process_time() - start, None, None
+    start = process_time()
     if held_out is None and not probe.refusal:
         try:
             reading, gradients = probe.read(network, problem, first=number == 0)
@@ -323,7 +323,7 @@ def look_at(training: Training, number: int, probe: Probe, held_out: Data | None
         probe.set,
         probe.rows,
         reading,
-        perf_counter() - start,
+        process_time() - start,
         probe.refusal,
         gradients,
     )

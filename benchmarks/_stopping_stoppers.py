@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import process_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,7 +95,7 @@ class Stop:
         step: Where; None if it did not stop.
         kept: Step whose weights it keeps.
         refusal: Why it did not act at all; empty if it did.
-        seconds: That it took to look, up to the stop.
+        seconds: Of the processor, that it took to look, up to the stop.
         path: Which of the run's paths it went along.
     """
 
@@ -141,9 +141,9 @@ class Stopper(ABC):
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        start = perf_counter()
+        start = process_time()
         yield
-        self.seconds += perf_counter() - start
+        self.seconds += process_time() - start
 
     @abstractmethod
     def fires(self, look: Look) -> bool:
