@@ -304,11 +304,6 @@ def wine_colour() -> tuple[Array, Array]:
     return np.delete(x, colour, axis=1), x[:, colour]
 
 
-def gym() -> tuple[Array, Array]:
-    """Physiology from exercises, three numbers from three: 20 people, too few to train on alone."""
-    return toy("linnerud")()
-
-
 def shipped_series(package: str, name: str, every: int = 1) -> Callable[[], tuple[Array, Array]]:
     """Every channel scaled as a whole."""
 

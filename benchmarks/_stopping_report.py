@@ -10,7 +10,7 @@ from datetime import date
 from statistics import geometric_mean, mean
 
 from _report import layout, processor, versioned
-from _stopping_problems import DEVELOP, FIRST, REPORT, SPLIT_SEED, Problem
+from _stopping_problems import DEVELOP, FIRST, LATER, REPORT, SPLIT_SEED, Problem
 from _stopping_rivals import CREDIBILITY, GRADIENT_EXAMPLES, GRADIENTS_EVERY, RISES
 from _stopping_runs import HARM, Run
 from _stopping_stoppers import PATIENCE
@@ -75,7 +75,7 @@ All but those that look at epochs look at the same checks: those of `ComplexityE
 Settings of our rules are chosen on the {len(DEVELOP)} problems to develop on, with seeds below 100. The other
 {len(REPORT)} were kept back: a draw with seed {SPLIT_SEED} halved the new problems kind by kind before any rule had
 been run on one of them. The first {len(FIRST)} problems are all in the open half, since our first rules were set on
-them."""
+them; {len(LATER)} were added to it after the draw, for kinds of noise and training that it had kept back alone."""
 
 WHY = """## Where ours loses, and why
 
