@@ -254,3 +254,29 @@ def tensorboard_experiments(trainer: Trainer) -> list[Any]:
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if is_tensorboard(logger)]
+
+
+LOWERED = 0.1  # of its largest value: a learning rate below it has fallen
+FALLING = frozenset(
+    ["CosineAnnealingLR", "CosineAnnealingWarmRestarts", "OneCycleLR", "StepLR", "MultiStepLR", "PolynomialLR", "ExponentialLR", "SequentialLR", "ChainedScheduler"]
+)
+
+
+def schedule_left(trainer: Trainer) -> str:
+    """Return, in words, that a schedule has yet to lower the learning rate; empty where none is known to.
+
+    Errors fall once more where the learning rate does. What a schedule of the user's own will do is not known.
+    """
+    for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+        name, last = type(scheduler).__name__, getattr(scheduler, "last_epoch", 0)
+        ahead = [milestone for milestone in getattr(scheduler, "milestones", ()) if milestone > last]
+        if name not in FALLING or (name == "MultiStepLR" and not ahead):
+            continue
+        groups = scheduler.optimizer.param_groups
+        share = max(float(g["lr"]) / top for g in groups if (top := max(g.get("max_lr", 0), g["initial_lr"])) > 0)
+        if share > LOWERED:
+            return (
+                f"the learning rate still has to fall ({name}: it is at {share:.0%} of its largest value), and errors "
+                "fall with it"
+            )
+    return ""

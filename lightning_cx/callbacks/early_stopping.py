@@ -26,7 +26,7 @@ from lightning_cx.callbacks.probing import ProbeCheck
 from lightning_cx.callbacks.publishing import Publisher
 from lightning_cx.functional import stopping
 from lightning_cx.probe import ProbeSet
-from lightning_cx.rules import ResidualStopper, SpectralRisk, StoppingRule
+from lightning_cx.rules import PathStopper, ResidualStopper, SpectralRisk, StoppingRule
 
 
 class ComplexityEarlyStopping(Callback):
@@ -105,7 +105,7 @@ class ComplexityEarlyStopping(Callback):
         self.verbose = verbose
         self.strict = strict
         self.name = checked_name(name)
-        self.watch = ResidualStopper(self.rule)
+        self.watch = (PathStopper if self.rule.follows_gradients else ResidualStopper)(self.rule)
         self.kept = KeptWeights()
         self._own_probe = probe is not None
         of_probe = settings(probe, ("size", "seed")) if probe is not None else {}
@@ -124,7 +124,8 @@ class ComplexityEarlyStopping(Callback):
         self._start = KeptWeights()
         self._off = self._says = self._resumed = self._at_start = False
         self._checked: int | None = None
-        self._next = 0
+        self._next = self._counted = 0
+        self._clock_state: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         when = "ever more rarely" if self.every_n_steps is None else f"every {self.every_n_steps} steps"
@@ -190,6 +191,10 @@ class ComplexityEarlyStopping(Callback):
                 raise ValueError(f"as before the checkpoint: {self.reason}")
             self._failures.tell(f"ComplexityEarlyStopping is disabled, as before the checkpoint: {self.reason}")
             return
+        self._counted = trainer.global_step
+        if self._clock_state is not None:
+            self._check.clock.load_state_dict(self._clock_state)
+            self._clock_state = None
         if self.restore_best and (conflict := averages_beside(trainer, self)):
             self._failures.tell(conflict)
         if self._check.start():
@@ -217,7 +222,13 @@ class ComplexityEarlyStopping(Callback):
     ) -> None:
         del pl_module, outputs, batch, batch_idx
         done = trainer.global_step
-        if self._check is None or done == self._checked or done < self._next:
+        if self._check is None:
+            return
+        if done != self._counted:
+            self._counted = done
+            if self.rule.follows_gradients:
+                self._check.clock.step()
+        if done == self._checked or done < self._next:
             return
         if self._check.ready():
             if self._start.step is not None:
@@ -338,6 +349,7 @@ class ComplexityEarlyStopping(Callback):
             "off": self._off,
             "checked": self._checked,
             "next": self._next,
+            "clock": None if self._check is None else self._check.clock.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -349,3 +361,4 @@ class ComplexityEarlyStopping(Callback):
         self.probe.load_state_dict(state_dict["probe"])
         self.stopped_step, self.reason = state_dict["stopped_step"], state_dict["reason"]
         self._off, self._checked, self._next = state_dict["off"], state_dict["checked"], state_dict["next"]
+        self._clock_state = state_dict.get("clock")

@@ -118,6 +118,10 @@ class Fit:
         """Batches that the run will see if nothing stops it; inf if unknown."""
         return _trainer.planned_batches(self.trainer)
 
+    def schedule_left(self) -> str:
+        """Return, in words, that a schedule has yet to lower the learning rate; empty where none is known to."""
+        return _trainer.schedule_left(self.trainer)
+
     # Its parameters, its batches and its loss.
 
     def optimizer_parameters(self, number: int | None) -> set[int] | None:

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_cx.batch import BatchSpecError
 from lightning_cx.callbacks._trainer import move_to_device
@@ -18,8 +19,8 @@ from lightning_cx.callbacks.fit import Fit, TrainingData, attempt
 from lightning_cx.functional import stopping
 from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.instruments import Needs
-from lightning_cx.probe import LossOf, ProbePasses, ProbeReading, ProbeSet, used_up
-from lightning_cx.rules import ResidualStopper
+from lightning_cx.probe import LossOf, ProbePasses, ProbeReading, ProbeSet, ResidualGradients, used_up
+from lightning_cx.rules import Elapsed, PathStopper, RefusedError, ResidualStopper, why_no_residual
 
 BASIS_SECONDS = 5e-10  # times n^3: what a graph basis of 512 examples took on two cores (46 ms), and some
 GRADIENT_SHARE = 2.0  # the same for per-example gradients: a backward, and the Gram matrix on top
@@ -214,6 +215,21 @@ class ProbeReader:
         alone = self.streamed or self._own_examples
         return (0, 1) if alone else (self._fit.rank, self._fit.world_size)
 
+    def passes_of_share(self) -> ProbePasses:
+        """Passes over the chunks of the probe that fall to this process."""
+        passes = self.probe.passes(self._fit.module, *self._ways())
+        number, processes = self.share
+        return replace(passes, chunks=passes.chunks[number::processes])
+
+    def in_order(self, rows: Tensor) -> Tensor:
+        """Put rows of all processes together in the order of the probe; every process has to call."""
+        _, processes = self.share
+        if processes == 1:
+            return rows
+        parts = self._fit.gathered_rows(rows.reshape(len(rows), -1))
+        order = torch.cat([self.probe.positions((rank, processes)) for rank in range(processes)]).argsort()
+        return torch.cat(parts)[order].reshape(-1, *rows.shape[1:])
+
     def join(self, own: ProbeReading) -> ProbeReading:
         """Put the rows of all processes together; every process has to call."""
         _, processes = self.share
@@ -377,9 +393,11 @@ class ProbeCheck:
         refusal: Why, in words.
     """
 
-    def __init__(self, fit: Fit, probe: ProbeSet, watch: ResidualStopper, failures: Failures) -> None:
+    def __init__(self, fit: Fit, probe: ProbeSet, watch: ResidualStopper | PathStopper, failures: Failures) -> None:
         self._fit, self.probe, self.watch, self.failures = fit, probe, watch, failures
-        self.reader = ProbeReader(fit, probe, [Needs(probe_gradients=GATE_EXAMPLES)], failures)
+        gate = Needs(probe_gradients=GATE_EXAMPLES if isinstance(watch, ResidualStopper) else 0)
+        self.reader = ProbeReader(fit, probe, [gate], failures)
+        self.clock = LearningClock(fit)
         self.off = False
         self.refusal = ""
 
@@ -426,6 +444,14 @@ class ProbeCheck:
         Args:
             step: Optimizer steps done.
         """
+        decide = self._by_residuals if isinstance(self.watch, ResidualStopper) else self._by_gradients
+        decision = decide(step)
+        if decision is not None:
+            with self.failures.guard(CHECK):  # all of it went well: failures are counted in a row
+                return decision
+        return None
+
+    def _by_residuals(self, step: int) -> stopping.Decision | None:
         own, error = attempt(self._read)
         if own is not None:
             self.describe()
@@ -433,10 +459,62 @@ class ProbeCheck:
             return None
         whole = self.reader.join(own)
         decision, error = attempt(lambda: self._ask(step, whole))
-        if self._failed(error):
+        return None if self._failed(error) else decision
+
+    def _by_gradients(self, step: int) -> stopping.Decision | None:
+        watch = self.watch
+        assert isinstance(watch, PathStopper)
+        own, error = attempt(self._read_gradients)
+        if own is not None:
+            self.describe()
+        if self._failed(error) or own is None:
             return None
-        with self.failures.guard(CHECK):  # all of it went well: failures are counted in a row
-            return decision
+        in_order = self.reader.in_order
+        gradients = in_order(own.gradients).to(own.gradients)
+        sizes, bend = in_order(torch.stack([own.sizes, own.bend], 1)).unbind(1)
+        whole = gradients, sizes, bend, in_order(own.directions)
+        elapsed, error = attempt(self.clock.read)
+        if self._failed(error) or elapsed is None:
+            return None
+        sketch = self.clock.sketch
+        shift, error = attempt(lambda: watch.follow(whole, sketch, elapsed))
+        if self._failed(error) or shift is None:
+            return None
+        self.clock.restart()
+        errors, error = attempt(lambda: watch.errors(own, shift[self._own_rows]))
+        if self._failed(error) or errors is None:
+            return None
+        every = in_order(errors)
+        decision, error = attempt(lambda: watch.decide(step, every, self._fit.schedule_left()))
+        return None if self._failed(error) else decision
+
+    @property
+    def _own_rows(self) -> Tensor:
+        number, processes = self.reader.share
+        return torch.arange(self.probe.examples) if processes == 1 else self.probe.positions((number, processes))
+
+    def _read_gradients(self) -> ResidualGradients | None:
+        if self._fit.is_sharded:
+            raise RefusedError("the module is sharded: take ComplexityEarlyStopping(SpectralRisk())")
+        if self.reader.streamed:
+            raise RefusedError(
+                "the training data is a stream, whose size is not known: take ComplexityEarlyStopping(SpectralRisk()) "
+                "or stop by a validation set (Lightning's EarlyStopping)"
+            )
+        if not self.reader.prepare():
+            return None
+        assert isinstance(self.watch, PathStopper)
+        self.watch.training_examples = self._fit.training_examples
+        passes = self.reader.passes_of_share()
+        if why := why_no_residual(passes.calibration.mixed, passes.calibration.drawn, passes.law.why_not):
+            raise RefusedError(why)
+        if passes.law.flat:
+            raise RefusedError(
+                f"{passes.law.flat}: take ComplexityEarlyStopping(SpectralRisk()), or pass ProbeSet(loss_fn=...) with "
+                "squared errors, a function (module, batch) -> losses [n]"
+            )
+        self.clock.times = passes.chunks[0][1] if passes.calibration.sums else 1
+        return passes.residual_gradients(self.clock.sketch)
 
     def _read(self) -> ProbeReading | None:
         if not self.reader.prepare():
@@ -450,6 +528,7 @@ class ProbeCheck:
         return self.reader.read_share()
 
     def _ask(self, step: int, whole: ProbeReading) -> stopping.Decision:
+        assert isinstance(self.watch, ResidualStopper)
         first = not self.watch.begun
         decision = self.watch.check(step, whole)
         if first:
@@ -462,6 +541,7 @@ class ProbeCheck:
         except (UnsupportedGradientError, ValueError):  # under strict; the rule can do without
             sample = None
         if sample is not None and sample.gram is not None and len(sample.gram) >= FEWEST_GRADIENTS:
+            assert isinstance(self.watch, ResidualStopper)
             self.watch.check_gradients(sample.gram, whole.features[: len(sample.gram)])
 
     def _failed(self, error: Exception | None) -> bool:
@@ -480,3 +560,79 @@ class ProbeCheck:
             self.off = self.failures.off(CHECK)
             self.refusal = met.words if self.off else ""
         return True
+
+
+class LearningClock:
+    """Counts the learning time of each parameter: learning rate times preconditioner, summed over optimizer steps.
+
+    Args:
+        fit: Whose optimizers are read.
+
+    Attributes:
+        times: By how much the gradient of training exceeds that of the mean loss, as where the loss is a sum.
+    """
+
+    def __init__(self, fit: Fit) -> None:
+        self._fit = fit
+        self.times = 1
+        self._rates: dict[int, float] = {}  # of each group of parameters, by the identity of the group
+        self._decays: dict[int, float] = {}
+        self._before: dict[str, float] | None = None  # preconditioner at the last check
+        self._now: dict[str, float] = {}
+        self._sketch: stopping.GradientSketch | None = None
+
+    @property
+    def sketch(self) -> stopping.GradientSketch:
+        """Of the gradients of all trainable parameters."""
+        if self._sketch is None:
+            sizes = {name: p.numel() for name, p in self._fit.module.named_parameters() if p.requires_grad}
+            self._sketch = stopping.GradientSketch(sizes, max(stopping.GRADIENT_WIDTH, len(sizes)))
+        return self._sketch
+
+    def step(self) -> None:
+        """Count one optimizer step; called after each, it costs about a microsecond."""
+        for optimizer in self._fit.trainer.optimizers:
+            for group in optimizer.param_groups:
+                rate, key = float(group["lr"]), id(group)
+                self._rates[key] = self._rates.get(key, 0.0) + rate
+                if decay := group.get("weight_decay"):
+                    self._decays[key] = self._decays.get(key, 0.0) + rate * float(decay)
+
+    def read(self) -> Elapsed:
+        """Return what passed since the last check, or the start."""
+        parameters = {name: p for name, p in self._fit.module.named_parameters() if p.requires_grad}
+        time, decay, words, known = dict.fromkeys(parameters, 0.0), dict.fromkeys(parameters, 0.0), [], True
+        self._now = dict.fromkeys(parameters, 0.0)
+        for optimizer in self._fit.trainer.optimizers:
+            of = {id(p): id(group) for group in optimizer.param_groups for p in group["params"]}
+            held = {name: p for name, p in parameters.items() if id(p) in of}
+            found = stopping.preconditioner(optimizer, held)
+            known, words = known and found.known, [*words, found.words]
+            decoupled = "AdamW" in type(optimizer).__name__ or type(optimizer).__name__ == "Muon"
+            for name, p in held.items():
+                scale = found.scale[name]
+                before = scale if self._before is None else self._before[name]
+                self._now[name] = scale
+                time[name] = self._rates.get(of[id(p)], 0.0) * (scale + before) / 2 * self.times
+                own = decoupled or any(g.get("decoupled_weight_decay") for g in optimizer.param_groups)
+                decay[name] = self._decays.get(of[id(p)], 0.0) * (1.0 if own else (scale + before) / 2)
+        return Elapsed(time, decay, known, "; ".join(words))
+
+    def restart(self) -> None:
+        """Count from here on: what passed was taken in."""
+        # Before its first step an optimizer has no state, and the preconditioner is that of the first interval's end.
+        self._before = self._now if self._rates else None
+        self._rates, self._decays = {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a checkpoint, groups by their order."""
+        groups = [id(group) for optimizer in self._fit.trainer.optimizers for group in optimizer.param_groups]
+        numbers = [(self._rates.get(key, 0.0), self._decays.get(key, 0.0)) for key in groups]
+        return {"passed": numbers, "before": self._before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, once the optimizers are there."""
+        groups = [id(group) for optimizer in self._fit.trainer.optimizers for group in optimizer.param_groups]
+        for key, (rate, decay) in zip(groups, state["passed"], strict=False):
+            self._rates[key], self._decays[key] = rate, decay
+        self._before = state["before"]

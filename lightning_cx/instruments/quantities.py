@@ -381,6 +381,38 @@ STOPPING_WHITE_P = _STOPPING.curve(
     "with `ResidualWhiteness`: how often pure noise would look as structured as what is left",
     "above .05, nothing is left to learn but noise",
 )
+STOPPING_LEFT_OUT, STOPPING_LEFT_OUT_LOW, STOPPING_LEFT_OUT_HIGH = _STOPPING.interval(
+    "stopping/left_out_error",
+    "estimated error on examples left out of training, with its error band (lowest: the best weights)",
+    "with `PathLeaveOneOut`: error that the training examples would have if each had been left out (share of wrong "
+    "labels, or distance from the target), with the band of rises that chance alone would explain",
+    "read it as a test error. Rising above the band: what is learned helps the training examples alone",
+)
+STOPPING_OWN_SHARE, STOPPING_OWN_SHARE_NULL = _STOPPING.curves(
+    ("stopping/own_share", "stopping/own_share_null"),
+    "share of the latest learning that supports single examples alone (over .5: memorising)",
+    "with `PathLeaveOneOut`: share of the present fall of the training loss that only the examples themselves support",
+    "above .5 and above `own_share_null`, high-complexity residuals dominate: examples are memorised",
+)
+STOPPING_ACTS = _STOPPING.curve(
+    "stopping/acts",
+    "whether the rule may stop the run (0: it only recommends, the log says why)",
+    "with `PathLeaveOneOut`: 1 where the rule may stop the run, 0 where its estimate is not to be trusted so far",
+    "0: read the log; the learning rate may still have to fall, or the probe be too small",
+)
+STOPPING_TIME_RATIO = _STOPPING.curve(
+    "stopping/time_ratio",
+    "learning time that the fall of the residuals asks for, over the time that passed",
+    "with `PathLeaveOneOut`: how well the linear picture explains the latest steps",
+    "near 1: well; near 0: noise of the steps keeps the loss up; nan at the first check",
+)
+STOPPING_COVERAGE = _STOPPING.curve(
+    "stopping/coverage",
+    "how much of the training set the probe stands for",
+    "with `PathLeaveOneOut` and a probe smaller than the training set: memory estimated by the whole probe over that "
+    "by half of it",
+    "below .7 the rule does not stop: take a larger probe",
+)
 STOPPING_CURVE = "stopping/curve"
 _STOPPING.row(
     "picture `stopping/curve`",

@@ -9,6 +9,7 @@ from lightning_cx.probe.passes import ProbePasses
 from lightning_cx.probe.probe_set import ProbeSet, fill
 from lightning_cx.probe.reach import Found
 from lightning_cx.probe.reading import ProbeReading
+from lightning_cx.probe.residual_gradients import ResidualGradients
 
 __all__ = [
     "Found",
@@ -16,6 +17,7 @@ __all__ = [
     "ProbePasses",
     "ProbeReading",
     "ProbeSet",
+    "ResidualGradients",
     "anything_compiled",
     "batch_statistics",
     "compiled_parts",

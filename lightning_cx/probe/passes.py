@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_cx.batch import join, padded_cat, take
+from lightning_cx.functional import stopping
 from lightning_cx.gradients import CONTRIBUTION, EXACT, Calibration, GradientSample, calibrate_rows, unchanged
 from lightning_cx.probe.conditions import eagerly, other_weights
 from lightning_cx.probe.derivatives import (
@@ -27,6 +28,7 @@ from lightning_cx.probe.derivatives import (
 from lightning_cx.probe.isolation import drawing, isolated
 from lightning_cx.probe.outputs import Chunk, ChunkReading, LossOf, ResidualLaw, residuals_of
 from lightning_cx.probe.reading import Columns
+from lightning_cx.probe.residual_gradients import ResidualGradients, residual_gradients
 
 PAIR = 2  # examples that are compared together where one alone has no loss
 SUMS = (
@@ -159,6 +161,18 @@ class ProbePasses:
             ValueError: If chunks cannot be joined into one batch.
         """
         return probe_gradients(self, some_chunks(self.chunks, examples), per_layer, projections)
+
+    def residual_gradients(self, sketch: stopping.GradientSketch) -> ResidualGradients:
+        """Gradient of the outputs of each example along its residual, sketched; one backward for each chunk.
+
+        Args:
+            sketch: Of all trainable parameters.
+
+        Raises:
+            UnsupportedGradientError: If the tap cannot read the model, by name.
+            ValueError: If no output carries the whole loss.
+        """
+        return residual_gradients(self, sketch, self.chunks)
 
     def jacobian(self, examples: int) -> OutputJacobian:
         """Gram matrix of the outputs' derivatives on the first examples, and the loss's second derivative there.

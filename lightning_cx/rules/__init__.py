@@ -19,15 +19,20 @@ rule what a `ProbeSet` reads:
     (True, True)
 """
 
-from lightning_cx.rules.base import StoppingRule
-from lightning_cx.rules.residual_stopper import RefusedError, ResidualStopper
+from lightning_cx.rules.base import RefusedError, StoppingRule
+from lightning_cx.rules.path_leave_one_out import Elapsed, PathLeaveOneOut, PathStopper
+from lightning_cx.rules.residual_stopper import ResidualStopper, why_no_residual
 from lightning_cx.rules.stopping_rules import HighComplexityDominance, ResidualWhiteness, SpectralRisk
 
 __all__ = [
+    "Elapsed",
     "HighComplexityDominance",
+    "PathLeaveOneOut",
+    "PathStopper",
     "RefusedError",
     "ResidualStopper",
     "ResidualWhiteness",
     "SpectralRisk",
     "StoppingRule",
+    "why_no_residual",
 ]

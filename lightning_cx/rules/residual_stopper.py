@@ -11,19 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_cx.functional import Basis, complexity, interference_profile, laplacian_basis, sketching, stopping
-from lightning_cx.instruments import Reading, StoppingCurve, Thinned, quantities
+from lightning_cx.instruments import Reading, quantities
 from lightning_cx.probe import ProbeReading
-from lightning_cx.rules.base import StoppingRule
+from lightning_cx.rules.base import INSTEAD, CheckRecord, RefusedError, StoppingRule
 
-MAX_POINTS = 1024  # of the picture
 FEWEST = 128  # examples; with 64 the kept error was 1.4 to 1.7 times the best, with 32 2.2 to 3.3 (THEORY section 5)
 FALLEN = 0.3  # share of the first loss, from which on slopes are asked whether they have shrunk at all
 SHRUNK = 0.001  # share of their energy
-INSTEAD = "or stop by a validation set (Lightning's EarlyStopping)"
-
-
-class RefusedError(ValueError):
-    """A stopping rule cannot be applied here, for a reason that will not change."""
 
 
 class ResidualStopper:
@@ -35,13 +29,14 @@ class ResidualStopper:
 
     def __init__(self, rule: StoppingRule) -> None:
         self.rule = rule
+        self._record = CheckRecord(rule)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: another model comes."""
         self.rule.reset()
         self.decision: stopping.Decision | None = None
-        self.best_step: int | None = None
+        self._record.reset()
         self.order = ""
         self._initial: Tensor | None = None
         self._features: Tensor | None = None
@@ -51,12 +46,16 @@ class ResidualStopper:
         self._noise = math.nan
         self._current: Tensor | None = None
         self._recent: deque[Tensor] = deque(maxlen=stopping.WINDOW + 1)
-        self._checks = 0
-        self._first_step = 0
         self._at_first = (math.nan, math.nan)
-        self._stopped: int | None = None
-        self._last_weights = False
-        self._points: Thinned[tuple[int, float, float, float]] = Thinned(MAX_POINTS)
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best check so far."""
+        return self._record.best_step
+
+    @best_step.setter
+    def best_step(self, step: int) -> None:
+        self._record.best_step = step
 
     @property
     def begun(self) -> bool:
@@ -74,23 +73,8 @@ class ResidualStopper:
             RefusedError: If the rule cannot be applied, as with fewer than 128 examples or features that do not order
                 the target.
         """
-        if reading.mixed:
-            raise RefusedError(
-                "the loss mixes examples (mixup, in-batch negatives), so nothing says what the output of one should "
-                "become: mix only `if self.training`, pass ProbeSet(loss_fn=...), a function (module, batch) -> losses "
-                f"[n] without it, {INSTEAD}"
-            )
-        if reading.drawn:
-            raise RefusedError(
-                "the loss draws random numbers in eval mode, too (times, noise, a code), so part of what is left over "
-                "is chance: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] without draws, "
-                f"{INSTEAD}"
-            )
-        if reading.no_residual:
-            raise RefusedError(
-                f"{reading.no_residual}: pass ProbeSet(loss_fn=...) with squared errors of the prediction, a function "
-                f"(module, batch) -> losses [n], {INSTEAD}"
-            )
+        if why := why_no_residual(reading.mixed, reading.drawn, reading.no_residual):
+            raise RefusedError(why)
         residuals = sketching.sketch_outputs(reading.residuals).double()
         if reading.features is not self._features:
             self._meet(reading.features)
@@ -103,27 +87,22 @@ class ResidualStopper:
             self._ask_loss(reading, float(residuals.square().sum()))
         coefficients = self._basis.vectors.T @ residuals
         decision = self.rule.check(coefficients, step)
-        if decision.best_check == self._checks:
-            self.best_step = step
-        if self._checks == 0:
-            self._first_step = step
-        self._checks += 1
+        self._record.add(step, decision)
         if decision.stop and not self.has_learned:
             decision = replace(decision, stop=False, reason="nothing was learned yet, by the estimated risk")
         self.decision = decision
         self._current = coefficients
         self._recent.append(coefficients.square().sum(1)[1:])  # the constant is neither simple nor complex
-        self._points.add((step, decision.value, *self.rule.band(decision)))
         return decision
 
     @property
     def has_learned(self) -> bool:
         """Whether a later check was ever better than the first: weights that learned nothing are none to go back to."""
-        return not self.rule.keeps_best or self.best_step != self._first_step
+        return self._record.has_learned
 
     def _ask_loss(self, reading: ProbeReading, energy: float) -> None:
         """Refuse if a piecewise linear loss has fallen and its slope has not, as that of an absolute error does not."""
-        if self._checks == 0:
+        if self._record.count == 0:
             self._at_first = reading.loss, energy
         first_loss, first_energy = self._at_first
         if not (first_loss > 0 and first_energy > 0 and math.isfinite(reading.loss)):
@@ -137,11 +116,11 @@ class ResidualStopper:
 
     def mark_stop(self, step: int) -> None:
         """Note, for the picture, that the run ends here."""
-        self._stopped = step
+        self._record.stopped = step
 
     def mark_end(self, went_back: bool) -> None:
         """Note, for the picture, that the run is over, and whether the weights of the best step are there again."""
-        self._last_weights = not went_back
+        self._record.last_weights = not went_back
 
     def check_gradients(self, gram: Tensor, features: Tensor) -> None:
         """Ask, at the start, whether the network learns simple functions first, from per-example gradients.
@@ -214,7 +193,7 @@ class ResidualStopper:
         }
         if curve.has_band:
             scalars |= zip(quantities.interval(curve.tag)[1:], self.rule.band(decision), strict=True)
-        return Reading(scalars, pictures={quantities.STOPPING_CURVE: self._picture()})
+        return Reading(scalars, pictures={quantities.STOPPING_CURVE: self._record.picture()})
 
     def _fitted_high(self) -> float:
         """How much of the complex half of the target has been fitted."""
@@ -236,30 +215,38 @@ class ResidualStopper:
             "initial": self._initial,
             "fingerprint": self._fingerprint,
             "order": self.order,
-            "checks": self._checks,
-            "first": (self._first_step, *self._at_first),
-            "best_step": self.best_step,
-            "stopped": self._stopped,
+            "first": self._at_first,
             "recent": list(self._recent),
-            "points": self._points.state_dict(),
+            "record": self._record.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave; the basis is made again at the next check."""
         self.reset()
         self.rule.load_state_dict(state["rule"])
-        self._initial, self.order, self._checks = state["initial"], state["order"], state["checks"]
-        self._fingerprint = state["fingerprint"]
-        self._first_step, *at_first = state["first"]
-        self._at_first = (at_first[0], at_first[1])
-        self.best_step, self._stopped = state["best_step"], state["stopped"]
+        self._initial, self.order, self._fingerprint = state["initial"], state["order"], state["fingerprint"]
+        self._at_first = (state["first"][0], state["first"][1])
         self._recent.extend(state["recent"])
-        self._points.load_state_dict(state["points"])
+        self._record.load_state_dict(state["record"])
 
-    def _picture(self) -> StoppingCurve:
-        curve, points = self.rule.curve, self._points.to_now()
-        values = torch.tensor([point[1:] for point in points], dtype=torch.float64).reshape(-1, 3)
-        value, low, high = values.unbind(1)
-        kept = self.best_step if self.rule.keeps_best and not self._last_weights else self._stopped
-        steps, words = [point[0] for point in points], (curve.label, curve.title, curve.reading)
-        return StoppingCurve(steps, value, low, high, kept, self._stopped, *words, curve.is_share)
+
+def why_no_residual(mixed: bool, drawn: bool, no_residual: str) -> str:
+    """Return why no rule can be applied to what a probe showed, in words; empty if one can."""
+    if mixed:
+        return (
+            "the loss mixes examples (mixup, in-batch negatives), so nothing says what the output of one should "
+            "become: mix only `if self.training`, pass ProbeSet(loss_fn=...), a function (module, batch) -> losses "
+            f"[n] without it, {INSTEAD}"
+        )
+    if drawn:
+        return (
+            "the loss draws random numbers in eval mode, too (times, noise, a code), so part of what is left over "
+            "is chance: pass ProbeSet(loss_fn=...), a function (module, batch) -> losses [n] without draws, "
+            f"{INSTEAD}"
+        )
+    if no_residual:
+        return (
+            f"{no_residual}: pass ProbeSet(loss_fn=...) with squared errors of the prediction, a function "
+            f"(module, batch) -> losses [n], {INSTEAD}"
+        )
+    return ""
