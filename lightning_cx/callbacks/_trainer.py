@@ -257,8 +257,16 @@ def tensorboard_experiments(trainer: Trainer) -> list[Any]:
 
 
 LOWERED = 0.1  # of its largest value: a learning rate below it has fallen
-FALLING = frozenset(
-    ["CosineAnnealingLR", "CosineAnnealingWarmRestarts", "OneCycleLR", "StepLR", "MultiStepLR", "PolynomialLR", "ExponentialLR", "SequentialLR", "ChainedScheduler"]
+FALLING = (
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "OneCycleLR",
+    "StepLR",
+    "MultiStepLR",
+    "PolynomialLR",
+    "ExponentialLR",
+    "SequentialLR",
+    "ChainedScheduler",
 )
 
 

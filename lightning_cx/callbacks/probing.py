@@ -514,7 +514,9 @@ class ProbeCheck:
                 "squared errors, a function (module, batch) -> losses [n]"
             )
         self.clock.times = passes.chunks[0][1] if passes.calibration.sums else 1
-        return passes.residual_gradients(self.clock.sketch)
+        found = passes.residual_gradients(self.clock.sketch, self.watch.kind)
+        self.watch.kind = self.watch.kind or found.kind
+        return found
 
     def _read(self) -> ProbeReading | None:
         if not self.reader.prepare():

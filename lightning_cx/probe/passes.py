@@ -162,17 +162,18 @@ class ProbePasses:
         """
         return probe_gradients(self, some_chunks(self.chunks, examples), per_layer, projections)
 
-    def residual_gradients(self, sketch: stopping.GradientSketch) -> ResidualGradients:
+    def residual_gradients(self, sketch: stopping.GradientSketch, kind: str = "") -> ResidualGradients:
         """Gradient of the outputs of each example along its residual, sketched; one backward for each chunk.
 
         Args:
             sketch: Of all trainable parameters.
+            kind: Of errors, as an earlier call found it; empty finds it out.
 
         Raises:
             UnsupportedGradientError: If the tap cannot read the model, by name.
             ValueError: If no output carries the whole loss.
         """
-        return residual_gradients(self, sketch, self.chunks)
+        return residual_gradients(self, sketch, self.chunks, kind)
 
     def jacobian(self, examples: int) -> OutputJacobian:
         """Gram matrix of the outputs' derivatives on the first examples, and the loss's second derivative there.

@@ -34,7 +34,8 @@ class ResidualGradients:
         outputs: Its outputs, the same shape.
         curvature: Second derivative of its own loss along u_i, [n] float64.
         bend: The same summed over all outputs, [n] float64.
-        kind: How an error is read off them, as `functional.stopping.left_out_errors` has it.
+        kind: How an error is read off them, as `functional.stopping.left_out_errors` has it; after "classes", which
+            axis of the model's output they were.
         loss: Mean loss of an example.
         notes: What a reader should know, in words.
     """
@@ -61,7 +62,7 @@ class ResidualGradients:
 
 
 def residual_gradients(
-    passes: ProbePasses, sketch: stopping.GradientSketch, chunks: Sequence[tuple[Any, int]]
+    passes: ProbePasses, sketch: stopping.GradientSketch, chunks: Sequence[tuple[Any, int]], kind: str = ""
 ) -> ResidualGradients:
     """Pass examples through the module, one backward each, and sketch the gradient of each along its residual.
 
@@ -69,6 +70,7 @@ def residual_gradients(
         passes: The model and its loss.
         sketch: Of all trainable parameters.
         chunks: Batches in host memory, and how many examples each holds.
+        kind: What a call before found; empty finds it out. Residuals near zero no longer show it.
 
     Raises:
         UnsupportedGradientError: If the tap cannot read the model, by name.
@@ -79,7 +81,7 @@ def residual_gradients(
     parts = []
     with passes.isolated():
         for batch, count in _pieces(chunks, largest):
-            parts.append(_of_chunk(passes, sketch, Chunk(passes.place(batch), count)))
+            parts.append(_of_chunk(passes, sketch, Chunk(passes.place(batch), count), kind))
     kinds = {part.kind for part in parts}
     n = sum(len(part.curvature) for part in parts)
     return ResidualGradients(
@@ -104,7 +106,7 @@ def _pieces(chunks: Sequence[tuple[Any, int]], largest: int) -> Iterator[tuple[A
             yield take(batch, start, stop, count, trim=True), stop - start
 
 
-def _of_chunk(passes: ProbePasses, sketch: stopping.GradientSketch, chunk: Chunk) -> ResidualGradients:
+def _of_chunk(passes: ProbePasses, sketch: stopping.GradientSketch, chunk: Chunk, kind: str) -> ResidualGradients:
     n, parameters = chunk.examples, passes.trainable()
     with recorded_outputs(passes.module) as records:
         loss = passes.loss_of(chunk.batch)
@@ -113,15 +115,19 @@ def _of_chunk(passes: ProbePasses, sketch: stopping.GradientSketch, chunk: Chunk
     found = torch.autograd.grad(total, list(tensors), create_graph=True, allow_unused=True)
     slopes = [torch.zeros_like(t) if s is None else s for t, s in zip(tensors, found, strict=True)]
     residuals = [-s.detach() for s in slopes]
+    flat = torch.cat([r.reshape(n, -1).double() for r in residuals], 1)
+    shape = _shape_of(passes, residuals, [t.detach() for t in tensors], flat) if not kind else kind
+    if shape.startswith("classes"):
+        residuals = [_of_classes(residuals[0], tensors[0].detach(), int(shape.removeprefix("classes")))]
     norm = torch.cat([r.reshape(n, -1).double() for r in residuals], 1).norm(dim=1).clamp_min(1e-300)
-    along = [(r.double() / norm.view(-1, *[1] * (r.dim() - 1))).to(r) for r in residuals]
+    along = [(r.double() / norm.view(-1, *[1] * (r.dim() - 1))).to(t) for r, t in zip(residuals, tensors, strict=True)]
     curvature = _second_derivative(slopes, tensors, along, n)
     bend = _summed_curvature(slopes, tensors, n)
     tap = GradientTap(parameters.items(), n, gram=False, norms=False, rows=True, loss_scale=float(n), batch_first=True)
     # `loss_scale`: what is run backward is the sum of the examples' outputs along their residuals.
     sample = ride(tap, torch.stack([(t * a).sum() for t, a in zip(tensors, along, strict=True)]).sum(), parameters)
     rows = {name: layer.rows for name, layer in sample.layers.items() if layer.rows is not None}
-    kind, r, f = _kind_of(passes, residuals, [t.detach() for t in tensors], curvature)
+    kind, r, f = _as_kind(shape, residuals, [t.detach() for t in tensors])
     return ResidualGradients(sketch(rows), r, f, curvature, bend, kind, float(total.detach()) / n, sample.notes)
 
 
@@ -159,25 +165,44 @@ def _summed_curvature(slopes: Sequence[Tensor], outputs: Sequence[Tensor], examp
     return total
 
 
-def _kind_of(
-    passes: ProbePasses, residuals: Sequence[Tensor], outputs: Sequence[Tensor], curvature: Tensor
-) -> tuple[str, Tensor, Tensor]:
-    """Find out how an error is read off outputs and residuals; return both as needed for it, the classes last."""
-    r = torch.cat([t.reshape(len(t), -1) for t in residuals], 1).double().cpu()
-    wide = r.shape[1] > MOST_OUTPUTS
+def _shape_of(passes: ProbePasses, residuals: Sequence[Tensor], outputs: Sequence[Tensor], flat: Tensor) -> str:
+    """Find out how an error is read off outputs and residuals; with the axis of the classes, where there are any."""
     if passes.law.squared:
-        kept = sketching.sketch_outputs(r) if wide else r
-        return "values", kept, torch.zeros_like(kept)
-    if len(residuals) == 1 and not wide:
-        own, out = residuals[0].double().cpu(), outputs[0].double().cpu()
-        for axis in dict.fromkeys((-1, 1)):
+        return "values"
+    if len(residuals) == 1 and flat.shape[1] <= MOST_OUTPUTS:
+        own = residuals[0].double().cpu()
+        for axis in dict.fromkeys((own.dim() - 1, 1)):
             if own.dim() > 1 and own.shape[axis] > 1 and _is_of_softmax(own.movedim(axis, -1)):
-                return "classes", own.movedim(axis, -1), out.movedim(axis, -1)
-        own, out = own.reshape(len(own), -1), out.reshape(len(out), -1)
-        if _is_of_logits(own, out, curvature):
-            return "binary", own, out
-    kept = sketching.sketch_outputs(r) if wide else r
-    return "slopes", kept, torch.zeros_like(kept)
+                return f"classes{axis}"
+        if _is_of_logits(own.reshape(len(own), -1), outputs[0].double().cpu().reshape(len(own), -1)):
+            return "binary"
+    return "slopes"
+
+
+def _as_kind(shape: str, residuals: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[str, Tensor, Tensor]:
+    """Outputs and residuals as their errors need them, the classes last."""
+    if shape.startswith("classes"):
+        axis = int(shape.removeprefix("classes"))
+        own, out = (t.double().cpu().movedim(axis, -1) for t in (residuals[0], outputs[0]))
+        return shape, own, out
+    flat = torch.cat([t.reshape(len(t), -1) for t in residuals], 1).double().cpu()
+    if shape == "binary":
+        return shape, flat, outputs[0].double().cpu().reshape(len(flat), -1)
+    kept = sketching.sketch_outputs(flat) if flat.shape[1] > MOST_OUTPUTS else flat
+    return shape, kept, torch.zeros_like(kept)
+
+
+def _of_classes(residuals: Tensor, outputs: Tensor, axis: int) -> Tensor:
+    """One-hot less probabilities in double precision: in single, a probability near 1 has no distance from it."""
+    own, out = residuals.double().movedim(axis, -1), outputs.double().movedim(axis, -1)
+    label = own.argmax(-1, keepdim=True)
+    exact = torch.zeros_like(out).scatter_(-1, label, 1.0) - out.softmax(-1)
+    rough, size = own.abs().sum(-1, keepdim=True), exact.abs().sum(-1, keepdim=True)
+    clear = (size > SAME) & (rough > 0)
+    scale = rough / size.clamp_min(1e-300)
+    usual = scale[clear].median() if bool(clear.any()) else scale.new_ones(())
+    counted = (own != 0).any(-1, keepdim=True) | (size <= SAME)
+    return (torch.where(clear, scale, usual) * exact * counted).movedim(-1, axis)
 
 
 def _is_of_softmax(residuals: Tensor) -> bool:
@@ -187,18 +212,9 @@ def _is_of_softmax(residuals: Tensor) -> bool:
     return bool(balanced.all()) and bool(((residuals > SAME * size[..., None]).sum(-1) <= 1).all())
 
 
-def _is_of_logits(residuals: Tensor, outputs: Tensor, curvature: Tensor) -> bool:
-    """Whether each output is the logit of a label of its own: the curvature along the residual is p (1 - p) there.
-
-    With a factor of its own for each example, so that it is told by outputs that differ: one alone tells nothing.
-    """
+def _is_of_logits(residuals: Tensor, outputs: Tensor) -> bool:
+    """Whether each output is the logit of a label of its own: the residual is 1 - p or -p, times one number."""
     p = outputs.sigmoid()
-    gap = torch.where(residuals > 0, 1 - p, p)  # size of the residual of the label that its sign shows
-    counted = residuals != 0
-    scale = (residuals.abs() / gap.clamp_min(1e-12))[counted]
-    if not scale.numel():
-        return False
-    even = bool(((scale - scale.median()).abs() <= SAME * scale.median()).all())
-    direction = residuals / residuals.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    bent = scale.median() * (p * (1 - p) * direction.square()).sum(1)
-    return even and bool(((bent - curvature).abs() <= SAME * bent + 1e-9).all())
+    gap = torch.where(residuals > 0, 1 - p, p)
+    scale = (residuals.abs() / gap.clamp_min(1e-12))[residuals != 0]
+    return bool(scale.numel()) and bool(((scale - scale.median()).abs() <= SAME * scale.median()).all())

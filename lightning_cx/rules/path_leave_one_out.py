@@ -127,6 +127,7 @@ class PathStopper:
         self.rule.reset()
         self._record.reset()
         self.decision: stopping.Decision | None = None
+        self.kind = ""  # of errors
         self.held = ""  # why the rule does not stop, though it would
         self._path: stopping.LeaveOneOutPath | None = None
         self._found: stopping.LeaveOneOut | None = None
@@ -252,6 +253,7 @@ class PathStopper:
         return {
             "rule": self.rule.state_dict(),
             "of": self.training_examples,
+            "kind": self.kind,
             "path": None if self._path is None else self._path.state_dict(),
             "record": self._record.state_dict(),
         }
@@ -260,7 +262,7 @@ class PathStopper:
         """Take up what `state_dict` gave."""
         self.reset()
         self.rule.load_state_dict(state["rule"])
-        self.training_examples = state["of"]
+        self.training_examples, self.kind = state["of"], state["kind"]
         if state["path"] is not None:
             self._path = stopping.LeaveOneOutPath()
             self._path.load_state_dict(state["path"])

@@ -153,7 +153,7 @@ def left_out_errors(outputs: Tensor, residuals: Tensor, shift: Tensor, curvature
         return (size / unit - shift).abs()
     if kind == "slopes":
         return (size - curvature * shift).abs()
-    if kind not in ("classes", "binary"):
+    if kind != "binary" and not kind.startswith("classes"):
         raise ValueError(f'kind must be "classes", "binary", "values" or "slopes", got {kind!r}.')
     ones = (-1,) + (1,) * (residuals.ndim - 1)
     direction = residuals / size.clamp_min(1e-300).view(ones)
