@@ -26,7 +26,10 @@ from lightning_cx.callbacks.probing import ProbeCheck
 from lightning_cx.callbacks.publishing import Publisher
 from lightning_cx.functional import stopping
 from lightning_cx.probe import ProbeSet
-from lightning_cx.rules import PathStopper, ResidualStopper, SpectralRisk, StoppingRule
+from lightning_cx.rules import PathLeaveOneOut, PathStopper, ResidualStopper, SpectralRisk, StoppingRule
+
+CHECKS_SHARE = 0.05  # of the wall time that checks may take
+FREE_SECONDS = 3.0  # that checks may take in all before their share counts
 
 
 class ComplexityEarlyStopping(Callback):
@@ -49,7 +52,8 @@ class ComplexityEarlyStopping(Callback):
     all stop as soon as one says so.
 
     Args:
-        rule: What decides; None takes `SpectralRisk()`.
+        rule: What decides; None takes `PathLeaveOneOut()`, or `SpectralRisk()` where single examples cannot be followed
+            (streams, sharded modules, layers that the tap does not know), and says so.
         every_n_steps: Check at every n-th optimizer step, mid-epoch too; the number of steps in an epoch checks once an
             epoch. None checks often at first, then again after every sixteenth of the steps done so far.
         probe: The fixed examples; None takes those of the `ComplexityMonitor` beside it, or `ProbeSet()`, 512 training
@@ -62,13 +66,18 @@ class ComplexityEarlyStopping(Callback):
             the same settings are refused.
         batch: What the examples of a batch are, and which of its tensors are inputs and targets; what it leaves open
             is found out from the first batch. None takes what the `ComplexityMonitor` beside it was told.
+        stop: False recommends only: the error is logged, the best weights are kept and put back at the end of the fit
+            as far as `restore_best` says, and the run is never ended.
+        overhead_budget: Share of the wall time that checks may take, once they have taken 3 seconds in all; None is
+            0.05. Checks at a fixed period keep to their period.
 
     Attributes:
         stopped_step: Optimizer steps done when training was stopped (`trainer.global_step`); None if it was not.
         reason: In words, what the rule said last, or why it is disabled.
 
     Raises:
-        ValueError: If `every_n_steps` is less than 1, or tags cannot end in `name`.
+        ValueError: If `every_n_steps` is less than 1, `overhead_budget` not between 0 and 1, or tags cannot end in
+            `name`.
         TypeError: If `rule` is not a rule.
 
     Example:
@@ -87,15 +96,21 @@ class ComplexityEarlyStopping(Callback):
         strict: bool = False,
         name: str = "",
         batch: BatchSpec | None = None,
+        stop: bool = True,
+        overhead_budget: float | None = None,
     ) -> None:
         super().__init__()
+        if overhead_budget is not None and not 0 < overhead_budget < 1:
+            raise ValueError(f"overhead_budget must lie between 0 and 1, got {overhead_budget}.")
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
         if rule is not None and not isinstance(rule, StoppingRule):
             raise TypeError(f"rule must be a StoppingRule such as SpectralRisk(), got {rule!r}.")
         if batch is not None and not isinstance(batch, BatchSpec):
             raise TypeError(f"batch must be a BatchSpec(size=, inputs=, targets=), got {batch!r}.")
-        self.rule = SpectralRisk() if rule is None else rule
+        self._by_default = rule is None
+        self.rule = PathLeaveOneOut() if rule is None else rule
+        self._rule_named = repr(self.rule)  # names the state, whatever rule takes over
         self.every_n_steps = every_n_steps
         self.probe = ProbeSet() if probe is None else probe
         if batch is not None:
@@ -104,8 +119,10 @@ class ComplexityEarlyStopping(Callback):
         self.restore_best = restore_best
         self.verbose = verbose
         self.strict = strict
+        self.stop = stop
+        self.overhead_budget = CHECKS_SHARE if overhead_budget is None else overhead_budget
         self.name = checked_name(name)
-        self.watch = (PathStopper if self.rule.follows_gradients else ResidualStopper)(self.rule)
+        self._take(self.rule)
         self.kept = KeptWeights()
         self._own_probe = probe is not None
         of_probe = settings(probe, ("size", "seed")) if probe is not None else {}
@@ -117,11 +134,16 @@ class ComplexityEarlyStopping(Callback):
         self._forget()
 
     def _forget(self) -> None:
+        if self._by_default:
+            self._take(PathLeaveOneOut())
+        self._instead = ""  # why the default rule gave way
         self.watch.reset()
         self.kept.forget()
         self.stopped_step: int | None = None
         self.reason = "no check yet"
         self._start = KeptWeights()
+        self._spent: list[float] = []
+        self._began, self._from = perf_counter(), 0
         self._off = self._says = self._resumed = self._at_start = False
         self._checked: int | None = None
         self._next = self._counted = 0
@@ -153,7 +175,7 @@ class ComplexityEarlyStopping(Callback):
     @property
     def _released_key(self) -> dict[str, Any]:
         return {
-            "rule": repr(self.rule),
+            "rule": self._rule_named,
             "every_n_steps": self.every_n_steps,
             "probe": (self.probe.size, self.probe.seed) if self._own_probe else None,
         }
@@ -182,10 +204,13 @@ class ComplexityEarlyStopping(Callback):
         if self._off and not self._resumed:  # a new fit may be of other data
             self._forget()
         self.stopped_step, self._resumed = None, False
+        self._spent, self._began, self._from = [], perf_counter(), trainer.global_step
         self._failures = Failures(self.strict, told_in(trainer))
         self._fit = Fit(trainer, pl_module, self.probe.anatomies)
         self._publisher, self._drawn = Publisher(self._fit, self._failures, self, self.name), perf_counter()
         self._check = None if self._off else ProbeCheck(self._fit, self.probe, self.watch, self._failures)
+        if self._check is not None:
+            self._check.quiet = self._by_default and self.rule.follows_gradients
         if self._check is None:
             if self.strict:
                 raise ValueError(f"as before the checkpoint: {self.reason}")
@@ -197,10 +222,15 @@ class ComplexityEarlyStopping(Callback):
             self._clock_state = None
         if self.restore_best and (conflict := averages_beside(trainer, self)):
             self._failures.tell(conflict)
-        if self._check.start():
+        if self._fit.is_sharded and self._check.quiet and not self.watch.begun:
+            self._check.off, self._check.refusal = True, "the module is sharded"
+        elif self._check.start():
             if self.watch.begun:
                 self._failures.tell("the probe so far does not fit this data set: the stopping rule starts afresh")
             self._forget()
+        if self._check.quiet and self._check.reader.streamed and not self.watch.begun:
+            self._check.off, self._check.refusal = True, "the training data is a stream, whose size is not known"
+        self._fall_back()
         if self._is_off() or self.watch.begun:
             return
         self._at_start = True  # the module's own hooks come first
@@ -259,9 +289,18 @@ class ComplexityEarlyStopping(Callback):
             self._is_off()
 
     def _run_check(self, check: ProbeCheck, log_as: int) -> None:
-        done = self._fit.steps
+        done, start = self._fit.steps, perf_counter()
         decision = check.check(done)
+        if decision is None and self._fall_back():
+            assert self._check is not None
+            check = self._check
+            decision = check.check(done)
+        if self._instead and decision is not None:
+            self._failures.say(f"the stopping rule is {self.rule!r}, since {self._instead}", "the rule instead")
+        self._spent.append(perf_counter() - start)
         self._checked, self._next = done, next_check(done, self.every_n_steps, check.least_gap)
+        if self.every_n_steps is None:
+            self._next = max(self._next, done + self._pause(done))
         if self._is_off() or decision is None:
             return
         self.reason = decision.reason
@@ -269,15 +308,41 @@ class ComplexityEarlyStopping(Callback):
             folder = self._fit.trainer.default_root_dir
             self._try("keeping the best weights", lambda: self.kept.keep(self._fit.module, done, folder))
         if self._fit.any_process(decision.stop):
-            self._stop(decision)
+            if self.stop:
+                self._stop(decision)
+            else:
+                self._failures.say(f"{decision.reason}: this would stop the run (stop=False)", "recommends only")
         self._try("logging", lambda: self._publisher.publish([self.watch.reading()], log_as, {}))
         if perf_counter() - self._drawn > PICTURE_PAUSE:
             self._draw()
+
+    def _pause(self, done: int) -> int:
+        """Steps until another check keeps to the budget, as the first process counts them; every process calls."""
+        spent, elapsed = sum(self._spent), perf_counter() - self._began
+        step = max(elapsed - spent, 1e-9) / max(1, done - self._from)
+        wait = (spent + self._spent[-1]) / self.overhead_budget - elapsed
+        steps = 0.0 if spent + self._spent[-1] <= FREE_SECONDS else max(0.0, wait / step)
+        return int(self._fit.numbers_of_all([min(steps, 1e9)])[0, 0])
 
     def _try(self, part: str, work: Callable[[], None]) -> None:
         if not self._failures.off(part):
             with self._failures.guard(part):
                 work()
+
+    def _take(self, rule: StoppingRule) -> None:
+        self.rule = rule
+        self.watch = (PathStopper if rule.follows_gradients else ResidualStopper)(rule)
+
+    def _fall_back(self) -> bool:
+        """Where the default rule cannot be applied, take the other one in its place; return whether that was done."""
+        old = self._check
+        if old is None or not old.off or not old.quiet or self.watch.begun:
+            return False
+        self._instead = old.refusal
+        self._take(SpectralRisk())
+        self._check = ProbeCheck(self._fit, self.probe, self.watch, self._failures)
+        self._check.start()
+        return True
 
     def _is_off(self) -> bool:
         if self._check is not None and self._check.off:
@@ -347,6 +412,7 @@ class ComplexityEarlyStopping(Callback):
             "stopped_step": self.stopped_step,
             "reason": self.reason,
             "off": self._off,
+            "instead": self._instead,
             "checked": self._checked,
             "next": self._next,
             "clock": None if self._check is None else self._check.clock.state_dict(),
@@ -356,6 +422,9 @@ class ComplexityEarlyStopping(Callback):
         if state_dict.get("key") in self._others:  # found under the key of a release, which theirs was then too
             return
         self._resumed = True
+        self._instead = state_dict["instead"]
+        if self._instead:
+            self._take(SpectralRisk())
         self.watch.load_state_dict(state_dict["watch"])
         self.kept.load_state_dict(state_dict["kept"])
         self.probe.load_state_dict(state_dict["probe"])

@@ -400,11 +400,11 @@ STOPPING_ACTS = _STOPPING.curve(
     "with `PathLeaveOneOut`: 1 where the rule may stop the run, 0 where its estimate is not to be trusted so far",
     "0: read the log; the learning rate may still have to fall, or the probe be too small",
 )
-STOPPING_TIME_RATIO = _STOPPING.curve(
-    "stopping/time_ratio",
-    "learning time that the fall of the residuals asks for, over the time that passed",
+STOPPING_FALL_RATIO = _STOPPING.curve(
+    "stopping/fall_ratio",
+    "fall of the residuals over the fall that their kernel predicts",
     "with `PathLeaveOneOut`: how well the linear picture explains the latest steps",
-    "near 1: well; near 0: noise of the steps keeps the loss up; nan at the first check",
+    "near 1: well; near 0: noise of the steps keeps the residuals up",
 )
 STOPPING_COVERAGE = _STOPPING.curve(
     "stopping/coverage",

@@ -116,7 +116,7 @@ def _of_chunk(passes: ProbePasses, sketch: stopping.GradientSketch, chunk: Chunk
     slopes = [torch.zeros_like(t) if s is None else s for t, s in zip(tensors, found, strict=True)]
     residuals = [-s.detach() for s in slopes]
     flat = torch.cat([r.reshape(n, -1).double() for r in residuals], 1)
-    shape = _shape_of(passes, residuals, [t.detach() for t in tensors], flat) if not kind else kind
+    shape = kind or _shape_of(passes, residuals, [t.detach() for t in tensors], flat)
     if shape.startswith("classes"):
         residuals = [_of_classes(residuals[0], tensors[0].detach(), int(shape.removeprefix("classes")))]
     norm = torch.cat([r.reshape(n, -1).double() for r in residuals], 1).norm(dim=1).clamp_min(1e-300)

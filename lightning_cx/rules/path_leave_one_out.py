@@ -128,6 +128,7 @@ class PathStopper:
         self._record.reset()
         self.decision: stopping.Decision | None = None
         self.kind = ""  # of errors
+        self.unknown = ""  # why the learning time is not known
         self.held = ""  # why the rule does not stop, though it would
         self._path: stopping.LeaveOneOutPath | None = None
         self._found: stopping.LeaveOneOut | None = None
@@ -174,15 +175,15 @@ class PathStopper:
                 f"{n} probe examples are too few for a standard error of their errors, {FEWEST} are needed: train on "
                 f"more, {INSTEAD}"
             )
-        if not elapsed.known and self._path is not None:
-            raise RefusedError(
-                f"{elapsed.words}, so how far single examples moved the weights is not known: take SGD, Muon or one of "
-                f"the Adam family, ComplexityEarlyStopping(SpectralRisk()), {INSTEAD}"
-            )
         if self._path is None:
             self._path = stopping.LeaveOneOutPath(total)
+        elif not elapsed.known:
+            self.unknown = (
+                f"{elapsed.words}, so how far it moved the weights is guessed from the fall of the residuals (known are "
+                "SGD, Muon and the Adam family)"
+            )
         rates, decay = sketch.spread(elapsed.time), sketch.spread(elapsed.decay)
-        self._found = self._path.check(*seen, rates, decay)
+        self._found = self._path.check(*seen, rates, decay, elapsed.known)
         return self._found.shift
 
     def errors(self, seen: ResidualGradients, shift: Tensor) -> Tensor:
@@ -201,6 +202,7 @@ class PathStopper:
         self._record.add(step, decision)
         if decision.stop and not self.has_learned:
             decision = replace(decision, stop=False, reason="nothing was learned yet, by the leave-one-out error")
+        hold = hold or self.unknown
         if self._found is not None and self._found.coverage < COVERED:
             hold = (
                 f"the probe shows too little of the training set (by half of it, examples would be remembered "
@@ -241,7 +243,7 @@ class PathStopper:
             quantities.STOPPING_OWN_SHARE: found.own_share,
             quantities.STOPPING_OWN_SHARE_NULL: found.own_share_null,
             quantities.STOPPING_ACTS: 0.0 if self.held else 1.0,
-            quantities.STOPPING_TIME_RATIO: found.time_ratio,
+            quantities.STOPPING_FALL_RATIO: found.fall_ratio,
         }
         if not math.isnan(found.coverage):
             scalars[quantities.STOPPING_COVERAGE] = found.coverage

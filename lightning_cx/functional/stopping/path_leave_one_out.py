@@ -31,7 +31,7 @@ overshoot the linear picture."""
 SHUFFLES = 20  # permutations of the residuals for the null of the own share
 STEEPEST = 2.0
 """Largest exponent by which memory is taken to fall with the number of examples that react."""
-RIDGE = 1e-6  # of the largest eigenvalue, below which a kernel is taken to be singular
+RIDGE = 1e-9  # of the trace of a kernel, below which it is taken to be singular
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class LeaveOneOut:
         own_share_null: The same with residuals permuted among the examples, mean over permutations.
         coverage: Memory of the same examples with all shown examples reacting over that with half of them, 0 to 1; nan
             where all training examples are shown. Near 1 the shown examples stand for the whole training set.
-        time_ratio: Learning time that the fall of the residuals since the last check asks for, over the learning time
-            that has passed; nan at the first check. Near 1, the linear picture holds from check to check.
+        fall_ratio: Fall of the residuals' energy since the last check over that which their kernel predicts; nan at the
+            first check. Near 1, the linear picture holds from check to check; near 0, noise keeps the residuals up.
     """
 
     shift: Tensor
     own_share: float
     own_share_null: float
-    time_ratio: float
+    fall_ratio: float
     coverage: float = math.nan
 
     def __str__(self) -> str:
@@ -125,6 +125,7 @@ class LeaveOneOutPath:
         directions: Any,
         rates: Any,
         decay: Any = 0.0,
+        known: bool = True,
     ) -> LeaveOneOut:
         """Take in one check.
 
@@ -137,6 +138,8 @@ class LeaveOneOutPath:
             rates: Learning time since the last check, a number or ``[m]``: learning rates times the preconditioner,
                 summed over the steps.
             decay: Sum over these steps of learning rate times weight decay, a number or ``[m]``.
+            known: Whether `rates` are known up to more than a factor; else as much time is taken to have passed as
+                explains the fall of the residuals.
 
         Returns:
             LeaveOneOut; its shifts are zero at the first check.
@@ -169,7 +172,7 @@ class LeaveOneOutPath:
             if self._without.shape != g.shape:
                 raise ValueError(f"gradients are {list(g.shape)}, not {list(self._without.shape)} as before.")
             self._without = self._without * torch.exp(-as_tensor(decay).detach().cpu().to(g))
-            ratio = self._advance(g, r, w, u, rates, total)
+            ratio = self._advance(g, r, w, u, rates, total, known)
         self._last = g, r, w, u
         self.checks += 1
         shift, coverage = (g * self._without).sum(1).double(), math.nan
@@ -177,15 +180,15 @@ class LeaveOneOutPath:
             return LeaveOneOut(shift, math.nan, math.nan, ratio)
         if self._half is not None:
             part = n // 2
-            of_half = self._half.check(g[:part], r[:part], w[:part], u[:part], rates, decay).shift
+            of_half = self._half.check(g[:part], r[:part], w[:part], u[:part], rates, decay, known).shift
             size = float(of_half.norm())
             coverage = min(1.0, float(shift[:part].norm()) / size) if size else 1.0
             shift = shift * (n / total) ** min(STEEPEST, math.log2(1 / max(coverage, 1e-3)) / math.log2(n / part))
         share, null = own_share(g * rates.clamp_min(0).sqrt() if bool((rates > 0).any()) else g, r)
         return LeaveOneOut(shift, share, null, ratio, coverage)
 
-    def _advance(self, g: Tensor, r: Tensor, w: Tensor, u: Tensor, rates: Tensor, total: int) -> float:
-        """Carry the changes of the parameters over one interval; return the ratio of needed to passed time."""
+    def _advance(self, g: Tensor, r: Tensor, w: Tensor, u: Tensor, rates: Tensor, total: int, known: bool) -> float:
+        """Carry the changes of the parameters over one interval; return the fall of the residuals over that expected."""
         assert self._last is not None
         assert self._without is not None
         before, r_before, w_before, u_before = self._last
@@ -202,9 +205,10 @@ class LeaveOneOutPath:
         r_middle, w_middle = (r + turned * r_before) / 2, (w + w_before) / 2
         kernel = (middle * rates) @ middle.T
         kernel = kernel.double()
-        time = needed_time(kernel / n, turned * r_before, r, w_middle)
-        part = min(1.0, time) if self.checks <= EARLY else 1.0
-        kernel, rates = kernel * part, rates * part
+        if self.checks <= EARLY or not known:
+            part = needed_time(kernel / n, turned * r_before, r, w_middle)
+            part = min(1.0, part) if known else part
+            kernel, rates = kernel * part, rates * part
         shift = (middle @ self._without.T).double()
         resolvent = torch.linalg.inv(torch.eye(n, dtype=torch.float64) + kernel * w_middle / n)
         free = resolvent @ (shift - kernel * r_middle / total)
@@ -213,7 +217,8 @@ class LeaveOneOutPath:
         pulls = felt * w_middle[:, None] / n
         pulls.diagonal().copy_(r_middle / total)
         self._without = self._without - pulls.T.to(g) @ (middle * rates)
-        return time
+        expected = float(r_before.square().sum() - (resolvent.T @ (turned * r_before)).square().sum())
+        return float(r_before.square().sum() - r.square().sum()) / expected if expected > 0 else math.nan
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to survive a checkpoint."""
@@ -268,11 +273,13 @@ def own_share(gradients: Tensor, residuals: Tensor, shuffles: int = SHUFFLES, se
         Both between 0 and 1; nan where there is no residual or no gradient.
     """
     kernel = gradients.double() @ gradients.double().T
-    values, vectors = torch.linalg.eigh(kernel)
-    largest = float(values.max()) if len(values) else 0.0
-    if not largest > 0 or not bool((residuals > 0).any()):
+    size = float(kernel.diagonal().sum()) if len(kernel) else 0.0
+    if not size > 0 or not bool((residuals > 0).any()):
         return math.nan, math.nan
-    own = 1 / (vectors.square() @ (1 / values.clamp_min(RIDGE * largest)))
+    ridge = RIDGE * size
+    # 1 / (K^-1)_ii of the kernel with a ridge, less the ridge: what is left of K_ii.
+    regular = kernel + ridge * torch.eye(len(kernel), dtype=torch.float64)
+    own = (1 / torch.cholesky_inverse(torch.linalg.cholesky(regular)).diagonal() - ridge).clamp_min(0)
     draw = torch.Generator().manual_seed(seed)
     orders = [torch.arange(len(residuals)), *(torch.randperm(len(residuals), generator=draw) for _ in range(shuffles))]
     shares = []
