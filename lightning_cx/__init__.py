@@ -5,8 +5,8 @@
 
 `ComplexityMonitor` rides on the training's own backward passes and logs what single examples want of the weights, and
 what of the target is still unlearned. `ComplexityEarlyStopping` stops the run, without a validation set, when it begins
-to fit noise; `SpectralRisk`, `HighComplexityDominance` and `ResidualWhiteness` are its rules. `ProbeSet` chooses the
-fixed examples on which both look. `compare_runs` compares runs that are over, at equal training loss. The rooms below
+to fit noise; `PathLeaveOneOut`, `SpectralRisk`, `HighComplexityDominance` and `ResidualWhiteness` are its rules.
+`ProbeSet` chooses the fixed examples on which both look. `compare_runs` compares runs that are over, at equal training loss. The rooms below
 work without a Trainer and without importing Lightning: `lightning_cx.functional` (maths on tensors),
 `lightning_cx.gradients` (per-example gradients), `lightning_cx.metrics` (torchmetrics for any loop),
 `lightning_cx.instruments` (what is measured) and `lightning_cx.rules` (when to stop).
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from lightning_cx.callbacks import ComplexityEarlyStopping, ComplexityMonitor
     from lightning_cx.loggers import compare_runs
     from lightning_cx.probe import ProbeSet
-    from lightning_cx.rules import HighComplexityDominance, ResidualWhiteness, SpectralRisk
+    from lightning_cx.rules import HighComplexityDominance, PathLeaveOneOut, ResidualWhiteness, SpectralRisk
 
 __all__ = [
     "BatchSpec",
     "ComplexityEarlyStopping",
     "ComplexityMonitor",
     "HighComplexityDominance",
+    "PathLeaveOneOut",
     "ProbeSet",
     "ResidualWhiteness",
     "SpectralRisk",
@@ -41,6 +42,7 @@ _HOMES = {
     "ComplexityEarlyStopping": "lightning_cx.callbacks",
     "ComplexityMonitor": "lightning_cx.callbacks",
     "HighComplexityDominance": "lightning_cx.rules",
+    "PathLeaveOneOut": "lightning_cx.rules",
     "ProbeSet": "lightning_cx.probe",
     "ResidualWhiteness": "lightning_cx.rules",
     "SpectralRisk": "lightning_cx.rules",

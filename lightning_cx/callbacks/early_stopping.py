@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -318,10 +320,16 @@ class ComplexityEarlyStopping(Callback):
 
     def _pause(self, done: int) -> int:
         """Steps until another check keeps to the budget, as the first process counts them; every process calls."""
-        spent, elapsed = sum(self._spent), perf_counter() - self._began
+        spent, elapsed, cost = sum(self._spent), perf_counter() - self._began, median(self._spent[-3:])
         step = max(elapsed - spent, 1e-9) / max(1, done - self._from)
-        wait = (spent + self._spent[-1]) / self.overhead_budget - elapsed
-        steps = 0.0 if spent + self._spent[-1] <= FREE_SECONDS else max(0.0, wait / step)
+        total = done * self._fit.planned_batches / max(1, self._fit.batches)
+        steps = 0.0
+        if done > 0 and math.isfinite(total) and total > done:
+            left = max(FREE_SECONDS, self.overhead_budget * (elapsed + step * (total - done))) - spent
+            # As many checks as there is time for, each so many times as late as the one before.
+            steps = done * ((total / done) ** (cost / max(left, cost)) - 1)
+        elif spent + cost > FREE_SECONDS:
+            steps = max(0.0, (spent + cost) / self.overhead_budget - elapsed) / step
         return int(self._fit.numbers_of_all([min(steps, 1e9)])[0, 0])
 
     def _try(self, part: str, work: Callable[[], None]) -> None:

@@ -353,8 +353,10 @@ _TAILS.row(
 
 STOPPING_RISK, STOPPING_RISK_LOW, STOPPING_RISK_HIGH = _STOPPING.interval(
     "stopping/risk",
-    "estimated error against the noise-free target, with its error band (lowest: the best weights)",
-    "estimated squared error on fresh targets, with the band of rises that noise alone would explain",
+    "estimated error on fresh examples, with its error band (lowest: the best weights)",
+    "estimated error on fresh examples, with the band of rises that chance alone would explain: of `PathLeaveOneOut` "
+    "the share of wrong labels, or the distance from the target, of training examples had each been left out; of "
+    "`SpectralRisk` the squared error",
     "falling: continue. Level: more training gains nothing. Rising above the band: noise",
 )
 STOPPING_NOISE_FLOOR = _STOPPING.curve(
@@ -380,13 +382,6 @@ STOPPING_WHITE_P = _STOPPING.curve(
     "p-value of 'only noise is left to learn' (under .05: there is more)",
     "with `ResidualWhiteness`: how often pure noise would look as structured as what is left",
     "above .05, nothing is left to learn but noise",
-)
-STOPPING_LEFT_OUT, STOPPING_LEFT_OUT_LOW, STOPPING_LEFT_OUT_HIGH = _STOPPING.interval(
-    "stopping/left_out_error",
-    "estimated error on examples left out of training, with its error band (lowest: the best weights)",
-    "with `PathLeaveOneOut`: error that the training examples would have if each had been left out (share of wrong "
-    "labels, or distance from the target), with the band of rises that chance alone would explain",
-    "read it as a test error. Rising above the band: what is learned helps the training examples alone",
 )
 STOPPING_OWN_SHARE, STOPPING_OWN_SHARE_NULL = _STOPPING.curves(
     ("stopping/own_share", "stopping/own_share_null"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from lightning_cx.functional import stopping
@@ -67,7 +68,7 @@ class PathLeaveOneOut(StoppingRule):
     @property
     def curve(self) -> Curve:
         return Curve(
-            quantities.STOPPING_LEFT_OUT,
+            quantities.STOPPING_RISK,
             "estimated error on examples that were left out of training",
             "When to stop: what each training example's error would be without it",
             "The network improves as long as the curve falls. Where it rises beyond its band, what is learned helps "
@@ -175,12 +176,16 @@ class PathStopper:
                 f"{n} probe examples are too few for a standard error of their errors, {FEWEST} are needed: train on "
                 f"more, {INSTEAD}"
             )
+        if not all(bool(part.isfinite().all()) for part in seen):
+            if self._path is None:
+                raise RefusedError("the initial residual is not finite: inputs or losses are NaN or infinite")
+            return torch.full((n,), math.nan, dtype=torch.float64)
         if self._path is None:
             self._path = stopping.LeaveOneOutPath(total)
         elif not elapsed.known:
             self.unknown = (
-                f"{elapsed.words}, so how far it moved the weights is guessed from the fall of the residuals (known are "
-                "SGD, Muon and the Adam family)"
+                f"{elapsed.words}, so how far it moved the weights is guessed from the fall of the residuals (known "
+                "are SGD, Muon and the Adam family)"
             )
         rates, decay = sketch.spread(elapsed.time), sketch.spread(elapsed.decay)
         self._found = self._path.check(*seen, rates, decay, elapsed.known)

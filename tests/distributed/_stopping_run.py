@@ -129,5 +129,5 @@ def run(case: str, folder: str, stack: ExitStack) -> dict[str, Any]:
     if hasattr(stopping, "watch"):
         initial = stopping.watch.state_dict()["initial"]
         result["initial"] = None if initial is None else initial.flatten().tolist()
-        result["points"] = [point[:2] for point in stopping.watch.state_dict()["points"]["entries"]]
+        result["points"] = [point[:2] for point in stopping.watch.state_dict()["record"]["points"]["entries"]]
     return result

@@ -71,7 +71,7 @@ def plain() -> DataLoader:
 
 def checks(callback: ComplexityEarlyStopping) -> list[int]:
     """Steps at which the stopping rule looked."""
-    return [point[0] for point in callback.watch.state_dict()["points"]["entries"]]
+    return [point[0] for point in callback.watch.state_dict()["record"]["points"]["entries"]]
 
 
 def told(run: Callable[[], Any]) -> tuple[Any, list[str]]:

@@ -111,7 +111,7 @@ def test_the_stopping_rule_looks_at_batches_of_any_make(kind: str, tmp_path: Pat
     data, read = KINDS[kind]
     callback = stopping(strict=True)
     assert_undisturbed(lambda callbacks: fit(Reading(read), callbacks, tmp_path, data=data()), callback)
-    steps = [point[0] for point in callback.watch.state_dict()["points"]["entries"]]
+    steps = [point[0] for point in callback.watch.state_dict()["record"]["points"]["entries"]]
     streamed = "Iterable" in kind or ("None" in kind and "batch" in kind)
     assert steps == ([0, *range(4, 11)] if streamed else list(range(11)))
 

@@ -133,7 +133,7 @@ def test_the_stopping_rule_looks_at_pairs_of_which_the_loss_reads_one(tmp_path: 
 
     callback = ours("ComplexityEarlyStopping", strict=True)
     assert_undisturbed(run, callback)
-    assert [point[0] for point in callback.watch.state_dict()["points"]["entries"]] == [0, *range(4, 11)]
+    assert [point[0] for point in callback.watch.state_dict()["record"]["points"]["entries"]] == [0, *range(4, 11)]
 
 
 def test_one_loader_inside_a_collection_is_read_as_a_stream(tmp_path: Path) -> None:

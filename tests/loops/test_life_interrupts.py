@@ -139,7 +139,7 @@ def test_a_checkpoint_written_at_an_exception_can_be_resumed_from(name: str, tmp
         resumed.fit(Complete(), ckpt_path=saving.ckpt_path)
     assert resumed.global_step == 10
     if isinstance(callback, ComplexityEarlyStopping):
-        assert [point[0] for point in callback.watch.state_dict()["points"]["entries"]] == list(range(11))
+        assert [point[0] for point in callback.watch.state_dict()["record"]["points"]["entries"]] == list(range(11))
     else:
         # The step that failed counts in Lightning's own log: after it, every logger's steps are one higher.
         assert sorted({step for step, tag, _ in memory.rows if tag == "loss_step"}) == [8, 9, 10]

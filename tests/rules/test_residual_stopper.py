@@ -113,7 +113,7 @@ def test_the_picture_of_a_very_long_run_stays_small() -> None:
         stopper.check(step, later)
     picture = stopper.reading().pictures[quantities.STOPPING_CURVE]
     assert 500 < len(picture.steps) <= 1024  # type: ignore[union-attr]
-    assert len(stopper.state_dict()["points"]["cells"]) <= 1024
+    assert len(stopper.state_dict()["record"]["points"]["cells"]) <= 1024
 
 
 def test_refusals_name_the_reason_and_what_to_do() -> None:

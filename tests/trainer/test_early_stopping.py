@@ -118,7 +118,7 @@ def test_manual_optimisation_with_two_optimizers(tmp_path: Path) -> None:
 
 
 def test_gradient_accumulation_checks_once_for_each_optimizer_step(tmp_path: Path) -> None:
-    stopping = ComplexityEarlyStopping(every_n_steps=1, strict=True)
+    stopping = ComplexityEarlyStopping(SpectralRisk(), every_n_steps=1, strict=True)
     seen: list[int] = []
     check = stopping.watch.check
     stopping.watch.check = lambda step, reading: (seen.append(step), check(step, reading))[1]  # type: ignore[method-assign]
@@ -127,7 +127,7 @@ def test_gradient_accumulation_checks_once_for_each_optimizer_step(tmp_path: Pat
 
 
 def test_a_stream_stops_as_well(tmp_path: Path) -> None:
-    indexed = ComplexityEarlyStopping(every_n_steps=4, strict=True)
+    indexed = ComplexityEarlyStopping(SpectralRisk(), every_n_steps=4, strict=True)
     run(tmp_path, data=regression(), stopping=indexed, max_steps=8)
     for probe in (None, ProbeSet(size=128)):
         stopping = ComplexityEarlyStopping(soon(), every_n_steps=4, probe=probe, strict=True)
@@ -196,7 +196,7 @@ def test_the_same_model_in_another_trainer_starts_afresh(tmp_path: Path) -> None
     stopping, module = ComplexityEarlyStopping(every_n_steps=1, strict=True), Fit()
     for _ in range(2):
         trainer([stopping], tmp_path, max_steps=5).fit(module, batches(regression()))
-        assert [point[0] for point in stopping.watch.state_dict()["points"]["entries"]] == [0, 1, 2, 3, 4, 5]
+        assert [point[0] for point in stopping.watch.state_dict()["record"]["points"]["entries"]] == [0, 1, 2, 3, 4, 5]
 
 
 class Notes(torch.utils.data.Dataset):

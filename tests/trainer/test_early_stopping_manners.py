@@ -65,7 +65,7 @@ def test_an_interrupted_and_resumed_run_stops_at_the_same_step_with_the_same_wei
 
 
 def test_large_weights_go_into_a_file_that_is_gone_afterwards(tmp_path: Path) -> None:
-    stopping, weights, module = ComplexityEarlyStopping(strict=True), Weights(), Fit()
+    stopping, weights, module = ComplexityEarlyStopping(SpectralRisk(), strict=True), Weights(), Fit()
     stopping.kept.limit = 1000  # bytes
 
     class Look(pl.Callback):
@@ -109,7 +109,7 @@ def test_beside_a_monitor_the_probe_is_passed_once(first: str, tmp_path: Path) -
 
 def test_a_probe_of_its_own_is_kept_beside_a_monitor(tmp_path: Path) -> None:
     probe = ProbeSet(size=128, seed=5)
-    stopping = ComplexityEarlyStopping(every_n_steps=1, probe=probe, strict=True)
+    stopping = ComplexityEarlyStopping(SpectralRisk(), every_n_steps=1, probe=probe, strict=True)
     trainer([ComplexityMonitor(every_n_steps=1), stopping], tmp_path, max_steps=2).fit(Fit(), batches(regression()))
     assert stopping.probe is probe
     assert stopping.watch.state_dict()["initial"].shape == (128, 1)
@@ -117,7 +117,7 @@ def test_a_probe_of_its_own_is_kept_beside_a_monitor(tmp_path: Path) -> None:
 
 def test_risk_noise_and_picture_reach_tensorboard(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="run", version="")
-    stopping = ComplexityEarlyStopping(strict=True)
+    stopping = ComplexityEarlyStopping(SpectralRisk(), strict=True)
     monitor = ComplexityMonitor([SpectralBias()], every_n_steps=20, strict=True)
     fitted = trainer([monitor, stopping], tmp_path, logger=logger)
     fitted.fit(Fit(), batches(regression()))
@@ -150,7 +150,7 @@ def test_risk_noise_and_picture_reach_tensorboard(tmp_path: Path) -> None:
 
 
 def test_what_it_logs_is_in_the_metrics_of_callbacks(tmp_path: Path) -> None:
-    fitted = trainer([ComplexityEarlyStopping(every_n_steps=1, strict=True)], tmp_path, max_steps=7)
+    fitted = trainer([ComplexityEarlyStopping(SpectralRisk(), every_n_steps=1, strict=True)], tmp_path, max_steps=7)
     fitted.fit(Fit(), batches(regression()))
     assert {"stopping/risk", "stopping/noise_floor", "stopping/high_dominance"} <= fitted.callback_metrics.keys()
 
@@ -211,7 +211,7 @@ REFUSALS: dict[str, tuple[Any, Any, str]] = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_rule_without_ground_says_why_and_training_goes_on(case: str, tmp_path: Path) -> None:
     module, data, words = REFUSALS[case]
-    stopping, weights, kind = ComplexityEarlyStopping(), Weights(), module()
+    stopping, weights, kind = ComplexityEarlyStopping(SpectralRisk()), Weights(), module()
     fitted = trainer([weights, stopping], tmp_path, max_steps=40)
     with pytest.warns(UserWarning, match=words) as caught:
         fitted.fit(kind, batches(data()))
@@ -222,7 +222,9 @@ def test_a_rule_without_ground_says_why_and_training_goes_on(case: str, tmp_path
     assert stopping.stopped_step is None
     assert same(dict(kind.state_dict()), weights.after[40]) or case == "targets that are not finite"
     with pytest.raises(ValueError, match=words):
-        trainer([ComplexityEarlyStopping(strict=True)], tmp_path, max_steps=4).fit(module(), batches(data()))
+        trainer([ComplexityEarlyStopping(SpectralRisk(), strict=True)], tmp_path, max_steps=4).fit(
+            module(), batches(data())
+        )
 
 
 @pytest.mark.parametrize("kind", [Absolute, Likelihood])
@@ -252,7 +254,11 @@ def test_with_squared_errors_on_the_probe_a_robust_loss_is_stopped_in_time(tmp_p
 
 
 def test_a_refusal_is_said_again_after_a_checkpoint(tmp_path: Path) -> None:
-    first, again, strict = ComplexityEarlyStopping(), ComplexityEarlyStopping(), ComplexityEarlyStopping(strict=True)
+    first, again, strict = (
+        ComplexityEarlyStopping(SpectralRisk()),
+        ComplexityEarlyStopping(SpectralRisk()),
+        ComplexityEarlyStopping(SpectralRisk(), strict=True),
+    )
     white = batches(shuffled(regression()))
     with pytest.warns(UserWarning, match="do not order the target"):
         trainer([first], tmp_path, max_steps=2).fit(Fit(), white)
@@ -265,7 +271,7 @@ def test_a_refusal_is_said_again_after_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_refusal_on_one_data_set_is_none_on_the_next(tmp_path: Path) -> None:
-    stopping, module = ComplexityEarlyStopping(), Fit()
+    stopping, module = ComplexityEarlyStopping(SpectralRisk()), Fit()
     with pytest.warns(UserWarning, match="do not order the target"):
         trainer([stopping], tmp_path, max_steps=2).fit(module, batches(shuffled(regression())))
     trainer([stopping], tmp_path, max_steps=4).fit(module, batches(regression()))  # warnings are errors
@@ -307,7 +313,7 @@ def test_a_network_that_learns_complex_functions_first_is_refused(tmp_path: Path
 
     x = torch.linspace(0, 1, 256)[:, None]
     data = TensorDataset(x, torch.cos(3 * x) + 0.3 * torch.randn(256, 1, generator=torch.Generator().manual_seed(0)))
-    stopping = ComplexityEarlyStopping()
+    stopping = ComplexityEarlyStopping(SpectralRisk())
     with pytest.warns(UserWarning, match="does not learn simple functions first"):
         trainer([stopping], tmp_path, max_steps=10).fit(Waves(), batches(data))
     assert stopping.stopped_step is None
@@ -376,7 +382,11 @@ def test_a_run_that_diverges_goes_back_to_its_best_weights(tmp_path: Path) -> No
         def loss(self, batch: Any) -> torch.Tensor:
             return super().loss(batch) * (torch.inf if self.global_step >= 60 else 1.0)
 
-    stopping, weights, module = ComplexityEarlyStopping(every_n_steps=4, strict=True), Weights(), Diverging()
+    stopping, weights, module = (
+        ComplexityEarlyStopping(SpectralRisk(), every_n_steps=4, strict=True),
+        Weights(),
+        Diverging(),
+    )
     trainer([weights, stopping], tmp_path, max_steps=80).fit(module, batches(regression()))
     assert not all(tensor.isfinite().all() for tensor in weights.after[80].values())
     assert stopping.best_step is not None
@@ -401,11 +411,14 @@ def test_the_same_model_on_other_data_is_shown_the_other_data(tmp_path: Path) ->
 
 
 def test_a_checkpoint_of_other_examples_is_not_taken_for_these(tmp_path: Path) -> None:
-    first, other = ComplexityEarlyStopping(strict=True), ComplexityEarlyStopping(strict=True)
+    first, other = (
+        ComplexityEarlyStopping(SpectralRisk(), strict=True),
+        ComplexityEarlyStopping(SpectralRisk(), strict=True),
+    )
     trainer([first], tmp_path, max_steps=12).fit(Fit(), batches(regression(seed=1)))
     other.load_state_dict(first.state_dict())
     trainer([other], tmp_path, max_steps=16).fit(Fit(), batches(regression(seed=2)))
-    alone = ComplexityEarlyStopping(strict=True)
+    alone = ComplexityEarlyStopping(SpectralRisk(), strict=True)
     trainer([alone], tmp_path, max_steps=1).fit(Fit(), batches(regression(seed=2)))
     one, two = (stopping.watch.state_dict()["initial"] for stopping in (other, alone))
     torch.testing.assert_close(one, two)
@@ -450,7 +463,9 @@ def test_random_augmentation_is_warned_of(tmp_path: Path) -> None:
             return x + 0.05 * torch.randn(5), y
 
     with pytest.warns(UserWarning, match="augmented at random"):
-        trainer([ComplexityEarlyStopping(strict=True)], tmp_path, max_steps=8).fit(Fit(), batches(Shaken()))
+        trainer([ComplexityEarlyStopping(SpectralRisk(), strict=True)], tmp_path, max_steps=8).fit(
+            Fit(), batches(Shaken())
+        )
 
 
 def test_the_picture_shows_no_kept_step_where_the_last_weights_stay(tmp_path: Path) -> None:

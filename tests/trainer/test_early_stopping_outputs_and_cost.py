@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from lightning_cx import ComplexityEarlyStopping, ProbeSet
+from lightning_cx import ComplexityEarlyStopping, ProbeSet, SpectralRisk
 from lightning_cx.functional.sketching import sketch_outputs
 from lightning_cx.probe import reading as columns
 
@@ -44,7 +44,7 @@ class Speaker(Fit):
 
 
 def stops(folder: Path) -> tuple[int | None, int | None, int]:
-    stopping = ComplexityEarlyStopping(every_n_steps=10, strict=True)
+    stopping = ComplexityEarlyStopping(SpectralRisk(), every_n_steps=10, strict=True)
     trainer([stopping], folder, max_steps=1500).fit(Speaker(), batches(sentences()))
     return stopping.stopped_step, stopping.best_step, stopping.watch.state_dict()["initial"].shape[1]
 
@@ -117,7 +117,7 @@ def test_a_check_takes_at_most_one_and_a_half_forward_passes(tmp_path: Path) -> 
             super().on_train_batch_end(*arguments)
             times.append(perf_counter() - start)
 
-    module, stopping = Convnet(), Timed(every_n_steps=1, probe=ProbeSet(size=256), strict=True)
+    module, stopping = Convnet(), Timed(SpectralRisk(), every_n_steps=1, probe=ProbeSet(size=256), strict=True)
     trainer([stopping], tmp_path, max_steps=14).fit(module, batches(TensorDataset(images, labels), batch_size=64))
 
     def forward() -> float:

@@ -20,8 +20,9 @@ class LeaveOneOutTracker:
     """Follows the mean leave-one-out error and says when it has certainly passed its minimum.
 
     The best check is the first with the lowest mean. The rule fires when the errors of the same examples have exceeded
-    those of the best check by more than z standard errors of the mean difference for `patience` checks in a row, and
-    the run is `wait` times as old as at the best check.
+    those around the best check by more than z standard errors of the mean difference for `patience` checks in a row,
+    and the run is `wait` times as old as at the best check. The lowest of many checks is lower than it would be again,
+    so the checks before and after it count as well.
 
     Args:
         z: Standard errors.
@@ -59,6 +60,8 @@ class LeaveOneOutTracker:
         self.checks = self.best_check = self._in_a_row = 0
         self._best_step = 0
         self._best: Tensor | None = None
+        self._around: list[Tensor] = []  # errors at the check before the best, there, and after it
+        self._previous: Tensor | None = None
         self._rise = self._error = math.nan
 
     def check(self, errors: Any, step: int) -> Decision:
@@ -79,12 +82,17 @@ class LeaveOneOutTracker:
         self.checks += 1
         mean = float(now.mean())
         if not math.isfinite(mean):
-            return Decision(False, self.best_check, "the leave-one-out error is not finite", math.nan, math.nan)
+            self._rise, self._error, self._in_a_row = math.inf, 0.0, self._in_a_row + 1
+            return Decision(self._may_stop(step), self.best_check, "the error is not finite", math.nan, math.nan)
         if self._best is None or mean < float(self._best.mean()):
             self._best, self.best_check, self._best_step, self._in_a_row = now, number, step, 0
-            self._rise, self._error = 0.0, 0.0
+            self._around = [now] if self._previous is None else [self._previous, now]
+            self._previous, self._rise, self._error = now, 0.0, 0.0
             return Decision(False, number, f"the leave-one-out error is at its lowest, {mean:.4g}", mean, 0.0)
-        difference = now - self._best
+        if number == self.best_check + 1:
+            self._around.append(now)
+        self._previous = now
+        difference = now - torch.stack(self._around).mean(0)
         self._rise = float(difference.mean())
         self._error = float(difference.std()) / math.sqrt(len(now))
         self._in_a_row = self._in_a_row + 1 if self._rise > self.z * self._error else 0
@@ -92,10 +100,13 @@ class LeaveOneOutTracker:
         if not self._in_a_row:
             words = f"the leave-one-out error, {mean:.4g}, is not certainly above {lowest}"
             return Decision(False, self.best_check, words, mean, self._error)
-        stop = self._in_a_row >= self.patience and step >= self.wait * max(1, self._best_step)
+        stop = self._may_stop(step)
         above = f"{self._rise / self._error:.1f} standard errors above" if self._error else "above"
         words = f"the leave-one-out error, {mean:.4g}, is {above} {lowest}, for {self._in_a_row} checks in a row"
         return Decision(stop, self.best_check, words, mean, self._error)
+
+    def _may_stop(self, step: int) -> bool:
+        return self._in_a_row >= self.patience and step >= self.wait * max(1, self._best_step)
 
     @property
     def past_best(self) -> bool:
@@ -109,6 +120,8 @@ class LeaveOneOutTracker:
             "best_check": self.best_check,
             "best_step": self._best_step,
             "best": self._best,
+            "around": self._around,
+            "previous": self._previous,
             "in_a_row": self._in_a_row,
             "last": (self._rise, self._error),
         }
@@ -117,6 +130,7 @@ class LeaveOneOutTracker:
         """Restore what `state_dict` returned."""
         self.checks, self.best_check, self._best_step = state["checks"], state["best_check"], state["best_step"]
         self._best, self._in_a_row = state["best"], state["in_a_row"]
+        self._around, self._previous = list(state["around"]), state["previous"]
         self._rise, self._error = state["last"]
 
 
