@@ -6,9 +6,9 @@
 `ComplexityMonitor` rides on the training's own backward passes and logs what single examples want of the weights, and
 what of the target is still unlearned. `ComplexityEarlyStopping` stops the run, without a validation set, when it begins
 to fit noise; `PathLeaveOneOut`, `SpectralRisk`, `HighComplexityDominance` and `ResidualWhiteness` are its rules.
-`ProbeSet` chooses the fixed examples on which both look. `compare_runs` compares runs that are over, at equal training loss. The rooms below
-work without a Trainer and without importing Lightning: `lightning_cx.functional` (maths on tensors),
-`lightning_cx.gradients` (per-example gradients), `lightning_cx.metrics` (torchmetrics for any loop),
+`ProbeSet` chooses the fixed examples on which both look. `compare_runs` compares runs that are over, at equal training
+loss. The rooms below work without a Trainer and without importing Lightning: `lightning_cx.functional` (maths on
+tensors), `lightning_cx.gradients` (per-example gradients), `lightning_cx.metrics` (torchmetrics for any loop),
 `lightning_cx.instruments` (what is measured) and `lightning_cx.rules` (when to stop).
 """
 

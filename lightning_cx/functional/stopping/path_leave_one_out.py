@@ -188,7 +188,7 @@ class LeaveOneOutPath:
         return LeaveOneOut(shift, share, null, ratio, coverage)
 
     def _advance(self, g: Tensor, r: Tensor, w: Tensor, u: Tensor, rates: Tensor, total: int, known: bool) -> float:
-        """Carry the changes of the parameters over one interval; return the fall of the residuals over that expected."""
+        """Carry the changes over one interval; return the fall of the residuals over that expected."""
         assert self._last is not None
         assert self._without is not None
         before, r_before, w_before, u_before = self._last
