@@ -10,7 +10,7 @@ from time import process_time
 import torch
 from _evidence import evidence_of_moments, moments, per_example_gradients
 from _stopping_networks import unrolled
-from _stopping_stoppers import Epoch, Lightning, Look, Rule, Stopper
+from _stopping_stoppers import Epoch, LeftOut, Lightning, Look, Rule, Stopper
 from scipy.stats import gamma
 from torch import Tensor
 
@@ -205,5 +205,6 @@ def on_full_data() -> dict[str, Stopper]:
         "train-loss": Lightning(held_out=False),
         "dominance": Rule(HighComplexityDominance()),
         "whiteness": Rule(ResidualWhiteness()),
-        "ours": Rule(SpectralRisk()),
+        "spectral-risk": Rule(SpectralRisk()),
+        "ours": LeftOut(),
     }

@@ -17,9 +17,10 @@ from _stopping_problems import Problem
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
-from lightning_cx.gradients import GradientSample
+from lightning_cx.functional import stopping
+from lightning_cx.gradients import GradientSample, UnsupportedGradientError
 from lightning_cx.probe import ProbeReading, ProbeSet
-from lightning_cx.rules import RefusedError, ResidualStopper, StoppingRule
+from lightning_cx.rules import Elapsed, PathLeaveOneOut, PathStopper, RefusedError, ResidualStopper, StoppingRule
 
 PATIENCE = 10  # checks of the rivals that count them, as many as our own rule's
 FULL = "full"  # the path on all training examples
@@ -184,6 +185,48 @@ class Rule(Stopper):
 
     def kept(self, last: int) -> int:
         if self.stopper.rule.keeps_best and (self.stopped is not None or self.stopper.rule.past_best):
+            assert self.stopper.best_step is not None
+            return self.stopper.best_step
+        return super().kept(last)
+
+
+class LeftOut(Stopper):
+    """`PathLeaveOneOut`, as `ComplexityEarlyStopping` asks it."""
+
+    def __init__(self) -> None:
+        self.stopper = PathStopper(PathLeaveOneOut())
+        self.sketch: stopping.GradientSketch | None = None
+        self.before: dict[str, float] | None = None
+
+    def fires(self, look: Look) -> bool:
+        self.refusal = look.refusal
+        if look.probe is None or look.optimizer is None or look.problem is None:
+            return False
+        network, problem = look.network, look.problem
+        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        if self.sketch is None:
+            self.sketch = stopping.GradientSketch({name: p.numel() for name, p in parameters.items()})
+        now = stopping.preconditioner(look.optimizer, parameters)
+        before = now.scale if self.before is None else self.before
+        time = {name: look.time * (now.scale[name] + before[name]) / 2 for name in parameters}
+        decay = float(look.optimizer.param_groups[0].get("weight_decay", 0))
+        coupled = 1.0 if "AdamW" in type(look.optimizer).__name__ else 0.0
+        elapsed = Elapsed(time, {n: look.time * decay if coupled else time[n] * decay for n in time}, now.known, "")
+        try:
+            passes = look.probe.passes(network, lambda batch: problem.losses(network(batch[0]), batch[1]).mean())
+            seen = passes.residual_gradients(self.sketch, self.stopper.kind)
+            self.stopper.kind = self.stopper.kind or seen.kind
+            self.stopper.training_examples = len(look.data.x)
+            found = seen.gradients, seen.sizes, seen.bend, seen.directions
+            errors = self.stopper.errors(seen, self.stopper.follow(found, self.sketch, elapsed))
+        except (RefusedError, UnsupportedGradientError) as error:
+            self.refusal = str(error)
+            return False
+        self.before = now.scale if look.number else None
+        return self.stopper.decide(look.step, errors).stop
+
+    def kept(self, last: int) -> int:
+        if self.stopped is not None or self.stopper.rule.past_best:
             assert self.stopper.best_step is not None
             return self.stopper.best_step
         return super().kept(last)
