@@ -31,7 +31,7 @@ from lightning_cx.probe import ProbeSet
 from lightning_cx.rules import PathLeaveOneOut, PathStopper, ResidualStopper, SpectralRisk, StoppingRule
 
 CHECKS_SHARE = 0.05  # of the wall time that checks may take
-FREE_SECONDS = 3.0  # that checks may take in all before their share counts
+FREE_SECONDS = 5.0  # that checks may take in all before their share counts
 
 
 class ComplexityEarlyStopping(Callback):
@@ -70,7 +70,7 @@ class ComplexityEarlyStopping(Callback):
             is found out from the first batch. None takes what the `ComplexityMonitor` beside it was told.
         stop: False recommends only: the error is logged, the best weights are kept and put back at the end of the fit
             as far as `restore_best` says, and the run is never ended.
-        overhead_budget: Share of the wall time that checks may take, once they have taken 3 seconds in all; None is
+        overhead_budget: Share of the wall time that checks may take, once they have taken 5 seconds in all; None is
             0.05. Checks at a fixed period keep to their period.
 
     Attributes:
@@ -320,7 +320,11 @@ class ComplexityEarlyStopping(Callback):
 
     def _pause(self, done: int) -> int:
         """Steps until another check keeps to the budget, as the first process counts them; every process calls."""
-        spent, elapsed, cost = sum(self._spent), perf_counter() - self._began, median(self._spent[-3:])
+        spent, elapsed, cost = (
+            sum(self._spent),
+            perf_counter() - self._began,
+            median(self._spent[1:][-3:] or self._spent),
+        )
         step = max(elapsed - spent, 1e-9) / max(1, done - self._from)
         total = done * self._fit.planned_batches / max(1, self._fit.batches)
         steps = 0.0

@@ -129,10 +129,14 @@ def test_examples_in_another_order_and_features_turned_round_give_the_same() -> 
 
 
 def test_what_only_the_examples_support_is_their_own() -> None:
-    alone = LeaveOneOutPath().check(torch.eye(64), torch.ones(64), torch.ones(64), torch.ones(64, 1), 1.0)
-    shared = LeaveOneOutPath().check(torch.ones(64, 3), torch.ones(64), torch.ones(64), torch.ones(64, 1), 1.0)
-    assert alone.own_share == pytest.approx(1, abs=1e-6)
-    assert shared.own_share < 1e-3
+    shares = []
+    for gradients in (torch.eye(64), torch.ones(64, 3)):
+        path = LeaveOneOutPath()
+        for time in (0.0, 0.1):
+            found = path.check(gradients, torch.ones(64) - time, torch.ones(64), torch.ones(64, 1), time)
+        shares.append(found.own_share)
+    assert shares[0] == pytest.approx(1, abs=1e-6)
+    assert shares[1] < 1e-3
 
 
 def test_a_path_goes_on_from_its_state() -> None:

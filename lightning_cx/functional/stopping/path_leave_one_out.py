@@ -41,7 +41,8 @@ class LeaveOneOut:
     Attributes:
         shift: Change of the example's output along its residual, [n] float64, in units of the output; negative where
             the example has been pulled towards its own target.
-        own_share: Share of the present fall of the training loss that only the examples themselves support, 0 to 1.
+        own_share: Share of the latest fall of the training loss that only the examples themselves support, 0 to 1; nan
+            at the first check.
         own_share_null: The same with residuals permuted among the examples, mean over permutations.
         coverage: Memory of the same examples with all shown examples reacting over that with half of them, 0 to 1; nan
             where all training examples are shown. Near 1 the shown examples stand for the whole training set.
@@ -116,6 +117,8 @@ class LeaveOneOutPath:
         self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self._half: LeaveOneOutPath | None = None
         self._is_half = False
+        self._kernel: Tensor | None = None  # of the last interval, and the residuals that pulled through it
+        self._pulled = torch.zeros(0)
 
     def check(
         self,
@@ -184,7 +187,7 @@ class LeaveOneOutPath:
             size = float(of_half.norm())
             coverage = min(1.0, float(shift[:part].norm()) / size) if size else 1.0
             shift = shift * (n / total) ** min(STEEPEST, math.log2(1 / max(coverage, 1e-3)) / math.log2(n / part))
-        share, null = own_share(g * rates.clamp_min(0).sqrt() if bool((rates > 0).any()) else g, r)
+        share, null = own_share(self._kernel, self._pulled) if self._kernel is not None else (math.nan, math.nan)
         return LeaveOneOut(shift, share, null, ratio, coverage)
 
     def _advance(self, g: Tensor, r: Tensor, w: Tensor, u: Tensor, rates: Tensor, total: int, known: bool) -> float:
@@ -198,13 +201,14 @@ class LeaveOneOutPath:
             felt.fill_diagonal_(0)
             pulls = felt + torch.diag(r_before / total)
             self._without = self._without - pulls.T.to(g) @ (before * rates)
+            self._kernel, self._pulled = ((before * rates) @ before.T).double(), r_before
             return 1.0
         turned = torch.where((u * u_before).sum(1) < 0, -1.0, 1.0).double()
         # The features before any training are not those that the optimizer follows.
         middle = (g + turned[:, None].to(g) * before) / 2 if self.checks > 1 else g
         r_middle, w_middle = (r + turned * r_before) / 2, (w + w_before) / 2
-        kernel = (middle * rates) @ middle.T
-        kernel = kernel.double()
+        kernel = ((middle * rates) @ middle.T).double()
+        self._kernel, self._pulled = kernel, r_middle
         if self.checks <= EARLY or not known:
             part = needed_time(kernel / n, turned * r_before, r, w_middle)
             part = min(1.0, part) if known else part
@@ -257,24 +261,23 @@ def needed_time(kernel: Tensor, before: Tensor, now: Tensor, curvature: Tensor) 
     return high
 
 
-def own_share(gradients: Tensor, residuals: Tensor, shuffles: int = SHUFFLES, seed: int = 0) -> tuple[float, float]:
+def own_share(kernel: Tensor, residuals: Tensor, shuffles: int = SHUFFLES, seed: int = 0) -> tuple[float, float]:
     """Return the share of the fall of the training loss that only the examples themselves support, and its null.
 
     Of ``K_ii``, what the other examples explain is what they learn, too: constructive interference. The rest,
     ``d_i = 1 / (K^-1)_ii``, only example i supports. The share is ``sum_i d_i r_i^2 / r' K r``.
 
     Args:
-        gradients: ``[n, m]``, in the metric of the optimizer.
-        residuals: ``[n]``.
+        kernel: ``[n, n]`` inner products of the examples' gradients, in the metric of the optimizer.
+        residuals: ``[n]``, along the same directions.
         shuffles: Permutations of the residuals for the null.
         seed: Of these.
 
     Returns:
         Both between 0 and 1; nan where there is no residual or no gradient.
     """
-    kernel = gradients.double() @ gradients.double().T
     size = float(kernel.diagonal().sum()) if len(kernel) else 0.0
-    if not size > 0 or not bool((residuals > 0).any()):
+    if not size > 0 or not bool((residuals != 0).any()):
         return math.nan, math.nan
     ridge = RIDGE * size
     # 1 / (K^-1)_ii of the kernel with a ridge, less the ridge: what is left of K_ii.
