@@ -320,11 +320,10 @@ class ComplexityEarlyStopping(Callback):
 
     def _pause(self, done: int) -> int:
         """Steps until another check keeps to the budget, as the first process counts them; every process calls."""
-        spent, elapsed, cost = (
-            sum(self._spent),
-            perf_counter() - self._began,
-            median(self._spent[1:][-3:] or self._spent),
-        )
+        later = self._spent[1:]  # the first check calibrates, once
+        if not later:
+            return 0
+        spent, elapsed, cost = sum(later), perf_counter() - self._began - self._spent[0], median(later[-3:])
         step = max(elapsed - spent, 1e-9) / max(1, done - self._from)
         total = done * self._fit.planned_batches / max(1, self._fit.batches)
         steps = 0.0

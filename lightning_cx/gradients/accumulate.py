@@ -228,7 +228,7 @@ class Accumulator:
         """Everything that was asked for, of gradients that are `scale` times what came by."""
 
         def scaled(value: Tensor | None, power: int = 1) -> Tensor | None:
-            return None if value is None else value * scale**power
+            return value if value is None or scale == 1 else value * scale**power
 
         layers = {
             name: LayerGradients(

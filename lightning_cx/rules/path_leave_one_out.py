@@ -160,7 +160,7 @@ class PathStopper:
 
     @property
     def has_learned(self) -> bool:
-        """Whether a later check was ever better than the first, as far as that is known: else no weights are restored."""
+        """Whether a later check was better than the first, as far as is known: else no weights are restored."""
         return self._record.has_learned and not self.apart
 
     def follow(

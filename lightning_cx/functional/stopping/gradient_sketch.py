@@ -8,7 +8,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-WIDTH = 1024
+WIDTH = 2048
 """Numbers in a sketch of a gradient: with 512, 1024 and 2048 the leave-one-out loss of a run with 40% wrong labels was
 1.02, 1.12 and 1.2 where whole gradients give 1.33 late in training (THEORY section 10)."""
 
@@ -45,7 +45,7 @@ class GradientSketch:
         self._most = _fair_share(list(sizes.values()), width)
         self._counts = {name: min(size, self._most) for name, size in sizes.items()}
         self.columns = sum(self._counts.values())
-        self._maps: dict[str, tuple[Tensor, Tensor]] = {}
+        self._signs: dict[str, Tensor] = {}
 
     def __call__(self, rows: Mapping[str, Tensor]) -> Tensor:
         """Sketch gradients ``[n, *shape]`` of each parameter, by name; missing ones are zero.
@@ -63,9 +63,13 @@ class GradientSketch:
             elif count == self._sizes[name]:
                 parts.append(values.reshape(n, -1).to("cpu", dtype))
             else:
-                columns, signs = self._map(name, values.device)
-                flat = values.reshape(n, -1).to(dtype) * signs.to(dtype)
-                parts.append(flat.new_zeros(n, count).index_add_(1, columns, flat).cpu())
+                signs = self._signs_of(name, values.device, dtype)
+                flat = values.reshape(n, -1).to(dtype) * signs
+                # Entry j goes to column j modulo their number: adding up rows is many times as fast as scattering.
+                whole = len(signs) // count * count
+                columns = flat[:, :whole].view(n, -1, count).sum(1)
+                columns[:, : len(signs) - whole] += flat[:, whole:]
+                parts.append(columns.cpu())
         return torch.cat(parts, 1)
 
     def spread(self, values: Mapping[str, float]) -> Tensor:
@@ -73,16 +77,14 @@ class GradientSketch:
         numbers = torch.tensor([values.get(name, 0.0) for name in self._counts], dtype=torch.float64)
         return numbers.repeat_interleave(torch.tensor(list(self._counts.values())))
 
-    def _map(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Column and sign of each entry; columns are filled evenly."""
-        key = f"{name} {device}"
-        if key not in self._maps:
+    def _signs_of(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Signs of the entries of one parameter, [entries]."""
+        key = f"{name} {device} {dtype}"
+        if key not in self._signs:
             draw = torch.Generator().manual_seed(crc32(f"{name} of a gradient sketch".encode()))
-            size, count = self._sizes[name], self._counts[name]
-            rounds = [torch.randperm(count, generator=draw) for _ in range(-(-size // count))]
-            signs = torch.randint(0, 2, (size,), generator=draw, dtype=torch.int8) * 2 - 1
-            self._maps[key] = torch.cat(rounds)[:size].to(device), signs.to(device)
-        return self._maps[key]
+            signs = torch.randint(0, 2, (self._sizes[name],), generator=draw) * 2 - 1
+            self._signs[key] = signs.to(device, dtype)
+        return self._signs[key]
 
 
 def _fair_share(sizes: list[int], width: int) -> int:

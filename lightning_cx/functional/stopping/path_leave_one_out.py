@@ -31,7 +31,7 @@ overshoot the linear picture."""
 SHUFFLES = 20  # permutations of the residuals for the null of the own share
 STEEPEST = 2.0
 """Largest exponent by which memory is taken to fall with the number of examples that react."""
-RIDGE = 1e-9  # of the trace of a kernel, below which it is taken to be singular
+RIDGE = 1e-8  # of the trace of a kernel, below which it is taken to be singular
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def own_share(kernel: Tensor, residuals: Tensor, shuffles: int = SHUFFLES, seed:
         seed: Of these.
 
     Returns:
-        Both between 0 and 1; nan where there is no residual or no gradient.
+        Both between 0 and 1; nan where there is no residual, no gradient, or the kernel is indefinite by rounding.
     """
     size = float(kernel.diagonal().sum()) if len(kernel) else 0.0
     if not size > 0 or not bool((residuals != 0).any()):
@@ -282,7 +282,10 @@ def own_share(kernel: Tensor, residuals: Tensor, shuffles: int = SHUFFLES, seed:
     ridge = RIDGE * size
     # 1 / (K^-1)_ii of the kernel with a ridge, less the ridge: what is left of K_ii.
     regular = kernel + ridge * torch.eye(len(kernel), dtype=torch.float64)
-    own = (1 / torch.cholesky_inverse(torch.linalg.cholesky(regular)).diagonal() - ridge).clamp_min(0)
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    if int(failed):
+        return math.nan, math.nan
+    own = (1 / torch.cholesky_inverse(factor).diagonal() - ridge).clamp_min(0)
     draw = torch.Generator().manual_seed(seed)
     orders = [torch.arange(len(residuals)), *(torch.randperm(len(residuals), generator=draw) for _ in range(shuffles))]
     shares = []
