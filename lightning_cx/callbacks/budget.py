@@ -104,13 +104,14 @@ SIXTEENTH = 16
 (THEORY section 5)."""
 
 
-def next_check(step: int, every_n_steps: int | None, least_gap: int = 1) -> int:
+def next_check(step: int, every_n_steps: int | None, least_gap: int = 1, growth: float = 1 / SIXTEENTH) -> int:
     """Return the step of the next check of a stopping rule: at a fixed period, or ever more rarely.
 
     Args:
         step: Optimizer steps done at the last check.
-        every_n_steps: The period; None checks again after a sixteenth of the steps done so far.
+        every_n_steps: The period; None checks again after a share of the steps done so far.
         least_gap: Steps between two checks at least, in the latter case.
+        growth: That share.
 
     Example:
         >>> step, steps = 0, []
@@ -122,7 +123,7 @@ def next_check(step: int, every_n_steps: int | None, least_gap: int = 1) -> int:
     """
     if every_n_steps is not None:
         return (step // every_n_steps + 1) * every_n_steps
-    return step + max(least_gap, step // SIXTEENTH, 1)
+    return step + max(least_gap, int(step * growth), 1)
 
 
 class Schedule(ABC):

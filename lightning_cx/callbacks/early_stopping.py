@@ -18,7 +18,7 @@ from lightning_cx.callbacks.best_weights import (
     restore_in_all_processes,
     tensors_of,
 )
-from lightning_cx.callbacks.budget import PICTURE_PAUSE, next_check
+from lightning_cx.callbacks.budget import PICTURE_PAUSE, UNKNOWN_LENGTH, next_check
 from lightning_cx.callbacks.distributed import check_strategy
 from lightning_cx.callbacks.failures import Failures
 from lightning_cx.callbacks.fit import Fit, told_in
@@ -32,6 +32,8 @@ from lightning_cx.rules import PathLeaveOneOut, PathStopper, ResidualStopper, Sp
 
 CHECKS_SHARE = 0.05  # of the wall time that checks may take
 FREE_SECONDS = 5.0  # that checks may take in all before their share counts
+GROWTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the steps done, after which the next check may come
+OVERDRAWN = 1.5  # times as much as the budget allows, from which on checks become rarer
 
 
 class ComplexityEarlyStopping(Callback):
@@ -146,6 +148,7 @@ class ComplexityEarlyStopping(Callback):
         self._start = KeptWeights()
         self._spent: list[float] = []
         self._began, self._from = perf_counter(), 0
+        self._growth: float | None = None  # not chosen yet
         self._off = self._says = self._resumed = self._at_start = False
         self._checked: int | None = None
         self._next = self._counted = 0
@@ -300,9 +303,11 @@ class ComplexityEarlyStopping(Callback):
         if self._instead and decision is not None:
             self._failures.say(f"the stopping rule is {self.rule!r}, since {self._instead}", "the rule instead")
         self._spent.append(perf_counter() - start)
-        self._checked, self._next = done, next_check(done, self.every_n_steps, check.least_gap)
         if self.every_n_steps is None:
-            self._next = max(self._next, done + self._pause(done))
+            growth = self._slower(done)
+            self._growth = growth if done > 0 else None
+        self._checked = done
+        self._next = next_check(done, self.every_n_steps, check.least_gap, self._growth or GROWTHS[0])
         if self._is_off() or decision is None:
             return
         self.reason = decision.reason
@@ -318,22 +323,28 @@ class ComplexityEarlyStopping(Callback):
         if perf_counter() - self._drawn > PICTURE_PAUSE:
             self._draw()
 
-    def _pause(self, done: int) -> int:
-        """Steps until another check keeps to the budget, as the first process counts them; every process calls."""
+    def _slower(self, done: int) -> float:
+        """Share of the steps done after which to check again, for the budget, as the first process counts.
+
+        It is chosen at the first check after the start, and doubled where checks take much longer than they took then:
+        a run that is repeated or resumed is to check at the same steps. Every process has to call.
+        """
         later = self._spent[1:]  # the first check calibrates, once
-        if not later:
-            return 0
-        spent, elapsed, cost = sum(later), perf_counter() - self._began - self._spent[0], median(later[-3:])
+        if not later or done <= 0:
+            return self._growth or GROWTHS[0]
+        spent, elapsed = sum(later), perf_counter() - self._began - self._spent[0]
         step = max(elapsed - spent, 1e-9) / max(1, done - self._from)
-        total = done * self._fit.planned_batches / max(1, self._fit.batches)
-        steps = 0.0
-        if done > 0 and math.isfinite(total) and total > done:
-            left = max(FREE_SECONDS, self.overhead_budget * (elapsed + step * (total - done))) - spent
-            # As many checks as there is time for, each so many times as late as the one before.
-            steps = done * ((total / done) ** (cost / max(left, cost)) - 1)
-        elif spent + cost > FREE_SECONDS:
-            steps = max(0.0, (spent + cost) / self.overhead_budget - elapsed) / step
-        return int(self._fit.numbers_of_all([min(steps, 1e9)])[0, 0])
+        planned = self._fit.planned_batches / max(1, self._fit.batches)
+        total = done * planned if math.isfinite(planned) else math.inf
+        allowed = max(FREE_SECONDS, self.overhead_budget * min(step * total, UNKNOWN_LENGTH))
+        growth = self._growth or GROWTHS[0]
+        if self._growth is None:
+            checks = allowed / median(later)
+            fit_in = (g for g in GROWTHS if math.log(max(min(total, 1e6) / done, 2)) / math.log1p(g) <= checks)
+            growth = next(fit_in, GROWTHS[-1])
+        elif spent > OVERDRAWN * max(FREE_SECONDS, self.overhead_budget * elapsed):
+            growth = min(2 * growth, GROWTHS[-1])
+        return float(self._fit.numbers_of_all([growth])[0, 0])
 
     def _try(self, part: str, work: Callable[[], None]) -> None:
         if not self._failures.off(part):
@@ -424,6 +435,7 @@ class ComplexityEarlyStopping(Callback):
             "reason": self.reason,
             "off": self._off,
             "instead": self._instead,
+            "growth": self._growth,
             "checked": self._checked,
             "next": self._next,
             "clock": None if self._check is None else self._check.clock.state_dict(),
@@ -433,7 +445,7 @@ class ComplexityEarlyStopping(Callback):
         if state_dict.get("key") in self._others:  # found under the key of a release, which theirs was then too
             return
         self._resumed = True
-        self._instead = state_dict["instead"]
+        self._instead, self._growth = state_dict["instead"], state_dict["growth"]
         if self._instead:
             self._take(SpectralRisk())
         self.watch.load_state_dict(state_dict["watch"])
