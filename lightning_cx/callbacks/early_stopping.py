@@ -10,7 +10,14 @@ from time import perf_counter
 from typing import Any
 
 from lightning_cx.batch import Anatomies, BatchSpec
-from lightning_cx.callbacks._trainer import Callback, LightningModule, Trainer, can_stop, rank_zero_info
+from lightning_cx.callbacks._trainer import (
+    Callback,
+    LightningModule,
+    Trainer,
+    can_stop,
+    rank_zero_info,
+    rank_zero_warning,
+)
 from lightning_cx.callbacks.best_weights import (
     KeptWeights,
     averages_beside,
@@ -444,6 +451,17 @@ class ComplexityEarlyStopping(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict.get("key") in self._others:  # found under the key of a release, which theirs was then too
             return
+        try:
+            self._take_up(state_dict)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            self._forget()
+            self.kept, self._resumed = KeptWeights(), False
+            rank_zero_warning(
+                "lightning_cx: the checkpoint holds a state of ComplexityEarlyStopping of another version "
+                f"({type(error).__name__}: {error}), so the stopping rule starts afresh"
+            )
+
+    def _take_up(self, state_dict: dict[str, Any]) -> None:
         self._resumed = True
         self._instead, self._growth = state_dict["instead"], state_dict["growth"]
         if self._instead:

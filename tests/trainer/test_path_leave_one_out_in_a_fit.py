@@ -149,6 +149,14 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     assert same(dict(rest.state_dict()), dict(module.state_dict()))
 
 
+def test_a_state_of_another_version_starts_afresh_with_one_warning() -> None:
+    stopping = ComplexityEarlyStopping()
+    with pytest.warns(UserWarning, match="of another version"):
+        stopping.load_state_dict({"watch": {"checks": 3}, "kept": {}, "probe": {}})
+    assert stopping.best_step is None
+    assert not stopping.watch.begun
+
+
 def test_checks_become_rarer_where_they_cost_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_cx.callbacks.early_stopping.FREE_SECONDS", 0.0)
     rare = ComplexityEarlyStopping(PathLeaveOneOut(), overhead_budget=0.01)
