@@ -215,18 +215,23 @@ class ProbeReader:
         alone = self.streamed or self._own_examples
         return (0, 1) if alone else (self._fit.rank, self._fit.world_size)
 
-    def passes_of_share(self) -> ProbePasses:
-        """Passes over the chunks of the probe that fall to this process."""
+    def passes_of_share(self) -> tuple[ProbePasses, int]:
+        """Passes over the chunks of the probe that fall to this process, and how many examples of them count.
+
+        A forward pass may wait for other processes, so each makes as many: one that has run out passes the first.
+        """
         passes = self.probe.passes(self._fit.module, *self._ways())
         number, processes = self.share
-        return replace(passes, chunks=passes.chunks[number::processes])
+        own = list(passes.chunks[number::processes])
+        spare = [passes.chunks[0]] * (-(-len(passes.chunks) // processes) - len(own))
+        return replace(passes, chunks=[*own, *spare]), sum(count for _, count in own)
 
     def in_order(self, rows: Tensor) -> Tensor:
         """Put rows of all processes together in the order of the probe; every process has to call."""
         _, processes = self.share
         if processes == 1:
             return rows
-        parts = self._fit.gathered_rows(rows.reshape(len(rows), -1))
+        parts = self._fit.gathered_rows(rows.reshape(len(rows), rows.shape[1:].numel()))
         order = torch.cat([self.probe.positions((rank, processes)) for rank in range(processes)]).argsort()
         return torch.cat(parts)[order].reshape(-1, *rows.shape[1:])
 
@@ -506,7 +511,7 @@ class ProbeCheck:
             return None
         assert isinstance(self.watch, PathStopper)
         self.watch.training_examples = self._fit.training_examples
-        passes = self.reader.passes_of_share()
+        passes, examples = self.reader.passes_of_share()
         if why := why_no_residual(passes.calibration.mixed, passes.calibration.drawn, passes.law.why_not):
             raise RefusedError(why)
         if passes.law.flat:
@@ -515,7 +520,7 @@ class ProbeCheck:
                 "squared errors, a function (module, batch) -> losses [n]"
             )
         self.clock.times = passes.chunks[0][1] if passes.calibration.sums else 1
-        found = passes.residual_gradients(self.clock.sketch, self.watch.kind)
+        found = passes.residual_gradients(self.clock.sketch, self.watch.kind).first(examples)
         self.watch.kind = self.watch.kind or found.kind
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +48,11 @@ class ResidualGradients:
     kind: str
     loss: float
     notes: tuple[str, ...] = ()
+
+    def first(self, examples: int) -> ResidualGradients:
+        """The same of the first examples alone."""
+        names = "gradients", "residuals", "outputs", "curvature", "bend"
+        return replace(self, **{name: getattr(self, name)[:examples] for name in names})
 
     @property
     def sizes(self) -> Tensor:

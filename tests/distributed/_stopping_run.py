@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from _noisy import Fit, Stream, batches, regression, trainer
 
-from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, ProbeSet, SpectralRisk
+from lightning_cx import ComplexityEarlyStopping, ComplexityMonitor, PathLeaveOneOut, ProbeSet, SpectralRisk
 from lightning_cx.functional.stopping import Decision
 from lightning_cx.probe import ProbeReading
 from lightning_cx.rules import StoppingRule
@@ -94,11 +94,15 @@ def run(case: str, folder: str, stack: ExitStack) -> dict[str, Any]:
     rules: dict[str, StoppingRule] = {"one says": OneSays(1), "one fails": FailsInOne(1), "strict": FailsInOne(1)}
     if case == "all_gather":
         stack.enter_context(patch.object(Fit, "loss", gathering))
-    batch_size = {"one chunk": 256, "all_gather": 100}.get(case, 32)
+    batch_size = {"one chunk": 256, "path, one chunk": 256, "all_gather": 100}.get(case, 32)
     data: Any = Stream(regression()) if case == "stream" else regression()
     rule = rules.get(case)
     if case in ("stream", "monitor"):
         rule = SpectralRisk(patience=2, z=0.5, doubling=False)  # soon, which is enough for what both must agree on
+    if case in ("plain", "one chunk", "all_gather"):
+        rule = SpectralRisk()
+    if case.startswith("path"):
+        rule = PathLeaveOneOut(patience=2, wait=1.5)
     stopping = ComplexityEarlyStopping(
         rule, every_n_steps=1 if case in rules else 2, strict=case == "strict", verbose=False
     )
@@ -111,7 +115,7 @@ def run(case: str, folder: str, stack: ExitStack) -> dict[str, Any]:
         folder,
         strategy="ddp",
         devices=2,
-        max_steps=40 if case in (*rules, "without", "one chunk", "all_gather") else 1000,
+        max_steps=40 if case in (*rules, "without", "one chunk", "all_gather") or case.startswith("path") else 1000,
     )
     failure = ""
     try:
@@ -127,7 +131,7 @@ def run(case: str, folder: str, stack: ExitStack) -> dict[str, Any]:
         **{name: getattr(stopping, name, None) for name in ("stopped_step", "best_step", "reason")},
     }
     if hasattr(stopping, "watch"):
-        initial = stopping.watch.state_dict()["initial"]
+        initial = stopping.watch.state_dict().get("initial")
         result["initial"] = None if initial is None else initial.flatten().tolist()
         result["points"] = [point[:2] for point in stopping.watch.state_dict()["record"]["points"]["entries"]]
     return result

@@ -12,7 +12,7 @@ import torch
 from _noisy import Fit, batches, regression, trainer
 from _workers import Workers
 
-from lightning_cx import ComplexityEarlyStopping
+from lightning_cx import ComplexityEarlyStopping, PathLeaveOneOut, SpectralRisk
 
 WORKERS = Workers("_stopping_run", 2)
 
@@ -37,10 +37,23 @@ def test_both_stop_at_the_same_step_and_go_back_to_the_same_weights() -> None:
     assert first["points"] == second["points"]
 
 
+@pytest.mark.parametrize("case", ["path", "path, one chunk"])
+def test_leave_one_out_errors_are_those_of_all_processes(case: str, tmp_path: Path) -> None:
+    first, second = both(case)
+    assert first["failure"] == second["failure"] == ""
+    assert first["points"] == second["points"]
+    assert first["stopped_step"] == second["stopped_step"]
+    assert first["weights"] == second["weights"]
+    alone = ComplexityEarlyStopping(PathLeaveOneOut(), strict=True)
+    trainer([alone], tmp_path, max_steps=1).fit(Fit(), batches(regression(), batch_size=32))
+    at_start = alone.watch.state_dict()["record"]["points"]["entries"][0][1]
+    assert first["points"][0][1] == pytest.approx(at_start, rel=1e-6)
+
+
 def test_each_passes_half_of_the_probe_and_both_see_all_of_it(tmp_path: Path) -> None:
     first, second = both("plain")
     assert set(first["rows"]) == set(second["rows"]) == {128}
-    alone = ComplexityEarlyStopping(strict=True)
+    alone = ComplexityEarlyStopping(SpectralRisk(), strict=True)
     trainer([alone], tmp_path, max_steps=1).fit(Fit(), batches(regression(), batch_size=32))
     initial = alone.watch.state_dict()["initial"].flatten()
     for rank in (first, second):
