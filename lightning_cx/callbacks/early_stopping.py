@@ -35,7 +35,7 @@ from lightning_cx.callbacks.probing import ProbeCheck
 from lightning_cx.callbacks.publishing import Publisher
 from lightning_cx.functional import stopping
 from lightning_cx.probe import ProbeSet
-from lightning_cx.rules import PathLeaveOneOut, PathStopper, ResidualStopper, SpectralRisk, StoppingRule
+from lightning_cx.rules import PathStopper, ResidualStopper, SpectralRisk, StoppingRule
 
 CHECKS_SHARE = 0.05  # of the wall time that checks may take
 FREE_SECONDS = 5.0  # that checks may take in all before their share counts
@@ -63,8 +63,7 @@ class ComplexityEarlyStopping(Callback):
     all stop as soon as one says so.
 
     Args:
-        rule: What decides; None takes `PathLeaveOneOut()`, or `SpectralRisk()` where single examples cannot be followed
-            (streams, sharded modules, layers that the tap does not know), and says so.
+        rule: What decides; None takes `SpectralRisk()`.
         every_n_steps: Check at every n-th optimizer step, mid-epoch too; the number of steps in an epoch checks once an
             epoch. None checks often at first, then again after every sixteenth of the steps done so far.
         probe: The fixed examples; None takes those of the `ComplexityMonitor` beside it, or `ProbeSet()`, 512 training
@@ -119,9 +118,7 @@ class ComplexityEarlyStopping(Callback):
             raise TypeError(f"rule must be a StoppingRule such as SpectralRisk(), got {rule!r}.")
         if batch is not None and not isinstance(batch, BatchSpec):
             raise TypeError(f"batch must be a BatchSpec(size=, inputs=, targets=), got {batch!r}.")
-        self._by_default = rule is None
-        self.rule = PathLeaveOneOut() if rule is None else rule
-        self._rule_named = repr(self.rule)  # names the state, whatever rule takes over
+        self.rule = SpectralRisk() if rule is None else rule
         self.every_n_steps = every_n_steps
         self.probe = ProbeSet() if probe is None else probe
         if batch is not None:
@@ -133,7 +130,7 @@ class ComplexityEarlyStopping(Callback):
         self.stop = stop
         self.overhead_budget = CHECKS_SHARE if overhead_budget is None else overhead_budget
         self.name = checked_name(name)
-        self._take(self.rule)
+        self.watch = (PathStopper if self.rule.follows_gradients else ResidualStopper)(self.rule)
         self.kept = KeptWeights()
         self._own_probe = probe is not None
         of_probe = settings(probe, ("size", "seed")) if probe is not None else {}
@@ -145,9 +142,6 @@ class ComplexityEarlyStopping(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        if self._by_default:
-            self._take(PathLeaveOneOut())
-        self._instead = ""  # why the default rule gave way
         self.watch.reset()
         self.kept.forget()
         self.stopped_step: int | None = None
@@ -187,7 +181,7 @@ class ComplexityEarlyStopping(Callback):
     @property
     def _released_key(self) -> dict[str, Any]:
         return {
-            "rule": self._rule_named,
+            "rule": repr(self.rule),
             "every_n_steps": self.every_n_steps,
             "probe": (self.probe.size, self.probe.seed) if self._own_probe else None,
         }
@@ -221,8 +215,6 @@ class ComplexityEarlyStopping(Callback):
         self._fit = Fit(trainer, pl_module, self.probe.anatomies)
         self._publisher, self._drawn = Publisher(self._fit, self._failures, self, self.name), perf_counter()
         self._check = None if self._off else ProbeCheck(self._fit, self.probe, self.watch, self._failures)
-        if self._check is not None:
-            self._check.quiet = self._by_default and self.rule.follows_gradients
         if self._check is None:
             if self.strict:
                 raise ValueError(f"as before the checkpoint: {self.reason}")
@@ -234,15 +226,10 @@ class ComplexityEarlyStopping(Callback):
             self._clock_state = None
         if self.restore_best and (conflict := averages_beside(trainer, self)):
             self._failures.tell(conflict)
-        if self._fit.is_sharded and self._check.quiet and not self.watch.begun:
-            self._check.off, self._check.refusal = True, "the module is sharded"
-        elif self._check.start():
+        if self._check.start():
             if self.watch.begun:
                 self._failures.tell("the probe so far does not fit this data set: the stopping rule starts afresh")
             self._forget()
-        if self._check.quiet and self._check.reader.streamed and not self.watch.begun:
-            self._check.off, self._check.refusal = True, "the training data is a stream, whose size is not known"
-        self._fall_back()
         if self._is_off() or self.watch.begun:
             return
         self._at_start = True  # the module's own hooks come first
@@ -303,12 +290,6 @@ class ComplexityEarlyStopping(Callback):
     def _run_check(self, check: ProbeCheck, log_as: int) -> None:
         done, start = self._fit.steps, perf_counter()
         decision = check.check(done)
-        if decision is None and self._fall_back():
-            assert self._check is not None
-            check = self._check
-            decision = check.check(done)
-        if self._instead and decision is not None:
-            self._failures.say(f"the stopping rule is {self.rule!r}, since {self._instead}", "the rule instead")
         self._spent.append(perf_counter() - start)
         if self.every_n_steps is None:
             growth = self._slower(done)
@@ -357,21 +338,6 @@ class ComplexityEarlyStopping(Callback):
         if not self._failures.off(part):
             with self._failures.guard(part):
                 work()
-
-    def _take(self, rule: StoppingRule) -> None:
-        self.rule = rule
-        self.watch = (PathStopper if rule.follows_gradients else ResidualStopper)(rule)
-
-    def _fall_back(self) -> bool:
-        """Where the default rule cannot be applied, take the other one in its place; return whether that was done."""
-        old = self._check
-        if old is None or not old.off or not old.quiet or self.watch.begun:
-            return False
-        self._instead = old.refusal
-        self._take(SpectralRisk())
-        self._check = ProbeCheck(self._fit, self.probe, self.watch, self._failures)
-        self._check.start()
-        return True
 
     def _is_off(self) -> bool:
         if self._check is not None and self._check.off:
@@ -441,7 +407,6 @@ class ComplexityEarlyStopping(Callback):
             "stopped_step": self.stopped_step,
             "reason": self.reason,
             "off": self._off,
-            "instead": self._instead,
             "growth": self._growth,
             "checked": self._checked,
             "next": self._next,
@@ -463,9 +428,7 @@ class ComplexityEarlyStopping(Callback):
 
     def _take_up(self, state_dict: dict[str, Any]) -> None:
         self._resumed = True
-        self._instead, self._growth = state_dict["instead"], state_dict["growth"]
-        if self._instead:
-            self._take(SpectralRisk())
+        self._growth = state_dict["growth"]
         self.watch.load_state_dict(state_dict["watch"])
         self.kept.load_state_dict(state_dict["kept"])
         self.probe.load_state_dict(state_dict["probe"])

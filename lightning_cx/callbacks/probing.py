@@ -396,7 +396,6 @@ class ProbeCheck:
     Attributes:
         off: Whether no further check makes sense.
         refusal: Why, in words.
-        quiet: Whether a rule that cannot be applied here gives way to another one, so that nothing is told of it.
     """
 
     def __init__(self, fit: Fit, probe: ProbeSet, watch: ResidualStopper | PathStopper, failures: Failures) -> None:
@@ -404,7 +403,7 @@ class ProbeCheck:
         gate = Needs(probe_gradients=GATE_EXAMPLES if isinstance(watch, ResidualStopper) else 0)
         self.reader = ProbeReader(fit, probe, [gate], failures)
         self.clock = LearningClock(fit)
-        self.off = self.quiet = False
+        self.off = False
         self.refusal = ""
 
     def start(self) -> bool:
@@ -557,9 +556,6 @@ class ProbeCheck:
         met = self._fit.trouble(error)
         if met is None:
             return False
-        if met.lasting and self.quiet and not self.watch.begun:
-            self.off, self.refusal = True, met.words
-            return True
         if self.failures.strict:
             raise error or RuntimeError(f"{CHECK} failed in process {met.process}: {met.words}")
         if met.lasting:

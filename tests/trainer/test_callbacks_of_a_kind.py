@@ -122,7 +122,7 @@ def test_keys_of_default_settings_are_those_of_the_last_release() -> None:
         "'overhead_budget': 0.02, 'probe': (512, 0)}"
     )
     rule = "SpectralRisk(patience=10, z=1.645, doubling=True, sigma2=None)"
-    assert ComplexityEarlyStopping().state_key == (
+    assert ComplexityEarlyStopping(SpectralRisk()).state_key == (
         f"ComplexityEarlyStopping{{'rule': '{rule}', 'every_n_steps': None, 'probe': None}}"
     )
 

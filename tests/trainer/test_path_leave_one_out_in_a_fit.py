@@ -1,9 +1,8 @@
-"""The default rule in real fits: what it keeps, what it gives way to, and when it only recommends."""
+"""`PathLeaveOneOut` in real fits: what it keeps, what it refuses, and when it only recommends."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from lightning_cx import ComplexityEarlyStopping, PathLeaveOneOut, ProbeSet, SpectralRisk
+from lightning_cx import ComplexityEarlyStopping, PathLeaveOneOut, ProbeSet
 from lightning_cx.callbacks.early_stopping import FREE_SECONDS
 from lightning_cx.functional.stopping import GradientSketch
 from lightning_cx.probe import fill
@@ -34,7 +33,7 @@ def test_noise_is_not_memorised(problem: str, tmp_path: Path) -> None:
     data = regression(256, noise=0.7) if problem == "regression" else blobs(256, flipped=0.4)
     module = Fit() if problem == "regression" else Fit(4, 3)
     fresh = regression(1000, noise=0.0, seed=9) if problem == "regression" else blobs(1000, flipped=0.0, seed=9)
-    stopping, weights = ComplexityEarlyStopping(strict=True), Weights()
+    stopping, weights = ComplexityEarlyStopping(PathLeaveOneOut(), strict=True), Weights()
     trainer([stopping, weights], tmp_path, max_steps=800).fit(module, batches(data))
 
     def error(state: dict[str, torch.Tensor]) -> float:
@@ -81,28 +80,18 @@ class Own(nn.Linear):
         return F.linear(input, Doubled.apply(self.weight), self.bias)
 
 
-@pytest.mark.parametrize("kind", ["a stream", "a layer of one's own"])
-def test_where_examples_cannot_be_followed_the_other_rule_decides(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"), [("a stream", "is a stream"), ("a layer of one's own", "DoubledBackward of net.5.weight")]
+)
+def test_examples_that_cannot_be_followed_are_refused_by_name(kind: str, words: str, tmp_path: Path) -> None:
     module = Fit()
     if kind != "a stream":
         module.net[5] = Own(64, 1)
     data = Stream(regression()) if kind == "a stream" else regression()
-    stopping = ComplexityEarlyStopping()
-    with caplog.at_level(logging.INFO), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "lightning_cx: gradients on the probe are off")  # which the other rule wants
-        trainer([stopping], tmp_path, max_steps=40).fit(module, batches(data, shuffle=kind != "a stream"))
-    assert isinstance(stopping.rule, SpectralRisk)
-    assert stopping.watch.begun
-    assert any("the stopping rule is SpectralRisk(" in words for words in said(caplog))
-
-
-def test_a_rule_that_was_asked_for_does_not_give_way(tmp_path: Path) -> None:
     stopping = ComplexityEarlyStopping(PathLeaveOneOut())
-    with pytest.warns(UserWarning, match="is disabled: the training data is a stream"):
-        trainer([stopping], tmp_path, max_steps=20).fit(Fit(), batches(Stream(regression()), shuffle=False))
-    assert isinstance(stopping.rule, PathLeaveOneOut)
+    with pytest.warns(UserWarning, match=f"ComplexityEarlyStopping is disabled: .*{words}"):
+        trainer([stopping], tmp_path, max_steps=20).fit(module, batches(data, shuffle=kind != "a stream"))
+    assert stopping.stopped_step is None
 
 
 def test_a_learning_rate_that_has_to_fall_holds_the_stop(tmp_path: Path) -> None:
