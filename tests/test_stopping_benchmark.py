@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cx import ComplexityEarlyStopping
-from lightning_cx.rules import SpectralRisk
+from lightning_cx import ComplexityEarlyStopping, PathLeaveOneOut, SpectralRisk
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SEED = 100
@@ -83,12 +82,13 @@ def without_times(page):
     return [cells_of(line)[:8] for line in page.splitlines() if line.startswith("|")]
 
 
-def test_the_rule_stops_and_keeps_where_the_callback_does(tmp_path):
+@pytest.mark.parametrize(("way", "rule"), [("ours", PathLeaveOneOut), ("spectral-risk", SpectralRisk)])
+def test_the_rule_stops_and_keeps_where_the_callback_does(way, rule, tmp_path):
     """The same data, weights and steps in a Trainer: full batches, so that no order of batches comes in."""
     from _stopping_runs import FIRST_DRAW, run
 
     problem = overfitting()
-    stop = run(problem, SEED).stops["ours"]
+    stop = run(problem, SEED).stops[way]
 
     data = problem.draw(np.random.default_rng(FIRST_DRAW + SEED))
     torch.manual_seed(SEED)
@@ -105,7 +105,7 @@ def test_the_rule_stops_and_keeps_where_the_callback_does(tmp_path):
         def configure_optimizers(self):
             return problem.optimizer(self)[0]
 
-    callback = ComplexityEarlyStopping(strict=True, verbose=False)
+    callback = ComplexityEarlyStopping(rule(), strict=True, verbose=False)
     trainer = pl.Trainer(
         max_steps=problem.steps,
         accelerator="cpu",
